@@ -1,0 +1,41 @@
+# The two commands of the README: `make demo` and `make test`. Each sets up all it needs, and can be repeated.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SETUP := $(VENV)/.ready
+# the oldest Transformers that pyproject.toml allows
+OLDEST ?= 5.17.0
+
+.PHONY: demo test lint pytest oldest clean
+
+demo: $(SETUP)
+	$(PY) -m distill.mini.demo
+
+test: lint pytest
+
+pytest: $(SETUP)
+	$(PY) -m pytest -n 2 tests
+
+lint: $(SETUP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	rm -rf $(VENV)/typed && $(PY) -m pip install -q --no-deps --no-build-isolation --target $(VENV)/typed .
+	cd $(VENV)/typed && ../bin/python -m mypy --config-file ../../pyproject.toml -p distill
+
+oldest:
+	$(MAKE) pytest VENV=.venv-oldest REQUIREMENTS=.venv-oldest/requirements.txt
+
+REQUIREMENTS ?= requirements.txt
+
+.venv-oldest/requirements.txt: requirements.txt
+	mkdir -p .venv-oldest
+	sed 's/^transformers==.*/transformers==$(OLDEST)/; /^huggingface_hub==/d; /^tokenizers==/d' requirements.txt > $@
+
+$(SETUP): $(REQUIREMENTS) setup.py pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -r $(REQUIREMENTS)
+	$(PY) -m pip install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+clean:
+	rm -rf .venv .venv-oldest build *.egg-info

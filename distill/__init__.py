@@ -1,0 +1,25 @@
+"""distill: long contexts made cheap, inside Hugging Face Transformers.
+
+Importing this package registers its model classes with Transformers' Auto classes; nothing else happens.
+Names that belong to heavier rooms (pruning, mini) are imported on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Distill": "distill.pruning",
+    "mini": "distill.mini",
+}
+
+__all__ = ["Distill", "__version__", "mini"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'distill' has no attribute {name!r}")

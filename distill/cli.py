@@ -1,0 +1,49 @@
+"""The `distill` command: finds the room that a sub-command belongs to and hands over.
+
+A room offers a sub-command as a module with two functions: `add_arguments(parser)` and `run(args) -> int`.
+Modules are imported only when their sub-command is asked for, so `distill --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+# sub-command: (module, one line of help)
+COMMANDS = {
+    "prune": ("distill.pruning.cli", "shorten a text to an exact token budget, keeping what must be kept"),
+    "eval": ("distill.evaluation.cli", "run and score long-context benchmarks"),
+    "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),
+}
+
+
+def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """The parser of the command; only the sub-command named `chosen` gets its own arguments."""
+    parser = argparse.ArgumentParser(
+        prog="distill",
+        description="Makes long contexts cheap. Each sub-command explains itself: distill COMMAND --help",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (module, line) in COMMANDS.items():
+        sub = commands.add_parser(name, help=line, description=line)
+        if name == chosen:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit status; a `ValueError` is bad input: its message is shown, status 2."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    chosen = argv[0] if argv else None
+    args = build_parser(chosen).parse_args(argv)
+    try:
+        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+    except ValueError as error:
+        print(f"distill {args.command}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
