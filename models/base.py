@@ -24,7 +24,9 @@ from distill.patches.policy import Policy, as_policy
 CONFIGURED: Any = "configured"  # the policy of the config, or the one set by `using`
 
 _overrides: ContextVar[dict[int, Policy | None]] = ContextVar("distill_overrides", default={})  # noqa: B039
-_using = 0  # contexts open anywhere: while there are none, forward need not read a ContextVar, which cannot be compiled
+_using = (
+    0  # contexts open anywhere: while there are none, forward need not read a ContextVar, which cannot be compiled
+)
 _using_lock = Lock()
 
 
@@ -136,7 +138,12 @@ class DistillModelMixin(PolicyMixin):
         if chosen is None and not holds_kept_layers(past_key_values):
             return super().forward(**kwargs)  # type: ignore[misc]
         return run_decoder(
-            self, policy=chosen, prompt_ends=prompt_ends, prefill_chunk_size=prefill_chunk_size, **kwargs
+            self,  # type: ignore[arg-type]
+            policy=chosen,
+            prompt_ends=prompt_ends,
+            prefill_chunk_size=prefill_chunk_size,
+            mesh=self._device_mesh,  # type: ignore[attr-defined]
+            **kwargs,
         )
 
 
@@ -193,6 +200,7 @@ class DistillCausalLMMixin(PolicyMixin):
             prefill_chunk_size=prefill_chunk_size,
             protect=max(wanted, 1),
             align=wanted > 0,
+            mesh=self._device_mesh,  # type: ignore[attr-defined]
             **inputs,
             **kwargs,
         )
@@ -271,5 +279,3 @@ def _count_on_after_right_padding(inputs: dict[str, Any]) -> None:
 def _length(inputs: dict[str, Any]) -> int:
     given = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
     return given.shape[1]
-
-

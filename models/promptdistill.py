@@ -93,7 +93,9 @@ class PromptDistill(Policy):
             raise ValueError(f"pooling: got {self.pooling!r}; allowed are 'avg' and 'max'")
         least = min((k for k in self.n_topks if isinstance(k, int)), default=None)
         if least is not None and self.sinks + self.recent > least:
-            raise ValueError(f"sinks, recent: got {self.sinks} + {self.recent}; allowed is a sum within n_topks ({least})")
+            raise ValueError(
+                f"sinks, recent: got {self.sinks} + {self.recent}; allowed is a sum within n_topks ({least})"
+            )
 
     def check(self, config: Any) -> None:
         last = config.num_hidden_layers - 1

@@ -58,6 +58,7 @@ def run_decoder(
     protect: int = 1,
     align: bool = False,
     prefill_chunk_size: int | None = None,
+    mesh: Any = None,
     **kwargs: Any,
 ) -> DecoderOutput:
     """Runs a stock decoder (`embed_tokens`, `rotary_emb`, `layers`, `norm`) under a policy.
@@ -69,16 +70,21 @@ def run_decoder(
         protect: number of trailing real tokens that must stay, because their logits are wanted.
         align: return each row's last real token in the last column, also when the input is padded on the right.
         prefill_chunk_size: run each stage on this many tokens at a time; the result is that of one piece.
+        mesh: the model's device mesh under tensor parallelism; all ranks then choose the same tokens.
     Raises:
         ValueError: inputs that a policy cannot work on; each message names the argument.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: pass exactly one of the two")
     hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # type: ignore[operator]
-    cache = adopt(past_key_values, len(decoder.layers), attention_mask) if use_cache or past_key_values is not None else None  # type: ignore[arg-type]
+    cache = (
+        adopt(past_key_values, len(decoder.layers), attention_mask)
+        if use_cache or past_key_values is not None
+        else None
+    )  # type: ignore[arg-type]
     past = cache.get_seq_length() if cache is not None else 0
     tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, prompt_ends, protect)
-    call = Call(decoder, tokens, past, cache, *head_ranks(decoder))
+    call = Call(decoder, tokens, past, cache, *head_ranks(mesh))
     run = (policy.begin(call) if policy is not None else None) or Run()
     if prefill_chunk_size is not None and cache is None:
         raise ValueError("prefill_chunk_size: needs a cache (use_cache=True), got use_cache=False")
@@ -107,7 +113,9 @@ def _tokens(
     protect: int,
 ) -> Tokens:
     batch, count = hidden.shape[:2]
-    if attention_mask is not None and (attention_mask.dim() != 2 or attention_mask.shape[1] not in (count, past + count)):
+    if attention_mask is not None and (
+        attention_mask.dim() != 2 or attention_mask.shape[1] not in (count, past + count)
+    ):
         raise ValueError(
             f"attention_mask: got shape {tuple(attention_mask.shape)}; under a policy allowed are (batch, {count}) "
             f"and (batch, {past + count}): a policy builds the 4D masks of its stages itself"
@@ -216,7 +224,15 @@ class _Stages:
         return hidden
 
     def _observe(
-        self, index: int, tokens: Tokens, start: int, stop: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor
+        self,
+        index: int,
+        tokens: Tokens,
+        start: int,
+        stop: int,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
     ) -> None:
         self.policy_run.observe(index, Observation(module, query, key, value, start, stop, tokens))
 

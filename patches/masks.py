@@ -66,7 +66,9 @@ class Masks:
         entries = incoming.after(held).to(hidden.device)
         valid = entries >= 0
         if entries.shape[1] > 1 and window is not None:
-            raise ValueError("sliding_window: heads that hold different tokens cannot be combined with a sliding window")
+            raise ValueError(
+                "sliding_window: heads that hold different tokens cannot be combined with a sliding window"
+            )
         padding = valid[:, 0] if padded or not bool(valid.all()) else None
         overlay = None if window is None else self._window(entries[:, 0], incoming.positions[:, 0], window)
         return create_causal_mask(
@@ -91,5 +93,3 @@ class Masks:
             return keys[batch, key] > queries[batch, query - offset] - window
 
         return overlay
-
-

@@ -39,7 +39,9 @@ def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     """
     allowed = allowed.expand(scores.shape)
     order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+    rank = torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
     return allowed & (rank < count.to(rank.device)[..., None])
 
 
