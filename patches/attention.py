@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class _AsStock:
         return getattr(self._module, name)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _eager_attention(attention_class: type) -> Callable[..., Any]:
     for cls in attention_class.__mro__:
         function = getattr(sys.modules[cls.__module__], "eager_attention_forward", None)

@@ -71,7 +71,7 @@ class KeptLayer(DynamicLayer):
         return self.layout[:, 0]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Appends `(batch, kv_heads, new, head_dim)`; positions come from `incoming`, else they count on from `seen`."""
+        """Appends `(batch, kv_heads, new, head_dim)`; positions come from `incoming`, else count on from `seen`."""
         incoming, self.incoming = self.incoming, None
         if incoming is None:
             batch, new = key_states.shape[0], key_states.shape[-2]

@@ -37,7 +37,7 @@ class Selection:
 
 @dataclass
 class DecoderOutput(BaseModelOutputWithPast):
-    """Stock output, and `positions` `(batch, kept)` of its rows (`-1`: padding) and the `selections` that led there."""
+    """Stock output, the `positions` `(batch, kept)` of its rows (`-1`: padding), the `selections` that led there."""
 
     positions: Tensor | None = None
     selections: tuple[Selection, ...] | None = None

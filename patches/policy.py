@@ -153,7 +153,7 @@ class Run:
         return None
 
     def evict(self, layer_idx: int, layer: KeptLayer) -> Tensor | None:
-        """Called after each layer has run on all tokens: the entries its cache keeps, as `KeptLayer.keep` takes them."""
+        """Called after each layer has run on all tokens: the entries its cache keeps, as for `KeptLayer.keep`."""
         return None
 
 
@@ -250,7 +250,7 @@ def check_budget(name: str, value: Any) -> None:
 
 
 def budget_tokens(budget: int | float, lengths: Tensor) -> Tensor:
-    """Tokens a budget allows in rows of the given lengths `(batch,)`: a fraction is rounded down, at least one token."""
+    """Tokens a budget allows in rows of the given lengths `(batch,)`: fractions are rounded down, to at least one."""
     if isinstance(budget, int):
         return torch.full_like(lengths, budget)
     return (lengths.double() * budget).long().clamp(min=1)
