@@ -240,8 +240,8 @@ class DistillCausalLMMixin(PolicyMixin):
                 )
         if logits_to_keep == 0:
             warnings.warn(
-                f"The policy kept {left} of {length} tokens and there are logits for those only: row i of the logits "
-                "is not token i, see `positions` on the output. Scoring whole texts needs policy=None.",
+                "Under the policy there are logits for the tokens it kept only: row i of the logits is not token i, "
+                "see `positions` on the output. Scoring whole texts needs policy=None.",
                 stacklevel=5,
             )
 
