@@ -21,7 +21,6 @@ from transformers_tests.test_modeling_common import ModelTesterMixin
 import distill.models
 
 STOCK = bool(os.environ.get("DISTILL_COMMON_STOCK"))
-ARCHITECTURES = ("Llama", "Mistral", "Phi3", "Qwen2", "Qwen3")
 
 # Tests that a source distribution alone cannot run, with the reason; they are reported as skipped.
 LEFT_OUT = {
@@ -84,7 +83,8 @@ for _name, _reason in LEFT_OUT.items():
     setattr(CommonTests, _name, unittest.skip(_reason)(getattr(CommonTests, _name)))
 
 
-def _test_class(architecture: str) -> type:
+def _test_class(stock_model_type: str) -> type:
+    architecture = transformers.CONFIG_MAPPING[stock_model_type].__name__.removesuffix("Config")
     suffixes = ("Config", "Model", "ForCausalLM")
     stock = [getattr(transformers, architecture + suffix) for suffix in suffixes]
     ours = [getattr(distill.models, f"Distill{architecture}{suffix}") for suffix in suffixes]
@@ -106,4 +106,4 @@ def _make_known(ours: list[Any], stock: list[Any]) -> None:
         mine.forward.__annotations__["kwargs"] = inspect.signature(theirs.forward).parameters["kwargs"].annotation
 
 
-globals().update((made.__name__, made) for made in map(_test_class, ARCHITECTURES))
+globals().update((made.__name__, made) for made in map(_test_class, distill.models.architectures()))
