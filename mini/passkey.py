@@ -48,7 +48,7 @@ def story() -> str:
 
 
 def make_prompt(tokenizer: Any, text: str, length: int, depth: float, seed: int) -> Prompt:
-    """A text of `length` tokens (repeated if it is shorter), with a key at `depth` in [0, 1], and the question last."""
+    """A text of `length` tokens (repeated if shorter), with a key at `depth` in [0, 1], and the question last."""
     key = str(random.Random(seed).randrange(10_000, 100_000))
     hay, fact, question = (
         tokenizer(part, add_special_tokens=False).input_ids
