@@ -1,1 +1,12 @@
+"""The published methods, one file each, all on the mechanism of `distill.patches`. Importing registers them."""
 
+from distill.baselines.gemfilter import GemFilter
+from distill.baselines.h2o import H2O
+from distill.baselines.keydiff import KeyDiff
+from distill.baselines.knorm import Knorm
+from distill.baselines.random import Random
+from distill.baselines.snapkv import SnapKV
+from distill.baselines.streamingllm import StreamingLLM
+from distill.baselines.tova import TOVA
+
+__all__ = ["H2O", "TOVA", "GemFilter", "KeyDiff", "Knorm", "Random", "SnapKV", "StreamingLLM"]

@@ -8,6 +8,8 @@ from torch import Tensor
 
 # keys are read in float32 this many at a time, so that scoring a long prompt costs a bounded amount of memory
 BLOCK = 16384
+# elements of a block of attention probabilities that are summed up at a time
+ELEMENTS = 2**22
 
 
 def pool(scores: Tensor, kernel: int, how: str = "avg") -> Tensor:
@@ -83,13 +85,65 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
-        visible: bool, `(batch, queries, keys)`.
+        visible: bool, `(batch, queries, keys)` or `(batch, 1 or kv_heads, queries, keys)`.
     Returns:
         `(batch, heads, queries, keys)` in float32; a query that sees nothing has zeros.
     """
     batch, heads, queries, dim = query.shape
-    grouped = query.float().view(batch, key.shape[1], -1, dim)
+    grouped = query.float().reshape(batch, key.shape[1], -1, dim)
     logits = torch.cat([grouped @ block.float().transpose(2, 3) for block in key.split(BLOCK, dim=2)], dim=-1)
-    logits = (logits * scaling).view(batch, heads, queries, -1)
-    visible = visible[:, None]
-    return logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+    logits = (logits * scaling).view(batch, key.shape[1], -1, queries, key.shape[2])
+    visible = visible[:, None, None] if visible.dim() == 3 else visible[:, :, None]
+    rows = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+    return rows.view(batch, heads, queries, -1)
+
+
+def column_sums(query: Tensor, key: Tensor, scaling: float, asked: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Sums of the columns of the causal attention matrix, in blocks of queries: linear memory in the keys.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`, those of the last keys.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        asked: `(batch, queries)` positions of the queries, `-1` for those that do not count.
+        positions: `(batch, 1 or kv_heads, keys)` positions of the keys, `-1` for those that do not count.
+        window: width of a sliding window in tokens.
+    Returns:
+        `(batch, heads, keys)` in float32.
+    """
+    batch, heads, queries, _ = query.shape
+    total = query.new_zeros(batch, heads, key.shape[2], dtype=torch.float32)
+    size = min(max(ELEMENTS // (batch * heads * key.shape[2]), 16), 1024)
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
+        past = key.shape[2] - queries + stop
+        visible = visible_keys(asked[:, start:stop], positions[..., :past], window)
+        total[..., :past] += attention_rows(query[:, :, start:stop], key[:, :, :past], scaling, visible).sum(2)
+    return total
+
+
+def visible_keys(asked: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Which keys each query attends to: bool `(batch, 1 or kv_heads, queries, keys)`; arguments as in `column_sums`."""
+    queries, keys = asked[:, None, :, None], positions[:, :, None]
+    visible = (keys >= 0) & (queries >= 0) & (keys <= queries)
+    return visible if window is None else visible & (keys > queries - window)
+
+
+def smooth(scores: Tensor, inside: Tensor, kernel: int, how: str = "avg") -> Tensor:
+    """`pool`, as if only the tokens `inside` (bool, broadcastable) existed; the others get values without meaning."""
+    return pool(scores.masked_fill(~inside, 0.0 if how == "avg" else -torch.inf), kernel, how)
+
+
+def last_rows(rows: Tensor, columns: Tensor, earlier: Tensor | None) -> Tensor:
+    """Picks rows at `columns` out of a chunk; those that lie outside it stay as they were.
+
+    Args:
+        rows: `(batch, heads, chunk, dim)`.
+        columns: `(batch, count)`, counted from the start of the chunk.
+        earlier: what this function returned for the chunk before, `None` at first.
+    Returns:
+        `(batch, heads, count, dim)`.
+    """
+    inside = (columns >= 0) & (columns < rows.shape[2])
+    where = columns.clamp(0, rows.shape[2] - 1)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
+    picked = rows.gather(2, where)
+    return picked if earlier is None else torch.where(inside[:, None, :, None], picked, earlier)

@@ -1,0 +1,26 @@
+"""Checks of arguments that several methods have. Each raises a `ValueError` that says what is allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill.patches.policy import check_integer
+
+
+def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    """`value` is one of the names `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name}: got {value!r}; allowed are {', '.join(map(repr, allowed))}")
+
+
+def check_kernel(name: str, value: Any) -> None:
+    """`value` is an odd number of tokens."""
+    check_integer(name, value, 1)
+    if value % 2 == 0:
+        raise ValueError(f"{name}: got {value}; allowed are odd integers >= 1")
+
+
+def check_number(name: str, value: Any, least: float, most: float) -> None:
+    """`value` is a number (no bool) in `[least, most]`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        raise ValueError(f"{name}: got {value!r}; allowed are numbers from {least} to {most}")
