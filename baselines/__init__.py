@@ -1,12 +1,29 @@
 """The published methods, one file each, all on the mechanism of `distill.patches`. Importing registers them."""
 
+from distill.baselines.decoding import Decoding
+from distill.baselines.fastkv import FastKV
 from distill.baselines.gemfilter import GemFilter
 from distill.baselines.h2o import H2O
 from distill.baselines.keydiff import KeyDiff
 from distill.baselines.knorm import Knorm
+from distill.baselines.observed import ObservedAttention
+from distill.baselines.pyramidkv import PyramidKV
 from distill.baselines.random import Random
 from distill.baselines.snapkv import SnapKV
 from distill.baselines.streamingllm import StreamingLLM
 from distill.baselines.tova import TOVA
 
-__all__ = ["H2O", "TOVA", "GemFilter", "KeyDiff", "Knorm", "Random", "SnapKV", "StreamingLLM"]
+__all__ = [
+    "H2O",
+    "TOVA",
+    "Decoding",
+    "FastKV",
+    "GemFilter",
+    "KeyDiff",
+    "Knorm",
+    "ObservedAttention",
+    "PyramidKV",
+    "Random",
+    "SnapKV",
+    "StreamingLLM",
+]

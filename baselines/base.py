@@ -267,14 +267,22 @@ class EvictionRun(Run):
         if not seen.complete:
             self.collected[layer_idx] = entries.collected
             return
-        keep = self.policy.select(entries, self.policy.scores(entries))
+        keep = self.choose(entries)
         self.kept[layer_idx] = keep | (seen.tokens.valid & ~seen.tokens.prompt).to(keep.device)[:, None]
+
+    def choose(self, entries: Entries) -> Tensor:
+        """Which entries are kept: bool `(batch, heads, entries)`."""
+        return self.policy.select(entries, self.policy.scores(entries))
+
+    def lengths(self, tokens: Tokens) -> Tensor:
+        """Prompt tokens per row, `(batch, 1)`, on the CPU."""
+        if self._lengths is None or self._lengths[0] is not tokens:
+            self._lengths = tokens, tokens.prompt.sum(1, keepdim=True).cpu()
+        return self._lengths[1]
 
     def cuts(self, layer_idx: int, tokens: Tokens) -> bool:
         """Whether any row is longer than its budget; if not, nothing is scored, and nothing changes."""
-        if self._lengths is None or self._lengths[0] is not tokens:
-            self._lengths = tokens, tokens.prompt.sum(1, keepdim=True).cpu()
-        lengths = self._lengths[1]
+        lengths = self.lengths(tokens)
         return bool((self.policy.quota(layer_idx, lengths, self.call.layers) < lengths).any())
 
     def evict(self, layer_idx: int, layer: KeptLayer) -> Tensor | None:

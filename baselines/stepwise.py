@@ -47,10 +47,7 @@ class StepRun(EvictionRun):
         entries.collected = self.policy.collect(entries, self._recall(layer))
         self._remember(layer, entries.collected)
         if seen.complete and self._due(layer, tokens.count):
-            self.kept[layer_idx] = self._choose(entries)
-
-    def _choose(self, entries: Entries) -> Tensor:
-        return self.policy.select(entries, self.policy.scores(entries))
+            self.kept[layer_idx] = self.choose(entries)
 
     def _due(self, layer: KeptLayer, new: int) -> bool:
         calls = layer.state.get("calls", 0) + 1 if self.counts else 0
