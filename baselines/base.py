@@ -131,7 +131,7 @@ class Eviction(Policy):
         return last_queries(entries, self.queries, so_far) if self.queries else None
 
     def scores(self, entries: Entries) -> Tensor:
-        """Higher is kept: `(batch, heads, entries)`; heads are 1 (one set for all), the KV heads, or the query heads."""
+        """Higher is kept. `(batch, heads, entries)`; heads: 1 (one set for all), the KV heads, or the query heads."""
         raise NotImplementedError
 
     def protected(self, entries: Entries) -> Tensor | None:
@@ -139,7 +139,7 @@ class Eviction(Policy):
         return None
 
     def quota(self, layer_idx: int, lengths: Tensor, layers: int) -> Tensor:
-        """How many entries rows of these `lengths` keep at one of `layers` layers; integers, the shape of `lengths`."""
+        """How many entries rows of these lengths keep at one of `layers` layers: integers, shaped as `lengths`."""
         return budget_tokens(self.budget, lengths)  # type: ignore[attr-defined]
 
     def select(self, entries: Entries, scores: Tensor) -> Tensor:

@@ -47,14 +47,18 @@ class FastKV(SnapKV):
         check_integer("tsp_layer", self.tsp_layer, 0)
         if isinstance(self.tsp_budget, int) != isinstance(self.budget, int):
             raise ValueError(
-                f"tsp_budget: got {self.tsp_budget} beside budget={self.budget}; allowed are two integers or two fractions"
+                f"tsp_budget: got {self.tsp_budget} with budget={self.budget}; allowed are two integers or two fractions"
             )
         if isinstance(self.tsp_budget, int) and self.tsp_budget <= self.window_size:
-            raise ValueError(f"tsp_budget: got {self.tsp_budget}; allowed are integers > window_size={self.window_size}")
+            raise ValueError(
+                f"tsp_budget: got {self.tsp_budget}; allowed are integers > window_size={self.window_size}"
+            )
 
     def check(self, config: Any) -> None:
         if self.tsp_layer >= config.num_hidden_layers:
-            raise ValueError(f"tsp_layer: got {self.tsp_layer}; allowed are layers 0 to {config.num_hidden_layers - 1}")
+            raise ValueError(
+                f"tsp_layer: got {self.tsp_layer}; allowed are layers 0 to {config.num_hidden_layers - 1}"
+            )
 
     def with_budget(self, budget: int | float) -> Eviction:
         return replace(self, budget=budget, tsp_budget=budget)

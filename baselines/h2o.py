@@ -46,7 +46,9 @@ class H2O(Budgeted):
         check_choice("granularity", self.granularity, ("kv_head", "query_head"))
         super().__post_init__()
         if self.form == "dynamic" and not isinstance(self.budget, int):
-            raise ValueError(f"budget: got {self.budget}; allowed with form='dynamic' are integers: the cache is constant")
+            raise ValueError(
+                f"budget: got {self.budget}; allowed with form='dynamic' are integers: the cache is constant"
+            )
 
     @property
     def reserved(self) -> int:

@@ -90,15 +90,15 @@ class KeptLayer(DynamicLayer):
     keys, values = _Entries(), _Entries()  # type: ignore[assignment]
 
     def __init__(self) -> None:
-        self.layout: Tensor | None = None  # (batch, 1 or heads, held)
-        self.ragged = False
         super().__init__()
         self._forget()
 
     def _forget(self) -> None:
-        self.layout, self.seen, self.incoming = None, 0, None
-        self.padded, self.ragged, self.repeats = False, False, 1
-        self.settled, self.shift = 0, None
+        self.layout: Tensor | None = None  # (batch, 1 or heads, held)
+        self.incoming: Incoming | None = None
+        self.seen, self.settled, self.repeats = 0, 0, 1
+        self.padded = self.ragged = False
+        self.shift: Tensor | None = None
         self.notes: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {}
 
@@ -163,7 +163,9 @@ class KeptLayer(DynamicLayer):
         keys, values = self.keys, self.values
         shared = {} if shared is None else shared
         if id(self.layout) not in shared:
-            layout = _gather(self.layout[..., None], indices)[..., 0].masked_fill(indices.to(self.layout.device) < 0, -1)
+            layout = _gather(self.layout[..., None], indices)[..., 0].masked_fill(
+                indices.to(self.layout.device) < 0, -1
+            )
             # the old layout is kept alive with the new one: an id is unique only among living objects
             shared[id(self.layout)] = (self.layout, layout)
         self.repeats *= max(indices.shape[1] // keys.shape[1], 1)
@@ -204,7 +206,9 @@ class KeptLayer(DynamicLayer):
         self.seen -= count
 
     def reset(self) -> None:
-        super().reset()
+        """Empties the layer."""
+        self.keys = self.values = None
+        self.is_initialized = False
         self._forget()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:

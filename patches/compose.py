@@ -45,7 +45,9 @@ class Compose(Policy):
         runs = {member.name: run for member in self.policies if (run := member.begin(call)) is not None}
         scouts = [name for name, run in runs.items() if run.scout is not None]
         if scouts:
-            raise ValueError(f"policies: {scouts[0]} begins anew and cannot be combined; allowed are policies that do not")
+            raise ValueError(
+                f"policies: {scouts[0]} begins anew and cannot be combined; allowed are policies that do not"
+            )
         return _ComposedRun(runs) if runs else None
 
 

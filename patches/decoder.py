@@ -17,7 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from distill.patches.cache import Incoming, KeptLayer, adopt
 from distill.patches.masks import Masks
 from distill.patches.parallel import head_ranks
-from distill.patches.policy import Call, Observation, Policy, Retention, Run, Tokens
+from distill.patches.policy import Call, Observation, Policy, Retention, Run, Tokens, check_integer
 from distill.patches.selection import indices_of
 
 
@@ -88,8 +88,10 @@ def run_decoder(
     tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift, prompt_ends, protect)
     call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh))
     run = (policy.begin(call) if policy is not None else None) or Run()
-    if prefill_chunk_size is not None and cache is None:
-        raise ValueError("prefill_chunk_size: needs a cache (use_cache=True), got use_cache=False")
+    if prefill_chunk_size is not None:
+        check_integer("prefill_chunk_size", prefill_chunk_size, 1)
+        if cache is None:
+            raise ValueError("prefill_chunk_size: needs a cache (use_cache=True), got use_cache=False")
 
     stages = _Stages(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
     selections: list[Selection] = []
@@ -281,9 +283,7 @@ class _Stages:
         value: Tensor,
     ) -> None:
         layer = self.layers[index]
-        self.policy_run.observe(
-            index, Observation(layer, hidden, module, query, key, value, start, stop, tokens)
-        )
+        self.policy_run.observe(index, Observation(layer, hidden, module, query, key, value, start, stop, tokens))
 
     def _truncate(self, which: range, before: Tokens, after: Tokens) -> None:
         """Drops from the caches of some layers what did not go on; what they held before this call stays.

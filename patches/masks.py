@@ -85,19 +85,19 @@ class Masks:
         valid = entries >= 0
         if renumbered:
             entries = (valid.cumsum(-1) - 1).masked_fill(~valid, -1)
-        uneven = entries.shape[1] > 1 and (window is not None or bool((valid != valid[:, :1]).any()))
-        if window is not None or uneven:
-            self._check_implementation(window)
-        if uneven:
+        new = hidden.shape[1]
+        if entries.shape[1] > 1 and (window is not None or bool((valid != valid[:, :1]).any())):
             assert kept is not None
             return self._per_head(hidden, entries, valid, window, kept.repeats)
-        offset = entries.shape[-1] - hidden.shape[1]
-        overlay = None if window is None else _within(entries[:, 0], window)
+        overlay = None if window is None else self._window(entries[:, 0], entries[:, 0, -new:], window)
         padding = valid[:, 0] if incoming.padded or not bool(valid.all()) else None
-        return self._causal(hidden, offset, padding, overlay)
+        return self._causal(hidden, entries.shape[-1] - new, padding, overlay)
 
     def _per_head(self, hidden: Tensor, entries: Tensor, valid: Tensor, window: int | None, repeats: int) -> Tensor:
         """A mask `(batch, query heads, new, held + new)`."""
+        self._needs_any_mask(
+            "attn_implementation: takes one mask for all heads, and here heads hold unequal numbers of entries"
+        )
         new, total = hidden.shape[1], entries.shape[-1]
         columns = torch.arange(total, device=hidden.device)
         allowed = valid[:, :, None] & (columns <= columns[total - new :, None])
@@ -109,25 +109,22 @@ class Masks:
             return allowed
         return torch.zeros_like(allowed, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
 
-    def _check_implementation(self, window: int | None) -> None:
+    def _window(self, keys: Tensor, queries: Tensor, window: int) -> Any:
+        self._needs_any_mask(
+            f"sliding_window: counts a window of {window} tokens by index, which is wrong once tokens are dropped"
+        )
+        offset = keys.shape[1] - queries.shape[1]
+        queries = queries.to(keys.device)
+
+        def overlay(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return keys[batch, key] > queries[batch, query - offset] - window
+
+        return overlay
+
+    def _needs_any_mask(self, problem: str) -> None:
         implementation = self.config._attn_implementation
-        if implementation in ("eager", "sdpa"):
-            return
-        reason = (
-            "takes one padding mask for all heads, and here heads hold unequal numbers of entries"
-            if window is None
-            else f"counts a window of {window} tokens by index, which is wrong once tokens are dropped"
-        )
-        raise ValueError(
-            f"attn_implementation: {implementation} {reason}; "
-            "load the model with attn_implementation='sdpa' or 'eager'"
-        )
-
-
-def _within(positions: Tensor, window: int) -> Any:
-    """Only keys less than `window` positions before the query; queries are counted from the first entry held."""
-
-    def overlay(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        return positions[batch, key] > positions[batch, query] - window
-
-    return overlay
+        if implementation not in ("eager", "sdpa"):
+            subject, problem = problem.split(": ", 1)
+            raise ValueError(
+                f"{subject}: {implementation} {problem}; load the model with attn_implementation='sdpa' or 'eager'"
+            )

@@ -166,7 +166,7 @@ class Run:
 
     #: layers after which tokens may be dropped; the layers between two of them form a stage
     boundaries: Iterable[int] = ()
-    #: if set: layers `0 .. scout` are run first, with no trace in the cache, and `restart` says what the call begins with
+    #: if set: layers up to this one run first, with no trace in the cache; `restart` says what the call begins with
     scout: int | None = None
 
     def observes(self, layer_idx: int) -> bool:
@@ -226,8 +226,8 @@ def _to_json(value: Any) -> Any:
 
 
 def _from_json(value: Any) -> Any:
-    if isinstance(value, list):
-        return tuple(_from_json(item) for item in value)
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return tuple(map(as_policy, value))
     return as_policy(value) if isinstance(value, dict) else value
 
 

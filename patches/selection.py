@@ -98,7 +98,9 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
     return rows.view(batch, heads, queries, -1)
 
 
-def column_sums(query: Tensor, key: Tensor, scaling: float, asked: Tensor, positions: Tensor, window: int | None) -> Tensor:
+def column_sums(
+    query: Tensor, key: Tensor, scaling: float, asked: Tensor, positions: Tensor, window: int | None
+) -> Tensor:
     """Sums of the columns of the causal attention matrix, in blocks of queries: linear memory in the keys.
 
     Args:
@@ -122,7 +124,7 @@ def column_sums(query: Tensor, key: Tensor, scaling: float, asked: Tensor, posit
 
 
 def visible_keys(asked: Tensor, positions: Tensor, window: int | None) -> Tensor:
-    """Which keys each query attends to: bool `(batch, 1 or kv_heads, queries, keys)`; arguments as in `column_sums`."""
+    """Which keys a query attends to: bool `(batch, 1 or kv_heads, queries, keys)`; arguments as in `column_sums`."""
     queries, keys = asked[:, None, :, None], positions[:, :, None]
     visible = (keys >= 0) & (queries >= 0) & (keys <= queries)
     return visible if window is None else visible & (keys > queries - window)

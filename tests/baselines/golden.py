@@ -33,7 +33,9 @@ class Case:
         return 1 - self.args["compression_ratio"]
 
     def model(self, implementation: str = "sdpa") -> Any:
-        return _model(self.path.parents[1] / "cases" / self.info["model_file"], json.dumps(self.info["config"]), implementation)
+        return _model(
+            self.path.parents[1] / "cases" / self.info["model_file"], json.dumps(self.info["config"]), implementation
+        )
 
 
 def read(path: Path) -> Case:
@@ -53,7 +55,7 @@ def _model(weights: Path, config_json: str, implementation: str) -> Any:
 
 @dataclass
 class Outcome:
-    """What a model did: prefill logits, tokens, logits `(batch, steps, vocab)`, and what was kept after the prefill."""
+    """What a model did; `lengths` and `layers` are those after the prefill."""
 
     prefill_logits: Tensor
     tokens: Tensor
