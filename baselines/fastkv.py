@@ -47,7 +47,8 @@ class FastKV(SnapKV):
         check_integer("tsp_layer", self.tsp_layer, 0)
         if isinstance(self.tsp_budget, int) != isinstance(self.budget, int):
             raise ValueError(
-                f"tsp_budget: got {self.tsp_budget} with budget={self.budget}; allowed are two integers or two fractions"
+                f"tsp_budget: got {self.tsp_budget} with budget={self.budget}; "
+                "allowed are two integers or two fractions"
             )
         if isinstance(self.tsp_budget, int) and self.tsp_budget <= self.window_size:
             raise ValueError(

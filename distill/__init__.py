@@ -9,6 +9,20 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from distill.baselines import (
+    H2O,
+    TOVA,
+    Decoding,
+    FastKV,
+    GemFilter,
+    KeyDiff,
+    Knorm,
+    ObservedAttention,
+    PyramidKV,
+    Random,
+    SnapKV,
+    StreamingLLM,
+)
 from distill.models import (
     DistillLlamaConfig,
     DistillMistralConfig,
@@ -19,6 +33,7 @@ from distill.models import (
     architectures,
     load,
 )
+from distill.patches.compose import Compose
 from distill.patches.policy import Policy, policies, policy
 
 __version__ = "0.1.0"
@@ -29,14 +44,27 @@ _LAZY = {
 }
 
 __all__ = [
+    "H2O",
+    "TOVA",
+    "Compose",
+    "Decoding",
     "Distill",
     "DistillLlamaConfig",
     "DistillMistralConfig",
     "DistillPhi3Config",
     "DistillQwen2Config",
     "DistillQwen3Config",
+    "FastKV",
+    "GemFilter",
+    "KeyDiff",
+    "Knorm",
+    "ObservedAttention",
     "Policy",
     "PromptDistill",
+    "PyramidKV",
+    "Random",
+    "SnapKV",
+    "StreamingLLM",
     "__version__",
     "architectures",
     "load",

@@ -125,9 +125,9 @@ class KeptLayer(DynamicLayer):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values as they are stored."""
+        """Bytes of the keys and values as they are stored; a view counts as what it is a view of."""
         stored = (self.__dict__.get("_keys"), self.__dict__.get("_values"))
-        return sum(tensor.numel() * tensor.element_size() for tensor in stored if tensor is not None)
+        return sum(tensor.untyped_storage().nbytes() for tensor in stored if tensor is not None)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends `(batch, kv_heads, new, head_dim)`; positions come from `incoming`, else count on from `seen`."""
@@ -251,7 +251,7 @@ def cache_bytes(cache: Cache) -> int:
         if isinstance(layer, KeptLayer):
             total += layer.nbytes
         elif layer.keys is not None:
-            total += sum(tensor.numel() * tensor.element_size() for tensor in (layer.keys, layer.values))
+            total += sum(tensor.untyped_storage().nbytes() for tensor in (layer.keys, layer.values))
     return total
 
 
