@@ -46,7 +46,7 @@ class StepRun(EvictionRun):
         )
         entries.collected = self.policy.collect(entries, self._recall(layer))
         self._remember(layer, entries.collected)
-        if seen.complete and self._due(layer, tokens.count):
+        if seen.complete and self._due(layer, tokens.count) and self._too_many(entries):
             self.kept[layer_idx] = self.choose(entries)
 
     def _due(self, layer: KeptLayer, new: int) -> bool:
@@ -55,12 +55,14 @@ class StepRun(EvictionRun):
         layer.state["calls"] = 0 if due else calls
         return due
 
+    def _too_many(self, entries: Entries) -> bool:
+        quota = self.policy.quota(entries.layer_idx, entries.lengths, self.call.layers)
+        return bool((quota < entries.lengths).any())
+
     def evict(self, layer_idx: int, layer: KeptLayer) -> Tensor | None:
         layer.settled = layer.seen
         keep = self.kept.pop(layer_idx, None)
-        if keep is None or bool(keep.all()):
-            return None
-        return indices_of(keep)
+        return None if keep is None else indices_of(keep)
 
     def _recall(self, layer: KeptLayer) -> Any:
         if self.policy.accumulates:

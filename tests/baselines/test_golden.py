@@ -7,8 +7,7 @@ from functools import lru_cache
 import pytest
 import torch
 
-from distill import FastKV, StreamingLLM
-from distill.baselines.base import EvictionRun
+from distill import Decoding, FastKV, StreamingLLM
 
 from ..conftest import SHARED
 from ..golden import MODELS, cases, close, continue_greedily, model_of, read
@@ -32,28 +31,29 @@ def _model(file, implementation):
     return model_of(read(file)[0], implementation)
 
 
-@pytest.fixture
-def scored(monkeypatch):
-    """Scores by layer, as the methods compute them: `layer: (scores, protected, positions)`."""
+def watch(policy, monkeypatch):
+    """Records what a policy chooses by: `layer: [(scores, protected, positions), ...]`."""
     found = {}
-    choose = EvictionRun.choose
+    cls = type(policy.policy if isinstance(policy, Decoding) else policy)
+    select = getattr(cls, "select", None)
 
-    def spy(self, entries):
-        scores, protected = self.policy.scores(entries), self.policy.protected(entries)
-        if protected is None:
-            protected = torch.zeros_like(entries.real)
+    def spy(self, entries, scores):
+        protected = self.protected(entries)
+        protected = torch.zeros_like(entries.real) if protected is None else protected
         found.setdefault(entries.layer_idx, []).append((scores, protected.expand(scores.shape), entries.positions))
-        return choose(self, entries)
+        return select(self, entries, scores)
 
-    monkeypatch.setattr(EvictionRun, "choose", spy)
+    if select is not None:
+        monkeypatch.setattr(cls, "select", spy)
     return found
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("file", "make"), list(parameters()))
-def test_case(file, make, scored):
+def test_case(file, make, monkeypatch):
     case, tensors = read(file)
     policy = make(case["args"])
+    scored = watch(policy, monkeypatch)
     model = _model(file, "eager" if case["reference"]["attn_implementation"] == "eager" else "sdpa")
     ids, mask = tensors["input_ids"], tensors["attention_mask"]
     out = model(ids, attention_mask=mask, use_cache=True, logits_to_keep=1, policy=policy)
@@ -166,13 +166,12 @@ def check_scores(policy, out, scored, case, tensors):
 
 def check_events(scored, cache, case, tensors):
     """Eviction while decoding: what stood in the cache at each event, its scores, and what is left at the end."""
-    for number in range(len(case.get("events", []))):
-        for index, events in scored.items():
-            scores, _, positions = events[number]
+    for index, events in scored.items():
+        cuts = [n for n in range(len(case.get("events", []))) if f"event{n}.layer{index}.scores" in tensors]
+        for number, (scores, _, positions) in zip(cuts, events if cuts else [], strict=True):
             expected = tensors[f"event{number}.layer{index}.positions"]
             assert torch.equal(positions.expand(expected.shape), expected)
-            if f"event{number}.layer{index}.scores" in tensors:
-                close(scores, tensors[f"event{number}.layer{index}.scores"])
+            close(scores, tensors[f"event{number}.layer{index}.scores"])
     for index, layer in enumerate(cache.layers):
         if f"cache.{index}.positions" in tensors:
             expected = tensors[f"cache.{index}.positions"]
