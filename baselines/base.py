@@ -18,7 +18,7 @@ from torch import Tensor
 
 from distill.patches.cache import KeptLayer
 from distill.patches.masks import sliding_window
-from distill.patches.policy import Call, Observation, Policy, Run, Tokens, budget_tokens, check_budget
+from distill.patches.policy import Call, Observation, Policy, Run, Tokens, as_policy, budget_tokens, check_budget
 from distill.patches.selection import attention_rows, column_sums, indices_of, top, visible_keys
 
 
@@ -86,7 +86,7 @@ class Entries:
     @property
     def scaling(self) -> float:
         """Factor of the attention logits."""
-        return self.seen.module.scaling  # type: ignore[return-value]
+        return self.seen.module.scaling
 
     def attention(self) -> Tensor:
         """Attention probabilities of the trailing queries: `(batch, heads, queries, entries)`, float32."""
@@ -156,10 +156,11 @@ class Eviction(Policy):
             scores = scores.masked_fill(protected, torch.inf)
         return top(scores, entries.real, quota)
 
-    def entries_kept(self, length: int, layers: int, kv_heads: int) -> list[int]:
-        """For each layer the number of cache entries, over all KV heads, that a prompt of `length` tokens leaves."""
-        lengths = torch.tensor([[length]])
-        return [kv_heads * min(length, int(self.quota(layer, lengths, layers))) for layer in range(layers)]
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        """For each layer of a model the number of cache entries, over all heads, that a prompt leaves."""
+        layers, lengths = config.num_hidden_layers, torch.tensor([[length]])
+        counts = [min(length, int(self.quota(layer, lengths, layers))) for layer in range(layers)]
+        return [count * cache_heads(self, config, cut=count < length) for count in counts]
 
     def with_budget(self, budget: int | float) -> Eviction:
         """This policy with another budget."""
@@ -204,6 +205,7 @@ class Wrapper(Eviction):
     policy: Eviction
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", as_policy(self.policy))
         if not isinstance(self.policy, Eviction):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
 
@@ -291,6 +293,12 @@ class EvictionRun(Run):
             return None
         earlier = torch.ones(*keep.shape[:2], layer.held - keep.shape[-1], dtype=torch.bool, device=keep.device)
         return indices_of(torch.cat([earlier, keep], dim=-1))
+
+
+def cache_heads(policy: Policy, config: Any, cut: bool = True) -> int:
+    """Heads of a layer's cache: the KV heads, or all heads where a policy keeps one set per query head."""
+    per_query_head = getattr(policy, "granularity", "kv_head") == "query_head" and cut
+    return config.num_attention_heads if per_query_head else config.num_key_value_heads
 
 
 def check_protected(quota: Tensor, protected: Tensor, lengths: Tensor) -> None:

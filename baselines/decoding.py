@@ -7,7 +7,7 @@ from typing import Any
 
 from distill.baselines.base import Eviction
 from distill.baselines.stepwise import StepRun
-from distill.patches.policy import Call, Policy, Run, check_integer, register
+from distill.patches.policy import Call, Policy, Run, as_policy, check_integer, register
 
 
 @register
@@ -35,6 +35,7 @@ class Decoding(Policy):
     budget: int = 2048
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "policy", as_policy(self.policy))
         if not isinstance(self.policy, Eviction):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
         check_integer("every", self.every, 1)
@@ -44,9 +45,9 @@ class Decoding(Policy):
     def check(self, config: Any) -> None:
         self.policy.check(config)
 
-    def entries_kept(self, length: int, layers: int, kv_heads: int) -> list[int]:
-        """For each layer the number of cache entries, over all KV heads, that a prompt of `length` tokens leaves."""
-        return [kv_heads * length] * layers
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        """For each layer of a model the number of cache entries, over all heads, that a prompt leaves."""
+        return [config.num_key_value_heads * length] * config.num_hidden_layers
 
     def begin(self, call: Call) -> Run | None:
         if call.cache is None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.base import Entries, Eviction, EvictionRun
+from distill.baselines.base import Entries, Eviction, EvictionRun, cache_heads
 from distill.baselines.snapkv import SnapKV
 from distill.patches.policy import Call, Retention, Run, Tokens, budget_tokens, check_budget, check_integer, register
 from distill.patches.selection import top
@@ -75,11 +75,12 @@ class FastKV(SnapKV):
         cut = (lengths >= self.quota(self.tsp_layer, lengths, layers)) & (lengths > wanted)
         return torch.where(cut, wanted, lengths)
 
-    def entries_kept(self, length: int, layers: int, kv_heads: int) -> list[int]:
-        early = torch.tensor([[length]])
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        layers, early = config.num_hidden_layers, torch.tensor([[length]])
         late = self.passed_on(early, layers)
         reach = [early if layer <= self.tsp_layer else late for layer in range(layers)]
-        return [kv_heads * min(int(n), int(self.quota(layer, n, layers))) for layer, n in enumerate(reach)]
+        counts = [min(int(n), int(self.quota(layer, n, layers))) for layer, n in enumerate(reach)]
+        return [c * cache_heads(self, config, cut=c < int(n)) for c, n in zip(counts, reach, strict=True)]
 
     def begin(self, call: Call) -> Run | None:
         return _FastKVRun(self, call) if super().begin(call) is not None else None

@@ -59,9 +59,10 @@ class GemFilter(Policy):
         if self.layer >= config.num_hidden_layers:
             raise ValueError(f"layer: got {self.layer}; allowed are layers 0 to {config.num_hidden_layers - 1}")
 
-    def entries_kept(self, length: int, layers: int, kv_heads: int) -> list[int]:
-        """For each layer the number of cache entries, over all KV heads, that a prompt of `length` tokens leaves."""
-        return [kv_heads * min(length, int(budget_tokens(self.budget, torch.tensor([length]))))] * layers
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        """For each layer of a model the number of cache entries, over all heads, that a prompt leaves."""
+        kept = min(length, int(budget_tokens(self.budget, torch.tensor([length]))))
+        return [config.num_key_value_heads * kept] * config.num_hidden_layers
 
     def begin(self, call: Call) -> Run | None:
         lengths = call.tokens.prompt.sum(1)
@@ -91,7 +92,7 @@ class _GemFilterRun(Run):
         assert self.scores is not None
         prompt = tokens.prompt
         # the sum over the heads of all ranks, of the mean over the local ones
-        heads = self.call.decoder.config.num_attention_heads // self.call.ranks  # type: ignore[union-attr, operator]
+        heads = self.call.decoder.config.num_attention_heads // self.call.ranks
         total = self.call.reduce(self.scores.to(prompt.device)) * heads
         scores = smooth(total, prompt, self.policy.kernel_size)
         chosen = top(scores, prompt, budget_tokens(self.policy.budget, prompt.sum(1)))

@@ -87,7 +87,7 @@ class KeptLayer(DynamicLayer):
         state: what else a policy remembers from call to call; tensors have the batch first and follow its rows.
     """
 
-    keys, values = _Entries(), _Entries()  # type: ignore[assignment]
+    keys, values = _Entries(), _Entries()
 
     def __init__(self) -> None:
         super().__init__()

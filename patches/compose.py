@@ -17,7 +17,7 @@ from distill.patches.selection import indices_of
 @register
 @dataclass(frozen=True, init=False)
 class Compose(Policy):
-    """All of several policies, e.g. `Compose(PromptDistill([13], [1024]), SnapKV(512))`.
+    """Several policies at once, such as `Compose(PromptDistill([13], [1024]), SnapKV(512))`.
 
     A policy that drops entries inside the layers sees the tokens that are alive there: its fractions are of those.
     Where several choose after the same layer, what all of them keep is kept.

@@ -77,14 +77,14 @@ def run_decoder(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: pass exactly one of the two")
-    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # type: ignore[operator]
+    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     cache = (
         adopt(past_key_values, len(decoder.layers), attention_mask)
         if use_cache or past_key_values is not None
         else None
-    )  # type: ignore[arg-type]
+    )
     past = cache.get_seq_length() if cache is not None else 0
-    shift = None if cache is None else cache.layers[0].shift  # type: ignore[union-attr]
+    shift = None if cache is None else cache.layers[0].shift
     tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift, prompt_ends, protect)
     call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh))
     run = (policy.begin(call) if policy is not None else None) or Run()
@@ -101,7 +101,7 @@ def run_decoder(
     tokens = stages.run(tokens, selections)
     if cache is not None:
         stages.policy_run.review(partial(stages.replay, behind))
-    hidden = decoder.norm(tokens.hidden)  # type: ignore[operator]
+    hidden = decoder.norm(tokens.hidden)
     positions = tokens.positions.masked_fill(~tokens.valid, -1)
     if align and tokens.padded:
         index = indices_of(tokens.valid)
@@ -134,7 +134,7 @@ def _tokens(
     if position_ids is None:
         position_ids = torch.arange(past, past + count, device=hidden.device)[None]
     rotated = position_ids if shift is None else position_ids - shift.to(position_ids.device)[:, None]
-    rotary = decoder.rotary_emb(hidden, position_ids=rotated)  # type: ignore[operator]
+    rotary = decoder.rotary_emb(hidden, position_ids=rotated)
     if attention_mask is None:
         valid = torch.ones(batch, count, dtype=torch.bool, device=hidden.device)
     else:
@@ -162,7 +162,7 @@ class _Stages:
     ) -> None:
         self.decoder, self.policy_run, self.cache = decoder, run, cache
         self.seen, self.chunk, self.kwargs = seen, chunk, kwargs
-        self.layers = list(decoder.layers)[: decoder.config.num_hidden_layers]  # type: ignore[arg-type, union-attr]
+        self.layers = list(decoder.layers)[: decoder.config.num_hidden_layers]
         self.passing = False  # whether the entries made now are to leave the cache as soon as their layer has run
 
     def run(self, tokens: Tokens, selections: list[Selection]) -> Tokens:
@@ -194,18 +194,18 @@ class _Stages:
         tokens.hidden = embedded
         before, tokens = tokens, tokens.at(indices_of(retention.keep & tokens.valid))
         renumbered = (tokens.valid.cumsum(1) - 1).clamp(min=0)
-        tokens.rotary = self.decoder.rotary_emb(tokens.hidden, position_ids=renumbered)  # type: ignore[operator]
+        tokens.rotary = self.decoder.rotary_emb(tokens.hidden, position_ids=renumbered)
         shift = before.valid.sum(1) - tokens.valid.sum(1)
         for layer in [] if cache is None else cache.layers:
-            layer.shift = shift  # type: ignore[attr-defined]
+            layer.shift = shift
         selections.append(_selection(last, retention, tokens))
         return tokens
 
     def replay(self, behind: Tensor, input_ids: Tensor, valid: Tensor, run: Run) -> None:
         """Reads tokens `(batch, tokens)` behind position `behind - 1` of each row, under `run`; the cache stays."""
-        hidden = self.decoder.embed_tokens(input_ids)  # type: ignore[operator]
+        hidden = self.decoder.embed_tokens(input_ids)
         positions = behind[:, None] + (valid.cumsum(1) - 1).clamp(min=0)
-        rotary = self.decoder.rotary_emb(hidden, position_ids=positions)  # type: ignore[operator]
+        rotary = self.decoder.rotary_emb(hidden, position_ids=positions)
         ends = torch.full_like(behind, input_ids.shape[1] - 1)
         tokens = Tokens(hidden, positions, valid, not bool(valid.all()), rotary, ends)
         outer = self.policy_run, self.chunk, self.seen

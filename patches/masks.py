@@ -73,7 +73,7 @@ class Masks:
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=padding,
-            past_key_values=_Sizes(held),  # type: ignore[arg-type]
+            past_key_values=_Sizes(held),
             and_mask_function=overlay,
         )
 

@@ -100,7 +100,7 @@ class Call:
     @property
     def layers(self) -> int:
         """Number of layers of the model."""
-        return self.decoder.config.num_hidden_layers  # type: ignore[union-attr, return-value]
+        return self.decoder.config.num_hidden_layers
 
 
 @dataclass
