@@ -91,10 +91,11 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
     """
     batch, heads, queries, dim = query.shape
     grouped = query.float().reshape(batch, key.shape[1], -1, dim)
-    logits = torch.cat([grouped @ block.float().transpose(2, 3) for block in key.split(BLOCK, dim=2)], dim=-1)
-    logits = (logits * scaling).view(batch, key.shape[1], -1, queries, key.shape[2])
+    parts = [grouped @ block.float().transpose(2, 3) for block in key.split(BLOCK, dim=2)]
+    logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    logits = logits.mul_(scaling).view(batch, key.shape[1], -1, queries, key.shape[2])
     visible = visible[:, None, None] if visible.dim() == 3 else visible[:, :, None]
-    rows = logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+    rows = logits.masked_fill_(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
     return rows.view(batch, heads, queries, -1)
 
 
