@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from distill.patches.cache import KeptLayer
 from distill.patches.masks import sliding_window
 from distill.patches.policy import Call, Observation, Policy, Run, Tokens, as_policy, budget_tokens, check_budget
-from distill.patches.selection import attention_rows, column_sums, indices_of, top, visible_keys
+from distill.patches.selection import attention_rows, column_sums, indices_of, protect, top, visible_keys
 
 
 @dataclass
@@ -93,9 +93,16 @@ class Entries:
         visible = visible_keys(self.collected.asked, self.positions, self.window)
         return attention_rows(self.collected.query, self.key, self.scaling, visible)
 
+    def attention_mean(self) -> Tensor:
+        """Mean of the above over the queries, `(batch, heads, entries)`, in blocks of them."""
+        query, asked = self.collected.query, self.collected.asked
+        total = column_sums(query, self.key, self.scaling, asked, self.positions, self.window, aligned=False)
+        return total / query.shape[2]
+
     def column_sums(self) -> Tensor:
         """Sums of the last chunk's attention probabilities over its queries: `(batch, heads, entries)`, float32."""
-        return column_sums(self.seen.query, self.key, self.scaling, self.asked, self.positions, self.window)
+        query = self.seen.query
+        return column_sums(query, self.key, self.scaling, self.asked, self.positions, self.window, aligned=True)
 
     def by_group(self, scores: Tensor) -> Tensor:
         """`(batch, heads, entries)` as `(batch, kv_heads, heads per KV head, entries)`."""
@@ -120,8 +127,15 @@ class Eviction(Policy):
         """Number of trailing prompt queries that `scores` looks at."""
         return 0
 
-    #: whether `collect` returns numbers per entry, `(batch, heads of the cache, entries)`, that add up over chunks
-    accumulates: ClassVar[bool] = False
+    @property
+    def accumulates(self) -> bool:
+        """Whether `collect` returns numbers per entry, `(batch, heads of the cache, entries)`, that add up."""
+        return False
+
+    @property
+    def granularity(self) -> str:
+        """`"query_head"` if one set is kept per query head, in a cache of that many heads; else `"kv_head"`."""
+        return "kv_head"
 
     def collect(self, entries: Entries, so_far: Any) -> Any:
         """Called for each chunk of the prompt; what it returns for the last is `collected` in `Entries`.
@@ -143,24 +157,23 @@ class Eviction(Policy):
         return budget_tokens(self.budget, lengths)  # type: ignore[attr-defined]
 
     def select(self, entries: Entries, scores: Tensor) -> Tensor:
-        """Which entries are kept: bool, the shape of `scores`.
-
-        Raises:
-            ValueError: the budget is a fraction, and that of a short row cannot hold the protected entries.
-        """
+        """Which entries are kept: bool, the shape of `scores`."""
         quota = self.quota(entries.layer_idx, entries.lengths, entries.call.layers)
         protected = self.protected(entries)
         if protected is not None:
-            protected = protected & entries.real
-            check_protected(quota, protected.sum(-1), entries.lengths)
-            scores = scores.masked_fill(protected, torch.inf)
+            scores = protect(scores, protected & entries.real, quota)
         return top(scores, entries.real, quota)
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
         """For each layer of a model the number of cache entries, over all heads, that a prompt leaves."""
         layers, lengths = config.num_hidden_layers, torch.tensor([[length]])
         counts = [min(length, int(self.quota(layer, lengths, layers))) for layer in range(layers)]
-        return [count * cache_heads(self, config, cut=count < length) for count in counts]
+        return [count * self.cache_heads(config, cut=count < length) for count in counts]
+
+    def cache_heads(self, config: Any, cut: bool = True) -> int:
+        """Heads that a layer's cache has, once it has been cut."""
+        per_query_head = cut and self.granularity == "query_head"
+        return config.num_attention_heads if per_query_head else config.num_key_value_heads
 
     def with_budget(self, budget: int | float) -> Eviction:
         """This policy with another budget."""
@@ -177,8 +190,9 @@ class Budgeted(Eviction):
     """An `Eviction` with a budget of its own.
 
     Args:
-        budget: entries kept per row and head, protected ones included: an integer, or a fraction (float in (0, 1)) of
-            the row's prompt, rounded down.
+        budget: entries kept per row and head, those that are always kept included: an integer, or a fraction (float
+            in (0, 1)) of the row's prompt, rounded down. Where a short row's fraction is smaller than what is always
+            kept, the last of those entries are.
     Raises:
         ValueError: a budget that is not positive, or not larger than what is always kept.
     """
@@ -216,6 +230,14 @@ class Wrapper(Eviction):
     @property
     def reserved(self) -> int:
         return self.policy.reserved
+
+    @property
+    def accumulates(self) -> bool:
+        return self.policy.accumulates
+
+    @property
+    def granularity(self) -> str:
+        return self.policy.granularity
 
     @property
     def queries(self) -> int:
@@ -293,23 +315,6 @@ class EvictionRun(Run):
             return None
         earlier = torch.ones(*keep.shape[:2], layer.held - keep.shape[-1], dtype=torch.bool, device=keep.device)
         return indices_of(torch.cat([earlier, keep], dim=-1))
-
-
-def cache_heads(policy: Policy, config: Any, cut: bool = True) -> int:
-    """Heads of a layer's cache: the KV heads, or all heads where a policy keeps one set per query head."""
-    per_query_head = getattr(policy, "granularity", "kv_head") == "query_head" and cut
-    return config.num_attention_heads if per_query_head else config.num_key_value_heads
-
-
-def check_protected(quota: Tensor, protected: Tensor, lengths: Tensor) -> None:
-    """Raises a `ValueError` where a row is cut to fewer entries than are protected."""
-    short = (quota < protected) & (quota < lengths)
-    if bool(short.any()):
-        row = int(short.flatten(1).any(1).nonzero()[0, 0])
-        raise ValueError(
-            f"budget: allows {int(quota[row].min())} of the {int(lengths[row].max())} tokens of row {row}, fewer than "
-            f"the {int(protected[row].max())} that are always kept; allowed are larger budgets, or smaller windows"
-        )
 
 
 def last_queries(entries: Entries, count: int, so_far: Queries | None) -> Queries:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.base import Entries, Eviction, EvictionRun, cache_heads
+from distill.baselines.base import Entries, Eviction, EvictionRun
 from distill.baselines.snapkv import SnapKV
 from distill.patches.policy import Call, Retention, Run, Tokens, budget_tokens, check_budget, check_integer, register
-from distill.patches.selection import top
+from distill.patches.selection import protect, top
 
 
 @register
@@ -80,7 +80,7 @@ class FastKV(SnapKV):
         late = self.passed_on(early, layers)
         reach = [early if layer <= self.tsp_layer else late for layer in range(layers)]
         counts = [min(int(n), int(self.quota(layer, n, layers))) for layer, n in enumerate(reach)]
-        return [c * cache_heads(self, config, cut=c < int(n)) for c, n in zip(counts, reach, strict=True)]
+        return [c * self.cache_heads(config, cut=c < int(n)) for c, n in zip(counts, reach, strict=True)]
 
     def begin(self, call: Call) -> Run | None:
         return _FastKVRun(self, call) if super().begin(call) is not None else None
@@ -116,5 +116,5 @@ class _FastKVRun(EvictionRun):
         lengths = prompt.sum(1)
         window = prompt & (lengths[:, None] - prompt.cumsum(1) < self.policy.window_size)
         count = self.policy.passed_on(lengths, self.call.layers)
-        keep = top(totals.masked_fill(window, torch.inf), prompt, count)
+        keep = top(protect(totals, window, count), prompt, count)
         return Retention(keep | (tokens.valid & ~prompt), scores=totals)

@@ -34,7 +34,6 @@ class H2O(Budgeted):
     """
 
     name = "h2o"
-    accumulates = True
 
     recent_size: int = 32
     form: str = "static"
@@ -53,6 +52,10 @@ class H2O(Budgeted):
     @property
     def reserved(self) -> int:
         return self.recent_size
+
+    @property
+    def accumulates(self) -> bool:
+        return True
 
     def collect(self, entries: Entries, so_far: Tensor | None) -> Tensor:
         sums = entries.column_sums()

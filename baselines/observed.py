@@ -24,7 +24,10 @@ class ObservedAttention(Budgeted):
     """
 
     name = "observed"
-    accumulates = True
+
+    @property
+    def accumulates(self) -> bool:
+        return True
 
     def collect(self, entries: Entries, so_far: Tensor | None) -> Tensor:
         sums = entries.by_group(entries.column_sums()).mean(2)

@@ -24,7 +24,7 @@ class SnapKV(Budgeted):
     a fixed number of entries: `granularity="query_head"` with an integer budget. kvpress 0.5.5 averages scores over
     the query heads that share a KV head and keeps a fraction `1 - compression_ratio` of the prompt, `window_size=64`:
     `granularity="kv_head"` with a fraction. Where that fraction is smaller than the window, kvpress keeps an arbitrary
-    part of the window; here it is a `ValueError`.
+    part of the window; here it is the last part.
 
     Args:
         window_size: last tokens of the prompt, whose queries score; kept, within the budget.
@@ -61,6 +61,6 @@ class SnapKV(Budgeted):
 
     def scores(self, entries: Entries) -> Tensor:
         before = entries.real & ~self.protected(entries)
-        rows = entries.by_group(entries.attention().mean(2))
+        rows = entries.by_group(entries.attention_mean())
         scores = smooth(rows, before[:, :, None], self.kernel_size, self.pooling)
         return scores.mean(2) if self.granularity == "kv_head" else scores.flatten(1, 2)

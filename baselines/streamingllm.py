@@ -18,7 +18,8 @@ class StreamingLLM(Budgeted):
     Paper: "Efficient Streaming Language Models with Attention Sinks", https://arxiv.org/abs/2309.17453. Deviations,
     as in kvpress 0.5.5: entries are dropped once, after the prompt (for a cache that stays constant wrap it in
     `Decoding` with `every=1`), and keys keep their original positions. kvpress keeps an arbitrary part of the sinks,
-    and nothing recent, where the budget is below `sinks`; here that is a `ValueError`.
+    and nothing recent, where the budget is not larger than `sinks`; here that is a `ValueError`, or, where a short
+    row's fraction is so small, the last of the sinks are kept.
 
     Args:
         sinks: number of first tokens kept, within the budget.

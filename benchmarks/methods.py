@@ -33,7 +33,7 @@ from benchmarks.harness import (
     table,
 )
 from distill import H2O, Compose, Decoding, Knorm, Policy, PromptDistill, SnapKV
-from distill.baselines.base import cache_heads
+from distill.baselines.base import Eviction
 from distill.patches.cache import cache_bytes
 
 HEADER = ["method", "prefill", "s", "per token", "ms", "peak", "cache MB", "of stock", "as predicted"]
@@ -72,7 +72,8 @@ def predicted_entries(policy: Policy, length: int, new: int, config: Any) -> int
     kept = sum(_after_prompt(policy, length, config))
     if isinstance(policy, H2O) and policy.form == "dynamic":
         return kept
-    return kept + new * layers * cache_heads(policy, config)
+    heads = policy.cache_heads(config) if isinstance(policy, Eviction) else config.num_key_value_heads
+    return kept + new * layers * heads
 
 
 def _after_prompt(policy: Policy, length: int, config: Any) -> list[int]:

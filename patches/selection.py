@@ -47,6 +47,18 @@ def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     return allowed & (rank < count.to(rank.device)[..., None])
 
 
+def protect(scores: Tensor, protected: Tensor, count: Tensor) -> Tensor:
+    """Scores under which protected tokens win; where `count` cannot hold them all, the last of them do.
+
+    Args:
+        scores: `(..., tokens)`.
+        protected: bool, broadcastable to `scores`.
+        count: integers, broadcastable to `scores.shape[:-1]`: how many tokens will be chosen.
+    """
+    from_end = protected.flip(-1).cumsum(-1).flip(-1)
+    return scores.masked_fill(protected & (from_end <= count.to(protected.device)[..., None]), torch.inf)
+
+
 def indices_of(keep: Tensor) -> Tensor:
     """Turns marks into indices, ascending and aligned to the right, `-1` filling the front of rows that keep fewer.
 
@@ -100,16 +112,17 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
 
 
 def column_sums(
-    query: Tensor, key: Tensor, scaling: float, asked: Tensor, positions: Tensor, window: int | None
+    query: Tensor, key: Tensor, scaling: float, asked: Tensor, positions: Tensor, window: int | None, aligned: bool
 ) -> Tensor:
     """Sums of the columns of the causal attention matrix, in blocks of queries: linear memory in the keys.
 
     Args:
-        query: `(batch, heads, queries, head_dim)`, those of the last keys.
+        query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
         asked: `(batch, queries)` positions of the queries, `-1` for those that do not count.
         positions: `(batch, 1 or kv_heads, keys)` positions of the keys, `-1` for those that do not count.
         window: width of a sliding window in tokens.
+        aligned: the queries are those of the last keys, so no block need read the keys behind it.
     Returns:
         `(batch, heads, keys)` in float32.
     """
@@ -118,7 +131,7 @@ def column_sums(
     size = min(max(ELEMENTS // (batch * heads * key.shape[2]), 16), 1024)
     for start in range(0, queries, size):
         stop = min(start + size, queries)
-        past = key.shape[2] - queries + stop
+        past = key.shape[2] - queries + stop if aligned else key.shape[2]
         visible = visible_keys(asked[:, start:stop], positions[..., :past], window)
         total[..., :past] += attention_rows(query[:, :, start:stop], key[:, :, :past], scaling, visible).sum(2)
     return total
