@@ -194,7 +194,7 @@ class KeptLayer(DynamicLayer):
             raise ValueError(f"tokens_to_remove: got {tokens_to_remove}; allowed are integers <= 0")
         if tokens_to_remove == 0 or self.layout is None:
             return
-        count = -tokens_to_remove
+        count = -int(tokens_to_remove)  # Transformers may pass a tensor
         last = self.layout[..., -count:]
         lost = count > self.held or bool((last.diff(dim=-1) != 1).any()) or bool((last < 0).any())
         if lost or self.seen - count < self.settled:
