@@ -208,6 +208,16 @@ class Wrapper(Eviction):
         object.__setattr__(self, "policy", as_policy(self.policy))
         if not isinstance(self.policy, Eviction):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
+        own_begin = type(self.policy).begin is not Eviction.begin and getattr(self.policy, "form", "") != "static"
+        if own_begin or type(self.policy).select is not Eviction.select:
+            raise ValueError(
+                f"policy: {self.policy.name} does more than to score the entries of a prompt, which {self.name} cannot "
+                "take over; allowed are policies that only score"
+            )
+
+    @property
+    def granularity(self) -> str:
+        return getattr(self.policy, "granularity", "kv_head")
 
     @property
     def budget(self) -> int | float:
@@ -220,6 +230,10 @@ class Wrapper(Eviction):
     @property
     def queries(self) -> int:
         return self.policy.queries
+
+    @property
+    def accumulates(self) -> bool:  # type: ignore[override]
+        return self.policy.accumulates
 
     def check(self, config: Any) -> None:
         self.policy.check(config)
