@@ -222,6 +222,12 @@ class Wrapper(Eviction):
         object.__setattr__(self, "policy", as_policy(self.policy))
         if not isinstance(self.policy, Eviction):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
+        own_begin = type(self.policy).begin is not Eviction.begin and getattr(self.policy, "form", "") != "static"
+        if own_begin or type(self.policy).select is not Eviction.select:
+            raise ValueError(
+                f"policy: {self.policy.name} does more than to score the entries of a prompt, which {self.name} cannot "
+                "take over; allowed are policies that only score"
+            )
 
     @property
     def budget(self) -> int | float:
@@ -315,6 +321,17 @@ class EvictionRun(Run):
             return None
         earlier = torch.ones(*keep.shape[:2], layer.held - keep.shape[-1], dtype=torch.bool, device=keep.device)
         return indices_of(torch.cat([earlier, keep], dim=-1))
+
+
+def check_protected(quota: Tensor, protected: Tensor, lengths: Tensor) -> None:
+    """Raises a `ValueError` where a row is cut to fewer entries than are protected."""
+    short = (quota < protected) & (quota < lengths)
+    if bool(short.any()):
+        row = int(short.flatten(1).any(1).nonzero()[0, 0])
+        raise ValueError(
+            f"budget: allows {int(quota[row].min())} of the {int(lengths[row].max())} entries of row {row}, fewer than "
+            f"the {int(protected[row].max())} that are always kept; allowed are larger budgets, or smaller windows"
+        )
 
 
 def last_queries(entries: Entries, count: int, so_far: Queries | None) -> Queries:

@@ -69,10 +69,13 @@ class StepRun(EvictionRun):
             return layer.notes.get(self.policy.name)
         if "query" in layer.state:
             return Queries(layer.state["query"], layer.state["asked"])
-        return None
+        mark = f"{self.policy.name}."
+        return {k.removeprefix(mark): v for k, v in layer.state.items() if k.startswith(mark)} or None
 
     def _remember(self, layer: KeptLayer, collected: Any) -> None:
         if self.policy.accumulates:
             layer.notes[self.policy.name] = collected
         elif isinstance(collected, Queries):
             layer.state["query"], layer.state["asked"] = collected.query, collected.asked
+        elif isinstance(collected, dict):
+            layer.state |= {f"{self.policy.name}.{k}": v for k, v in collected.items()}

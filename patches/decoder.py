@@ -95,7 +95,7 @@ def run_decoder(
 
     stages = _Stages(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
     selections: list[Selection] = []
-    behind = (tokens.positions * tokens.valid).amax(1) + 1
+    behind = (tokens.positions * tokens.prompt).amax(1) + 1
     if run.scout is not None:
         tokens = stages.restart(tokens, run.scout, selections)
     tokens = stages.run(tokens, selections)
@@ -202,7 +202,7 @@ class _Stages:
         return tokens
 
     def replay(self, behind: Tensor, input_ids: Tensor, valid: Tensor, run: Run) -> None:
-        """Reads tokens `(batch, tokens)` behind position `behind - 1` of each row, under `run`; the cache stays."""
+        """Reads tokens `(batch, tokens)` behind position `behind - 1` of each row, its prompt's last, under `run`; the cache stays."""
         hidden = self.decoder.embed_tokens(input_ids)
         positions = behind[:, None] + (valid.cumsum(1) - 1).clamp(min=0)
         rotary = self.decoder.rotary_emb(hidden, position_ids=positions)

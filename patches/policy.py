@@ -196,7 +196,7 @@ class Run:
 
         Args:
             replay: `replay(input_ids, valid, run)`, both `(batch, tokens)`, reads further tokens right behind each
-                row's last one, under `run`, and then takes them back.
+                row's prompt, under `run`, and then takes them back.
         """
 
 

@@ -137,6 +137,33 @@ def column_sums(
     return total
 
 
+def projected_norms(value: Tensor, weight: Tensor, heads: int, order: int) -> Tensor:
+    """Norms of what each value adds to a layer's output when a query head attends to it alone.
+
+    Args:
+        value: `(batch, kv_heads, entries, head_dim)`.
+        weight: `(hidden, heads * head_dim)` of the output projection.
+        heads: number of query heads.
+        order: of the norm, over the hidden dimension.
+    Returns:
+        `(batch, kv_heads, heads per KV head, entries)` in float32.
+    Raises:
+        ValueError: a weight that is quantized, and so cannot be read head by head.
+    """
+    if not weight.is_floating_point() or weight.shape[-1] != heads * value.shape[-1]:
+        raise ValueError(
+            f"model: its output projection has a weight of type {weight.dtype} and shape {tuple(weight.shape)}; "
+            f"allowed are floating-point weights (hidden, {heads * value.shape[-1]})"
+        )
+    parts = weight.float().unflatten(1, (value.shape[1], -1, value.shape[-1])).permute(1, 2, 3, 0)
+    size = max(ELEMENTS // (len(value) * heads * weight.shape[0]), 16)
+    norms = [
+        (block[:, :, None].float() @ parts).norm(p=order, dim=-1)  # (batch, kv_heads, group, block, hidden)
+        for block in value.split(size, dim=2)
+    ]
+    return torch.cat(norms, dim=-1)
+
+
 def visible_keys(asked: Tensor, positions: Tensor, window: int | None) -> Tensor:
     """Which keys a query attends to: bool `(batch, 1 or kv_heads, queries, keys)`; arguments as in `column_sums`."""
     queries, keys = asked[:, None, :, None], positions[:, :, None]

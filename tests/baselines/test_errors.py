@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 from transformers import StaticCache
 
@@ -21,7 +23,7 @@ from distill import (
     policies,
     policy,
 )
-from distill.patches.policy import as_policy
+from distill.patches.policy import as_policy, policy_class
 
 from ..tiny import greedy, prompt, tiny
 
@@ -95,8 +97,9 @@ def test_candidates_cannot_be_taken_back_once_the_cache_was_cut():
 
 @pytest.mark.parametrize("name", sorted(set(policies()) - {"compose", "promptdistill"}))
 def test_names_and_json(name):
-    """Every method whose arguments have defaults can be made from its name, and all from their JSON form."""
-    chosen = as_policy(name) if name != "decoding" else Decoding("knorm")
+    """Methods are made from their names, those around another one from two names, and all from their JSON form."""
+    inner = {"policy": "snapkv"} if "policy" in (field.name for field in fields(policy_class(name))) else {}
+    chosen = policy(name, **inner)
     assert chosen.name == name and as_policy(chosen.to_dict()) == chosen and hash(chosen) == hash(chosen)
 
 

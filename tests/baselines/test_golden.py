@@ -57,7 +57,7 @@ def test_case(file, make, monkeypatch):
     model = _model(file, "eager" if case["reference"]["attn_implementation"] == "eager" else "sdpa")
     ids, mask = tensors["input_ids"], tensors["attention_mask"]
     out = model(ids, attention_mask=mask, use_cache=True, logits_to_keep=1, policy=policy)
-    assert [layer.held for layer in out.past_key_values.layers] == case["kv_lengths_after_prefill"]
+    assert [layer.held for layer in out.past_key_values.layers] == after_prefill(case)
     if "prefill_logits" in tensors:
         close(out.logits[:, -1], tensors["prefill_logits"])
     check_scores(policy, out, scored, case, tensors)
@@ -89,8 +89,17 @@ def continue_under(model, policy, out, case, tensors):
     return final
 
 
+def after_prefill(case):
+    """Lengths of the layers; where heads hold unequal numbers, which the reference only masks, those of the longest."""
+    if "kept_counts" in case:
+        return [max(max(row) for row in rows) for rows in case["kept_counts"]]
+    return case["kv_lengths_after_prefill"]
+
+
 def after_decoding(case):
-    """Lengths after the 15 tokens that are fed back."""
+    """Lengths after the question and the 15 tokens that are fed back."""
+    if "kept_counts" in case:
+        return [length + case["question_length"] + case["n_new_tokens"] - 1 for length in after_prefill(case)]
     if "kv_lengths_after_decode" in case:
         return case["kv_lengths_after_decode"]
     return [length + case["n_new_tokens"] - 1 for length in case["kv_lengths_after_prefill"]]
