@@ -33,8 +33,9 @@ from benchmarks.harness import (
     table,
 )
 from distill import H2O, Compose, Decoding, Knorm, Policy, PromptDistill, SnapKV
-from distill.baselines.base import Eviction
+from distill.baselines.base import Eviction, Wrapper
 from distill.patches.cache import cache_bytes
+from distill.patches.policy import policy_class
 
 HEADER = ["method", "prefill", "s", "per token", "ms", "peak", "cache MB", "of stock", "as predicted"]
 
@@ -56,7 +57,10 @@ def methods(budget: int, layers: int) -> dict[str, Policy]:
     }
     made: dict[str, Policy] = {}
     for name in distill.policies():
-        made |= special[name] if name in special else {name: distill.policy(name, budget=budget)}
+        if issubclass(policy_class(name), Wrapper):
+            made[f"{name} (snapkv)"] = distill.policy(name, policy=SnapKV(budget))
+        else:
+            made |= special[name] if name in special else {name: distill.policy(name, budget=budget)}
     return made
 
 
