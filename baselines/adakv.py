@@ -16,7 +16,7 @@ from distill.patches.selection import top
 @register
 @dataclass(frozen=True)
 class AdaKV(Wrapper):
-    """Keeps the entries with the best scores of all heads of a layer together, so that some heads hold more than others.
+    """Keeps the best entries of all heads of a layer together, so that some heads hold more than others.
 
     Paper: "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference",
     https://arxiv.org/abs/2407.11550. The heads of a layer share as many entries as `policy`, which scores them, would
@@ -52,7 +52,7 @@ class AdaKV(Wrapper):
     def select(self, entries: Entries, scores: Tensor) -> Tensor:
         if scores.shape[1] == 1 < entries.key.shape[1]:
             raise ValueError(
-                f"policy: {self.policy.name} gives all heads the same scores; allowed are policies that score each head"
+                f"policy: {self.policy.name} gives all heads one score; allowed are policies that score each head"
             )
         real = entries.real.expand(scores.shape)
         lengths = real.sum(-1)

@@ -225,7 +225,7 @@ class Wrapper(Eviction):
         own_begin = type(self.policy).begin is not Eviction.begin and getattr(self.policy, "form", "") != "static"
         if own_begin or type(self.policy).select is not Eviction.select:
             raise ValueError(
-                f"policy: {self.policy.name} does more than to score the entries of a prompt, which {self.name} cannot "
+                f"policy: {self.policy.name} does more than score the entries of a prompt, which {self.name} cannot "
                 "take over; allowed are policies that only score"
             )
 

@@ -13,6 +13,12 @@ def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{name}: got {value!r}; allowed are {', '.join(map(repr, allowed))}")
 
 
+def check_flag(name: str, value: Any) -> None:
+    """`value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {value!r}; allowed are True and False")
+
+
 def check_kernel(name: str, value: Any) -> None:
     """`value` is an odd number of tokens."""
     check_integer(name, value, 1)

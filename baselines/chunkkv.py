@@ -17,16 +17,15 @@ from distill.patches.selection import top
 @register
 @dataclass(frozen=True)
 class ChunkKV(Wrapper):
-    """Keeps the chunks of `chunk_length` tokens with the best mean scores, whole, the same ones in all heads of a layer.
+    """Keeps the chunks of `chunk_length` tokens with the best mean scores, whole, the same in all heads of a layer.
 
     Paper: "ChunkKV: Semantic-Preserving KV Cache Compression for Efficient Long-Context LLM Inference",
     https://arxiv.org/abs/2502.00299. Scores are those of `policy`, summed over heads; what that policy always keeps
     counts as its row's highest score plus one, so a chunk that holds such entries wins where there is room. Of n
     chunks, the last of which may be shorter, a fractional budget keeps that fraction, rounded down, and an integer
     budget as many as fit into it whole. So the entries kept are fewer than the budget says, or, where rounding chunks
-    takes a larger share than rounding tokens, a few more. As in kvpress 0.5.5 (`compression_ratio=1 - budget`), prompts
-    shorter than one chunk are left to `policy`. The paper's reuse of one layer's choice in the next is left out, as
-    there.
+    takes a larger share than rounding tokens, a few more. As in kvpress 0.5.5 (`compression_ratio=1 - budget`),
+    prompts shorter than one chunk are left to `policy`, and no layer reuses the choice of another, as in the paper.
 
     kvpress gives every row of a batch the chunks of the first; here each has its own. Where chunks that are always
     kept throughout are more than fit, kvpress keeps any of them; here that is a `ValueError`. kvpress refuses eager
@@ -133,6 +132,6 @@ def check_chunks(allowed: Tensor, always: Tensor, cut: Tensor) -> None:
     if bool(short.any()):
         row = int(short.any(1).nonzero()[0, 0])
         raise ValueError(
-            f"budget: allows {int(allowed[row])} chunks in row {row}, fewer than the {int(always[row])} that consist of "
-            "entries that are always kept; allowed are larger budgets, or smaller windows"
+            f"budget: allows {int(allowed[row])} chunks in row {row}, fewer than the {int(always[row])} whose "
+            "entries are all always kept; allowed are larger budgets, or smaller windows"
         )

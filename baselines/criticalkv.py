@@ -28,8 +28,8 @@ class CriticalKV(Wrapper):
     a KV head. Defaults and equations are those of kvpress 0.5.5 (`compression_ratio=1 - budget`).
 
     What `policy` always keeps is always kept here; in kvpress the second stage may drop it. kvpress fails on models
-    whose config has no `head_dim` (Qwen2, Phi3); here the size is read off the values. Scores below zero, such as those
-    of Knorm and KeyDiff, are multiplied like any others, as there: larger norms then count against an entry.
+    whose config has no `head_dim` (Qwen2, Phi3); here the size is read off the values. Scores below zero, as
+    Knorm's and KeyDiff's, are multiplied like any others, as there: larger norms then count against an entry.
 
     Args:
         policy: scores the entries, and brings the budget.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
-from distill.baselines.checks import check_number
+from distill.baselines.checks import check_flag, check_number
 from distill.patches.policy import check_integer, register
 from distill.patches.selection import BLOCK
 
@@ -55,9 +55,8 @@ class ExpectedAttention(Budgeted):
         check_integer("sinks", self.sinks, 0)
         check_integer("future_positions", self.future_positions, 1)
         check_number("epsilon", self.epsilon, 0, 1e9)
-        for name in ("use_covariance", "use_vnorm"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed are True and False")
+        check_flag("use_covariance", self.use_covariance)
+        check_flag("use_vnorm", self.use_vnorm)
         super().__post_init__()
 
     @property

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
+from distill.baselines.checks import check_flag
 from distill.patches.policy import check_integer, register
 
 
@@ -24,10 +25,10 @@ class LagKV(Budgeted):
 
     As in kvpress 0.5.5 (`compression_ratio=1 - budget`), the budget is one for the whole prompt, not for each
     partition as in the paper; scores are ranks within a partition, in [0, 1), unless `cross_scoring`; and prompts
-    shorter than `sinks + 2 * lag_size` keep the sinks and the most recent tokens. Where the budget is too small for all
-    the recent tokens, kvpress keeps an arbitrary part of them; here the most recent ones. A channel that is constant in
-    the next partition, a division by zero there, is not scaled. Ranks tie across partitions: the earlier token is
-    kept.
+    shorter than `sinks + 2 * lag_size` keep the sinks and the most recent tokens. Where the budget is too small for
+    all the recent tokens, kvpress keeps an arbitrary part of them; here the most recent ones. A channel that is
+    constant in the next partition, a division by zero there, is not scaled. Ranks tie across partitions, and the
+    earlier token is kept.
 
     Args:
         lag_size: tokens in a partition.
@@ -44,8 +45,7 @@ class LagKV(Budgeted):
     def __post_init__(self) -> None:
         check_integer("lag_size", self.lag_size, 1)
         check_integer("sinks", self.sinks, 0)
-        if not isinstance(self.cross_scoring, bool):
-            raise ValueError(f"cross_scoring: got {self.cross_scoring!r}; allowed are True and False")
+        check_flag("cross_scoring", self.cross_scoring)
         super().__post_init__()
 
     @property

@@ -163,18 +163,18 @@ class KeptLayer(DynamicLayer):
         keys, values = self.keys, self.values
         shared = {} if shared is None else shared
         if id(self.layout) not in shared:
-            layout = _gather(self.layout[..., None], indices)[..., 0].masked_fill(
+            layout = entries_at(self.layout[..., None], indices)[..., 0].masked_fill(
                 indices.to(self.layout.device) < 0, -1
             )
             # the old layout is kept alive with the new one: an id is unique only among living objects
             shared[id(self.layout)] = (self.layout, layout)
         self.repeats *= max(indices.shape[1] // keys.shape[1], 1)
-        self.notes = {name: _gather(note[..., None], indices)[..., 0] for name, note in self.notes.items()}
+        self.notes = {name: entries_at(note[..., None], indices)[..., 0] for name, note in self.notes.items()}
         self.layout = shared[id(self.layout)][1]
         counts = self.real.sum(-1)
         self.padded = bool((counts < self.held).any())
         self.ragged = self.padded and bool((counts != counts[:, :1]).any())
-        self.keys, self.values = _gather(keys, indices), _gather(values, indices)
+        self.keys, self.values = entries_at(keys, indices), entries_at(values, indices)
 
     def get_seq_length(self) -> int:
         """Tokens seen: what `generate` counts by."""
@@ -234,8 +234,8 @@ class KeptLayer(DynamicLayer):
         self.state = {name: function(v) if isinstance(v, Tensor) else v for name, v in self.state.items()}
 
 
-def _gather(entries: Tensor, indices: Tensor) -> Tensor:
-    """Entries `(batch, heads, n, dim)` at `(batch, 1, heads or a multiple of it, kept)`; fillers get any entry."""
+def entries_at(entries: Tensor, indices: Tensor) -> Tensor:
+    """Entries `(batch, heads, n, dim)` at `(batch, 1, heads or a multiple of it, kept)`; for `-1` any entry."""
     batch, heads, _, dim = entries.shape
     index = indices.to(entries.device).clamp(min=0)
     index = index.expand(-1, max(heads, index.shape[1]), -1)

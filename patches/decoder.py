@@ -95,12 +95,12 @@ def run_decoder(
 
     stages = _Stages(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
     selections: list[Selection] = []
-    behind = (tokens.positions * tokens.prompt).amax(1) + 1
+    prompt = tokens
     if run.scout is not None:
         tokens = stages.restart(tokens, run.scout, selections)
     tokens = stages.run(tokens, selections)
     if cache is not None:
-        stages.policy_run.review(partial(stages.replay, behind))
+        stages.policy_run.review(partial(stages.replay, prompt))
     hidden = decoder.norm(tokens.hidden)
     positions = tokens.positions.masked_fill(~tokens.valid, -1)
     if align and tokens.padded:
@@ -164,6 +164,7 @@ class _Stages:
         self.seen, self.chunk, self.kwargs = seen, chunk, kwargs
         self.layers = list(decoder.layers)[: decoder.config.num_hidden_layers]
         self.passing = False  # whether the entries made now are to leave the cache as soon as their layer has run
+        self.hidden_from: Tensor | None = None  # while passing: entries from this position on are not to be seen
 
     def run(self, tokens: Tokens, selections: list[Selection]) -> Tokens:
         """Runs all layers, asking after each stage which tokens go on; adds the decisions to `selections`."""
@@ -201,19 +202,21 @@ class _Stages:
         selections.append(_selection(last, retention, tokens))
         return tokens
 
-    def replay(self, behind: Tensor, input_ids: Tensor, valid: Tensor, run: Run) -> None:
-        """Reads tokens `(batch, tokens)` behind position `behind - 1` of each row, its prompt's last, under `run`; the cache stays."""
+    def replay(self, prompt: Tokens, input_ids: Tensor, valid: Tensor, run: Run) -> None:
+        """Reads tokens `(batch, tokens)` behind the prompt of each row, under `run`; the cache stays as it is."""
         hidden = self.decoder.embed_tokens(input_ids)
+        behind = (prompt.positions * prompt.prompt).amax(1) + 1
         positions = behind[:, None] + (valid.cumsum(1) - 1).clamp(min=0)
         rotary = self.decoder.rotary_emb(hidden, position_ids=positions)
         ends = torch.full_like(behind, input_ids.shape[1] - 1)
         tokens = Tokens(hidden, positions, valid, not bool(valid.all()), rotary, ends)
         outer = self.policy_run, self.chunk, self.seen
         self.policy_run, self.chunk, self.seen, self.passing = run, None, self.seen + tokens.count, True
+        self.hidden_from = behind if bool((prompt.valid & ~prompt.prompt).any()) else None
         try:
             self._stage(range(len(self.layers)), tokens)
         finally:
-            (self.policy_run, self.chunk, self.seen), self.passing = outer, False
+            (self.policy_run, self.chunk, self.seen), self.passing, self.hidden_from = outer, False, None
 
     def _stage(self, which: range, tokens: Tokens) -> Tensor:
         size = self.chunk or tokens.count
@@ -244,11 +247,14 @@ class _Stages:
     ) -> Tensor:
         kept = self.cache.layers[index] if self.cache is not None else None
         assert kept is None or isinstance(kept, KeptLayer)
+        before = copy(kept) if self.passing else None
+        if kept is not None and kept.layout is not None and self.hidden_from is not None:
+            limit = self.hidden_from.to(kept.layout.device)[:, None, None]
+            kept.keep(indices_of(kept.real & (kept.layout < limit)))
         mask = masks.make(index, hidden, incoming, kept, self.seen)
         kwargs = self.kwargs
         if self.policy_run.observes(index):
             kwargs = kwargs | {"observer": partial(self._observe, index, hidden, tokens, start, stop)}
-        before = copy(kept) if self.passing else None
         if kept is not None:
             kept.incoming = incoming
         hidden = self.layers[index](

@@ -59,6 +59,14 @@ def protect(scores: Tensor, protected: Tensor, count: Tensor) -> Tensor:
     return scores.masked_fill(protected & (from_end <= count.to(protected.device)[..., None]), torch.inf)
 
 
+def top_jointly(scores: list[Tensor], allowed: list[Tensor], count: Tensor) -> list[Tensor]:
+    """Marks the `count` `(batch,)` highest scores of several tensors `(batch, ...)` together, as `top` does."""
+    device = scores[0].device
+    joined, candidates = (torch.cat([t.flatten(1).to(device) for t in ts], dim=1) for ts in (scores, allowed))
+    marks = top(joined, candidates, count).split([t[0].numel() for t in scores], dim=1)
+    return [mark.view(t.shape).to(t.device) for mark, t in zip(marks, scores, strict=True)]
+
+
 def indices_of(keep: Tensor) -> Tensor:
     """Turns marks into indices, ascending and aligned to the right, `-1` filling the front of rows that keep fewer.
 
@@ -135,6 +143,42 @@ def column_sums(
         visible = visible_keys(asked[:, start:stop], positions[..., :past], window)
         total[..., :past] += attention_rows(query[:, :, start:stop], key[:, :, :past], scaling, visible).sum(2)
     return total
+
+
+def column_maxima(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    known: Tensor,
+    valid: Tensor,
+    weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Largest attention probability, over queries and heads, that each earlier key gets; in blocks of queries.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, earlier + queries, head_dim)`, those of the queries, which attend causally, last.
+        known: bool `(batch, 1 or kv_heads, earlier)`: which of the earlier keys count.
+        valid: bool `(batch, queries)`: which queries, and keys of theirs, count.
+        weights: factors of the probabilities: `(batch, kv_heads, heads per KV head, earlier)` and `(batch, queries)`.
+    Returns:
+        `(batch, kv_heads, earlier)` in float32.
+    """
+    batch, heads, queries, _ = query.shape
+    kv_heads, earlier = key.shape[1], known.shape[-1]
+    best = query.new_zeros(batch, kv_heads, earlier, dtype=torch.float32)
+    size = max(ELEMENTS // (batch * heads * key.shape[2]), 16)
+    columns = torch.arange(queries, device=query.device)
+    for asking in columns.split(size):
+        own = valid[:, None] & (columns <= asking[:, None])
+        own = own[:, None].expand(-1, known.shape[1], -1, -1)
+        visible = torch.cat([known[:, :, None].expand(-1, -1, len(asking), -1), own], dim=-1)
+        visible = visible & valid[:, None, asking, None]
+        rows = attention_rows(query[:, :, asking], key, scaling, visible)[..., :earlier].unflatten(1, (kv_heads, -1))
+        if weights is not None:
+            rows = rows * weights[0][:, :, :, None] * weights[1][:, None, None, asking, None]
+        best = torch.maximum(best, rows.amax((2, 3)))
+    return best
 
 
 def projected_norms(value: Tensor, weight: Tensor, heads: int, order: int) -> Tensor:

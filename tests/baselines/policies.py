@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from distill import (
     H2O,
     TOVA,
+    AdaKV,
+    ChunkKV,
     Compose,
+    CriticalKV,
     Decoding,
+    ExpectedAttention,
     FastKV,
     GemFilter,
     KeyDiff,
     Knorm,
+    KVzip,
+    LagKV,
     ObservedAttention,
     Policy,
     PromptDistill,
@@ -37,6 +43,11 @@ def _pyramid(layer, length, budget):
     return 2 * min(length, round(1.5 * budget - layer * budget / 3))
 
 
+def _chunks(layer, length, budget):
+    """Whole chunks of 4, the last of which may be shorter and is always kept."""
+    return 2 * (budget - -length % 4 if budget < length else length)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A policy of the matrix.
@@ -53,6 +64,10 @@ class Entry:
 
 
 POLICIES: dict[str, Entry] = {
+    "adakv": Entry(lambda k: AdaKV(SnapKV(k, 4))),
+    "adakv-criticalkv": Entry(lambda k: AdaKV(CriticalKV(ExpectedAttention(k, 2)), 0.5)),
+    "adakv-query-head": Entry(lambda k: AdaKV(H2O(k, 4, granularity="query_head")), _per_query_head),
+    "chunkkv": Entry(lambda k: ChunkKV(SnapKV(k, 4), 4), _chunks),
     "compose": Entry(
         lambda k: Compose(PromptDistill([1], [k + 8]), SnapKV(k, 4)),
     ),
@@ -60,10 +75,22 @@ POLICIES: dict[str, Entry] = {
         lambda k: Compose(PromptDistill([1], [k + 8], cache_truncation_end=1), TOVA(k)),
         lambda layer, length, budget: 2 * min(budget, length) if layer > 1 else None,
     ),
+    "compose-adakv": Entry(lambda k: Compose(PromptDistill([1], [k + 8]), AdaKV(SnapKV(k, 4)))),
+    "compose-kvzip": Entry(
+        lambda k: Compose(PromptDistill([1], [k + 8]), KVzip(k, 16, 2)), lambda layer, length, budget: None
+    ),
+    "criticalkv": Entry(lambda k: CriticalKV(SnapKV(k, 4))),
     "decoding": Entry(
         lambda k: Decoding(SnapKV(window_size=4), 2, k), lambda layer, length, budget: 2 * length, constant=True
     ),
     "decoding-after-prompt": Entry(lambda k: Compose(SnapKV(k, 4), Decoding(H2O(recent_size=2), 2, k)), constant=True),
+    "decoding-adakv": Entry(
+        lambda k: Decoding(AdaKV(ExpectedAttention(sinks=2)), 2, k),
+        lambda layer, length, budget: 2 * length,
+        constant=True,
+    ),
+    "expected": Entry(lambda k: ExpectedAttention(k, 2)),
+    "expected-mean": Entry(lambda k: ExpectedAttention(k, 2, 16, use_covariance=False, use_vnorm=False)),
     "fastkv": Entry(lambda k: FastKV(k, 4, tsp_budget=k + 6, tsp_layer=1)),
     "gemfilter": Entry(lambda k: GemFilter(k, 1)),
     "h2o": Entry(lambda k: H2O(k, 4)),
@@ -74,6 +101,10 @@ POLICIES: dict[str, Entry] = {
     "h2o-query-head": Entry(lambda k: H2O(k, 4, granularity="query_head"), _per_query_head),
     "keydiff": Entry(KeyDiff),
     "knorm": Entry(Knorm),
+    "kvzip": Entry(lambda k: KVzip(k, 16, 2, instruction=(5, 6), suffix=(7,)), lambda layer, length, budget: None),
+    "kvzip-layerwise": Entry(lambda k: KVzip(k, 16, 2, layerwise=True, plus=True, continuation=(5, 6), prefix=1)),
+    "lagkv": Entry(lambda k: LagKV(k, 4, 2)),
+    "lagkv-cross": Entry(lambda k: LagKV(k, 5, 2, cross_scoring=True)),
     "observed": Entry(ObservedAttention),
     "pyramidkv": Entry(lambda k: PyramidKV(k, 4, beta=2), _pyramid),
     "random": Entry(Random),

@@ -90,7 +90,7 @@ def continue_under(model, policy, out, case, tensors):
 
 
 def after_prefill(case):
-    """Lengths of the layers; where heads hold unequal numbers, which the reference only masks, those of the longest."""
+    """Lengths of the layers; where heads hold unequal numbers, which the reference only masks, of the longest."""
     if "kept_counts" in case:
         return [max(max(row) for row in rows) for rows in case["kept_counts"]]
     return case["kv_lengths_after_prefill"]

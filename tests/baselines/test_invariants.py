@@ -60,6 +60,11 @@ def test_a_budget_that_suffices_is_stock(name, arch, implementation):
         assert torch.equal(greedy(model, ids, mask), tokens)
 
 
+def assert_at_most(heads):
+    """A layer that is cut while decoding: the budget per head, on average, and one entry more until the next cut."""
+    assert sum(map(len, heads)) <= (BUDGET + 1) * len(heads)
+
+
 @everything
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -82,7 +87,8 @@ def test_generate_is_the_loop_and_bytes_are_predicted(name, arch, implementation
     assert torch.equal(greedy(model, ids, new=STEPS), torch.cat(tokens, dim=1))
     assert torch.equal(greedy(model, ids, new=STEPS), torch.cat(tokens, dim=1))  # a second call is the first
     if POLICIES[name].constant:
-        assert all(len(head) <= BUDGET + 1 for layer in cache.layers for head in held(layer)[0])
+        for layer in cache.layers:
+            assert_at_most(held(layer)[0])
 
 
 @everything
@@ -128,13 +134,13 @@ def test_a_second_prompt_leaves_the_first_alone(name):
         assert layer.get_seq_length() == second.shape[1] - 1
         new = held(layer)[0]
         if POLICIES[name].constant:
-            assert all(len(head) <= BUDGET + 1 for head in new)
+            assert_at_most(new)
         else:
             assert all(set(a) <= set(b) for a, b in zip(old * (len(new) // len(old)), new, strict=True))
             if not name.startswith(("gemfilter", "compose")):
                 rest = [len(b) - len(a) - 3 for a, b in zip(old * (len(new) // len(old)), new, strict=True)]
                 total = POLICIES[name].entries(cache.layers.index(layer), LENGTH + 1, BUDGET)
-                assert sum(rest) * (2 if layer.layout.shape[1] == 1 else 1) == total
+                assert total is None or sum(rest) * (2 if layer.layout.shape[1] == 1 else 1) == total
 
 
 @everything
