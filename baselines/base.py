@@ -133,6 +133,11 @@ class Eviction(Policy):
         return False
 
     @property
+    def scores_only(self) -> bool:
+        """Whether scores and budget are all there is to the method, so that another one can build on them."""
+        return type(self).begin is Eviction.begin and type(self).select is Eviction.select
+
+    @property
     def granularity(self) -> str:
         """`"query_head"` if one set is kept per query head, in a cache of that many heads; else `"kv_head"`."""
         return "kv_head"
@@ -222,8 +227,7 @@ class Wrapper(Eviction):
         object.__setattr__(self, "policy", as_policy(self.policy))
         if not isinstance(self.policy, Eviction):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
-        own_begin = type(self.policy).begin is not Eviction.begin and getattr(self.policy, "form", "") != "static"
-        if own_begin or type(self.policy).select is not Eviction.select:
+        if not self.policy.scores_only:
             raise ValueError(
                 f"policy: {self.policy.name} does more than score the entries of a prompt, which {self.name} cannot "
                 "take over; allowed are policies that only score"

@@ -57,6 +57,10 @@ class H2O(Budgeted):
     def accumulates(self) -> bool:
         return True
 
+    @property
+    def scores_only(self) -> bool:
+        return self.form == "static"
+
     def collect(self, entries: Entries, so_far: Tensor | None) -> Tensor:
         sums = entries.column_sums()
         if self.granularity == "kv_head":
