@@ -28,8 +28,8 @@ class KVzip(Policy):
     Each chunk of the prompt is read once more, right behind the prompt, after `instruction` (later chunks: after
     `continuation` and the last `overlap` tokens of the chunk before) and `suffix`. With the softmax over the sinks,
     the chunk, and what is read now, an entry's score is the largest attention probability that any of these queries,
-    of any query head that shares its KV head, gives it. The best of all layers and heads together stay, which then hold
-    unequal numbers. This costs a second reading of the prompt, and pays where one cache serves many questions.
+    of any query head that shares its KV head, gives it. The best of all layers and heads together stay, which then
+    hold unequal numbers. This costs a second reading of the prompt, and pays where one cache serves many questions.
     Defaults and equations are those of kvpress 0.5.5 (`compression_ratio=1 - budget`).
 
     A policy holds token ids, not text: `KVzip.with_tokenizer` fills in the published words. kvpress takes one row, not
@@ -162,9 +162,9 @@ class _KVzipRun(Run):
         """How many of the entries with these ranks each row keeps."""
         entries = sum((rank >= 0).sum((1, 2)).cpu() for rank in ranks)
         sinks = sum(((rank >= 0) & (rank < self.policy.sinks)).sum((1, 2)).cpu() for rank in ranks)
-        rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)  # type: ignore[union-attr]
+        rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)
         kept = torch.tensor([[count - self.policy.cut(count, length)] for count, length in rows])
-        check_protected(kept, sinks[:, None], entries[:, None])  # type: ignore[index]
+        check_protected(kept, sinks[:, None], entries[:, None])
         return kept[:, 0]
 
 

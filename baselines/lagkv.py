@@ -72,7 +72,7 @@ class LagKV(Budgeted):
         order = entries.real.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
         order = order.expand(-1, entries.key.shape[1], -1)
         found = (self._distinction(states, order, partitions) for states in (entries.key, entries.value))
-        inside = sum(found) / 2  # type: ignore[operator]
+        inside = sum(found) / 2
         if not self.cross_scoring:
             inside = inside.argsort(dim=-1, stable=True).argsort(dim=-1) / self.lag_size
         ranks = order[..., self.sinks :][..., : partitions * self.lag_size]
