@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.baselines.base import Entries, Wrapper, check_protected
+from distill.baselines.base import Entries, Wrapper
 from distill.baselines.checks import check_number
 from distill.patches.policy import Call, Run, register
-from distill.patches.selection import top
+from distill.patches.selection import protect, top
 
 
 @register
@@ -60,8 +60,7 @@ class AdaKV(Wrapper):
         protected = self.protected(entries)
         if protected is not None:
             protected = protected.expand(scores.shape) & real
-            check_protected(quota, protected.sum(-1), lengths)
-            scores = scores.masked_fill(protected, torch.inf)
+            scores = protect(scores, protected, quota)
         if self.alpha:
             safe = top(scores, real, (quota.double() * self.alpha).long().clamp(min=1))
             scores = scores.masked_fill(safe, torch.inf)

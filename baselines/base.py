@@ -327,17 +327,6 @@ class EvictionRun(Run):
         return indices_of(torch.cat([earlier, keep], dim=-1))
 
 
-def check_protected(quota: Tensor, protected: Tensor, lengths: Tensor) -> None:
-    """Raises a `ValueError` where a row is cut to fewer entries than are protected."""
-    short = (quota < protected) & (quota < lengths)
-    if bool(short.any()):
-        row = int(short.flatten(1).any(1).nonzero()[0, 0])
-        raise ValueError(
-            f"budget: allows {int(quota[row].min())} of the {int(lengths[row].max())} entries of row {row}, fewer than "
-            f"the {int(protected[row].max())} that are always kept; allowed are larger budgets, or smaller windows"
-        )
-
-
 def last_queries(entries: Entries, count: int, so_far: Queries | None) -> Queries:
     """The last `count` queries that count, per row, of those so far and those of the last chunk."""
     query, asked = entries.seen.query, entries.asked

@@ -9,9 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from distill.baselines.base import Entries, Wrapper, check_protected
+from distill.baselines.base import Entries, Wrapper
 from distill.patches.policy import Call, budget_tokens, check_integer, register
-from distill.patches.selection import top
+from distill.patches.selection import protect, top
 
 
 @register
@@ -27,9 +27,9 @@ class ChunkKV(Wrapper):
     takes a larger share than rounding tokens, a few more. As in kvpress 0.5.5 (`compression_ratio=1 - budget`),
     prompts shorter than one chunk are left to `policy`, and no layer reuses the choice of another, as in the paper.
 
-    kvpress gives every row of a batch the chunks of the first; here each has its own. Where chunks that are always
-    kept throughout are more than fit, kvpress keeps any of them; here that is a `ValueError`. kvpress refuses eager
-    attention.
+    kvpress gives every row of a batch the chunks of the first; here each has its own. Where chunks of nothing
+    but what is always kept are more than fit, kvpress keeps any of them; here it is the last ones. kvpress refuses
+    eager attention.
 
     Args:
         policy: scores the entries, and brings the budget.
@@ -73,13 +73,12 @@ class ChunkKV(Wrapper):
         count = self.chunks(entries.layer_idx, lengths, entries.call.layers)
         always = (chunks.sum(protected) == chunks.sizes) & (chunks.sizes > 0)
         short, cut = lengths < self.chunk_length, lengths > quota
-        check_chunks(count, always.sum(-1), cut & ~short)
         means = chunks.sum(entries.call.reduce(lifted.sum(1, keepdim=True))) / chunks.sizes.clamp(min=1)
-        keep = (chunks.spread(top(means, chunks.sizes > 0, count)) | ~cut[..., None]) & real
+        best = top(protect(means, always, count), chunks.sizes > 0, count)
+        keep = (chunks.spread(best) | ~cut[..., None]) & real
         if not bool((short & cut).any()):
             return keep
-        check_protected(torch.where(short, quota, lengths), protected.sum(-1), lengths)
-        alone = top(scores.masked_fill(protected, torch.inf), real, quota)
+        alone = top(protect(scores, protected, quota), real, quota)
         return torch.where(short[..., None], alone, keep)
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
@@ -124,14 +123,3 @@ class _Chunks:
     def spread(self, marks: Tensor) -> Tensor:
         """Marks of chunks as marks of their entries."""
         return marks.gather(-1, self.index)
-
-
-def check_chunks(allowed: Tensor, always: Tensor, cut: Tensor) -> None:
-    """Raises a `ValueError` where more chunks are always kept than there is room for."""
-    short = (allowed < always) & cut
-    if bool(short.any()):
-        row = int(short.any(1).nonzero()[0, 0])
-        raise ValueError(
-            f"budget: allows {int(allowed[row])} chunks in row {row}, fewer than the {int(always[row])} whose "
-            "entries are all always kept; allowed are larger budgets, or smaller windows"
-        )

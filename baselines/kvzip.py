@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.base import check_protected
 from distill.baselines.checks import check_flag
 from distill.patches.cache import entries_at
 from distill.patches.policy import Call, Observation, Policy, Run, check_budget, check_integer, register
@@ -163,9 +162,13 @@ class _KVzipRun(Run):
         entries = sum((rank >= 0).sum((1, 2)).cpu() for rank in ranks)
         sinks = sum(((rank >= 0) & (rank < self.policy.sinks)).sum((1, 2)).cpu() for rank in ranks)
         rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)
-        kept = torch.tensor([[count - self.policy.cut(count, length)] for count, length in rows])
-        check_protected(kept, sinks[:, None], entries[:, None])
-        return kept[:, 0]
+        kept = torch.tensor([count - self.policy.cut(count, length) for count, length in rows])
+        if bool(((kept < sinks) & (kept < entries)).any()):
+            raise ValueError(
+                f"budget: leaves {kept.tolist()} entries per row, and the sinks alone are {sinks.tolist()}; allowed are "
+                "larger budgets, or fewer sinks"
+            )
+        return kept
 
 
 class _Replay(Run):

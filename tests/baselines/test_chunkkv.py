@@ -74,5 +74,8 @@ def test_bad_input():
         ChunkKV(StreamingLLM(19))
     with pytest.raises(ValueError, match="chunk_length: got 0; allowed are integers >= 1"):
         ChunkKV(Knorm(), 0)
-    with pytest.raises(ValueError, match="budget: allows 1 chunks in row 0, fewer than the 2 whose entries"):
-        cache_of(ChunkKV(SnapKV(0.2, 8), 4), prompt(32))
+
+
+def test_a_window_of_more_chunks_than_fit_keeps_the_last():
+    for layer in cache_of(ChunkKV(SnapKV(0.2, 8), 4), prompt(32)).layers:
+        assert held(layer) == [28, 29, 30, 31]
