@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.baselines.base import Entries, Wrapper
-from distill.baselines.checks import check_number
+from distill.baselines.checks import check_number, check_uneven
 from distill.patches.policy import Call, Run, register
 from distill.patches.selection import protect, top
 
@@ -41,6 +42,10 @@ class AdaKV(Wrapper):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("alpha", self.alpha, 0, 1)
+
+    def check(self, config: Any) -> None:
+        super().check(config)
+        check_uneven(self.name, config)
 
     def begin(self, call: Call) -> Run | None:
         if call.ranks > 1:

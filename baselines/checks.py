@@ -30,3 +30,13 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
     """`value` is a number (no bool) in `[least, most]`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         raise ValueError(f"{name}: got {value!r}; allowed are numbers from {least} to {most}")
+
+
+def check_uneven(name: str, config: Any) -> None:
+    """The model's attention can take a mask per head, which a cache needs whose heads hold unequal numbers."""
+    implementation = config._attn_implementation
+    if implementation not in (None, "eager", "sdpa"):
+        raise ValueError(
+            f"attn_implementation: got {implementation!r}, which takes one mask for all heads, while {name} keeps "
+            "unequal numbers of entries in them; allowed are 'eager' and 'sdpa'"
+        )

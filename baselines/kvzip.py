@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.checks import check_flag
+from distill.baselines.checks import check_flag, check_uneven
 from distill.patches.cache import entries_at
 from distill.patches.policy import Call, Observation, Policy, Run, check_budget, check_integer, register
 from distill.patches.selection import column_maxima, indices_of, projected_norms, top_jointly
@@ -81,6 +81,9 @@ class KVzip(Policy):
         """The published words before each chunk; `suffix`: what stands between context and answer in a chat."""
         ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (FIRST, LATER, suffix)]
         return cls(instruction=ids[0], continuation=ids[1], suffix=ids[2], **arguments)
+
+    def check(self, config: Any) -> None:
+        check_uneven(self.name, config)
 
     def cut(self, entries: int, length: int) -> int:
         """How many of the entries that a prompt of `length` tokens has in some heads are dropped."""
@@ -165,8 +168,7 @@ class _KVzipRun(Run):
         kept = torch.tensor([count - self.policy.cut(count, length) for count, length in rows])
         if bool(((kept < sinks) & (kept < entries)).any()):
             raise ValueError(
-                f"budget: leaves {kept.tolist()} entries per row, and the sinks alone are {sinks.tolist()}; allowed are "
-                "larger budgets, or fewer sinks"
+                f"budget: leaves {kept.tolist()} entries, fewer than the sinks {sinks.tolist()}; allowed are more"
             )
         return kept
 

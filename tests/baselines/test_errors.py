@@ -5,16 +5,19 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-from transformers import StaticCache
+from transformers import AttentionInterface, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from distill import (
     H2O,
     TOVA,
+    AdaKV,
     Compose,
     Decoding,
     FastKV,
     GemFilter,
     Knorm,
+    KVzip,
     PromptDistill,
     PyramidKV,
     Random,
@@ -80,6 +83,16 @@ def test_layers_that_a_model_lacks():
     ):
         with pytest.raises(ValueError, match=message):
             tiny("llama", chosen)
+
+
+@pytest.mark.parametrize("chosen", [AdaKV(Knorm(12)), KVzip(12), Compose(Knorm(12), AdaKV(Knorm(12)))])
+def test_an_attention_that_knows_no_masks_per_head(chosen):
+    AttentionInterface.register("distill_test_kernel", sdpa_attention_forward)
+    model = tiny("llama")
+    model.set_attn_implementation("distill_test_kernel")
+    with pytest.raises(ValueError, match=r"attn_implementation: got 'distill_test_kernel'.* 'eager' and 'sdpa'"):
+        model(prompt(40), use_cache=True, logits_to_keep=1, policy=chosen)
+    assert model(prompt(40), use_cache=True, logits_to_keep=1, policy=Knorm(12)).past_key_values.layers[0].held == 12
 
 
 def test_a_cache_that_cannot_drop():

@@ -110,7 +110,7 @@ def test_bad_input():
         (lambda: KVzip(layerwise=None), "layerwise: got None; allowed are True and False"),
         (
             lambda: run(tiny("llama", KVzip(0.05)), ids),
-            r"budget: leaves \[16\] entries per row, and the sinks alone are \[32\]",
+            r"budget: leaves \[16\] entries, fewer than the sinks \[32\]",
         ),
         (lambda: run(tiny("llama", KVzip(0.5, prefix=40)), ids), "prefix: got 40; allowed are integers < 40"),
     ):
