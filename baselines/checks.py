@@ -32,6 +32,14 @@ def check_number(name: str, value: Any, least: float, most: float) -> None:
         raise ValueError(f"{name}: got {value!r}; allowed are numbers from {least} to {most}")
 
 
+def check_token_ids(name: str, value: Any) -> None:
+    """`value` is a list of token ids."""
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"{name}: got {value!r}; allowed is a list of token ids")
+    for token in value:
+        check_integer(name, token, 0)
+
+
 def check_uneven(name: str, config: Any) -> None:
     """The model's attention can take a mask per head, which a cache needs whose heads hold unequal numbers."""
     implementation = config._attn_implementation

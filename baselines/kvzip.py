@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.checks import check_flag, check_uneven
+from distill.baselines.checks import check_flag, check_token_ids, check_uneven
 from distill.patches.cache import entries_at
 from distill.patches.policy import Call, Observation, Policy, Run, check_budget, check_integer, register
 from distill.patches.selection import column_maxima, indices_of, projected_norms, top_jointly
@@ -67,12 +67,8 @@ class KVzip(Policy):
         check_flag("layerwise", self.layerwise)
         check_flag("plus", self.plus)
         for name in ("instruction", "continuation", "suffix"):
-            value = getattr(self, name)
-            if not isinstance(value, (list, tuple)):
-                raise ValueError(f"{name}: got {value!r}; allowed is a list of token ids")
-            for token in value:
-                check_integer(name, token, 0)
-            object.__setattr__(self, name, tuple(value))
+            check_token_ids(name, getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         if isinstance(self.budget, int) and self.budget <= self.sinks:
             raise ValueError(f"budget: got {self.budget}; allowed are integers > sinks ({self.sinks}), or fractions")
 
