@@ -1,1 +1,41 @@
+"""The published methods, one file each, all on the mechanism of `distill.patches`. Importing registers them."""
 
+from distill.baselines.adakv import AdaKV
+from distill.baselines.chunkkv import ChunkKV
+from distill.baselines.criticalkv import CriticalKV
+from distill.baselines.decoding import Decoding
+from distill.baselines.expected_attention import ExpectedAttention
+from distill.baselines.fastkv import FastKV
+from distill.baselines.gemfilter import GemFilter
+from distill.baselines.h2o import H2O
+from distill.baselines.keydiff import KeyDiff
+from distill.baselines.knorm import Knorm
+from distill.baselines.kvzip import KVzip
+from distill.baselines.lagkv import LagKV
+from distill.baselines.observed import ObservedAttention
+from distill.baselines.pyramidkv import PyramidKV
+from distill.baselines.random import Random
+from distill.baselines.snapkv import SnapKV
+from distill.baselines.streamingllm import StreamingLLM
+from distill.baselines.tova import TOVA
+
+__all__ = [
+    "H2O",
+    "TOVA",
+    "AdaKV",
+    "ChunkKV",
+    "CriticalKV",
+    "Decoding",
+    "ExpectedAttention",
+    "FastKV",
+    "GemFilter",
+    "KVzip",
+    "KeyDiff",
+    "Knorm",
+    "LagKV",
+    "ObservedAttention",
+    "PyramidKV",
+    "Random",
+    "SnapKV",
+    "StreamingLLM",
+]

@@ -19,6 +19,7 @@ M_MMAP_THRESHOLD = -3  # glibc's mallopt: blocks of this size come from the syst
 
 SIZES = {
     "tiny": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "heads": (4, 2)},
+    "deep": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 16, "heads": (4, 2)},
     "small": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 16, "heads": (8, 4)},
     "1b": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "heads": (32, 8)},
     "8b": {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "heads": (32, 8)},

@@ -9,6 +9,26 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from distill.baselines import (
+    H2O,
+    TOVA,
+    AdaKV,
+    ChunkKV,
+    CriticalKV,
+    Decoding,
+    ExpectedAttention,
+    FastKV,
+    GemFilter,
+    KeyDiff,
+    Knorm,
+    KVzip,
+    LagKV,
+    ObservedAttention,
+    PyramidKV,
+    Random,
+    SnapKV,
+    StreamingLLM,
+)
 from distill.models import (
     DistillLlamaConfig,
     DistillMistralConfig,
@@ -19,6 +39,7 @@ from distill.models import (
     architectures,
     load,
 )
+from distill.patches.compose import Compose
 from distill.patches.policy import Policy, policies, policy
 
 __version__ = "0.1.0"
@@ -29,14 +50,33 @@ _LAZY = {
 }
 
 __all__ = [
+    "H2O",
+    "TOVA",
+    "AdaKV",
+    "ChunkKV",
+    "Compose",
+    "CriticalKV",
+    "Decoding",
     "Distill",
     "DistillLlamaConfig",
     "DistillMistralConfig",
     "DistillPhi3Config",
     "DistillQwen2Config",
     "DistillQwen3Config",
+    "ExpectedAttention",
+    "FastKV",
+    "GemFilter",
+    "KVzip",
+    "KeyDiff",
+    "Knorm",
+    "LagKV",
+    "ObservedAttention",
     "Policy",
     "PromptDistill",
+    "PyramidKV",
+    "Random",
+    "SnapKV",
+    "StreamingLLM",
     "__version__",
     "architectures",
     "load",

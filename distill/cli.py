@@ -15,6 +15,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "prune": ("distill.pruning.cli", "shorten a text to an exact token budget, keeping what must be kept"),
     "eval": ("distill.evaluation.cli", "run and score long-context benchmarks"),
+    "methods": ("distill.baselines.cli_methods", "list the methods: arguments, paper, one line"),
+    "generate": ("distill.baselines.cli_generate", "answer a question about a text under any method"),
     "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),
 }
 

@@ -21,7 +21,7 @@ from distill.patches.policy import (
     check_integer,
     register,
 )
-from distill.patches.selection import attention_rows, mean_logits, pool, top
+from distill.patches.selection import attention_rows, last_rows, mean_logits, pool, top
 
 
 @register
@@ -132,11 +132,7 @@ class _PromptDistillRun(Run):
         window = self.policy.observation_window
         ends = seen.tokens.ends.to(seen.query.device)
         columns = ends[:, None] + torch.arange(1 - window, 1, device=ends.device)
-        here = columns - seen.start
-        inside = (here >= 0) & (here < seen.query.shape[2])
-        where = here.clamp(0, seen.query.shape[2] - 1)[:, None, :, None]
-        rows = seen.query.gather(2, where.expand(-1, seen.query.shape[1], -1, seen.query.shape[3]))
-        self.queries = rows if self.queries is None else torch.where(inside[:, None, :, None], rows, self.queries)
+        self.queries = last_rows(seen.query, columns - seen.start, self.queries)
         if seen.complete:
             self.scores = self._score(seen, self.queries, columns)
             self.queries = None

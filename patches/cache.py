@@ -8,9 +8,11 @@ object identity.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
@@ -24,14 +26,15 @@ class Incoming:
     Args:
         positions: `(batch, new)` original positions, `PADDING` where an entry is none.
         seen: tokens the model will have seen after this update.
+        padded: whether any of the positions may be `PADDING`.
     """
 
-    def __init__(self, positions: Tensor, seen: int) -> None:
-        self.positions, self.seen = positions[:, None], seen
+    def __init__(self, positions: Tensor, seen: int, padded: bool = True) -> None:
+        self.positions, self.seen, self.padded = positions[:, None], seen, padded
         self._joined: dict[int, tuple[Tensor | None, Tensor]] = {}
 
     def after(self, held: Tensor | None) -> Tensor:
-        """Positions `(batch, 1 or kv_heads, held + new)`; the same object for layers that held the same object."""
+        """Positions `(batch, 1 or heads, held + new)`; the same object for layers that held the same object."""
         if id(held) not in self._joined:
             new = self.positions
             if held is not None:
@@ -41,69 +44,137 @@ class Incoming:
         return self._joined[id(held)][1]
 
 
-class KeptLayer(DynamicLayer):
-    """One layer of a cache from which entries can be dropped, per batch row and, if asked, per KV head.
+class _Entries:
+    """Keys or values of a `KeptLayer`, `(batch, heads, held, head_dim)`.
 
-    Attributes:
-        keys, values: `(batch, kv_heads, held, head_dim)`.
-        seen: number of tokens the model has read, dropped ones and padding included.
+    Where heads hold unequal numbers of entries, only the real ones are stored, one behind the other; the tensor with
+    fillers is made when it is asked for.
     """
 
-    keys: Tensor
-    values: Tensor
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = f"_{name}"
+
+    def __get__(self, layer: KeptLayer | None, owner: type) -> Any:
+        if layer is None:
+            return self
+        stored = layer.__dict__.get(self.name)
+        if stored is None or not layer.ragged:
+            return stored
+        real = layer.real.to(stored.device)
+        padded = stored.new_zeros(*real.shape, stored.shape[-1])
+        padded[real] = stored
+        return padded
+
+    def __set__(self, layer: KeptLayer, entries: Tensor | None) -> None:
+        if entries is not None and layer.ragged:
+            entries = entries[layer.real.to(entries.device)]
+        layer.__dict__[self.name] = entries
+
+
+class KeptLayer(DynamicLayer):
+    """One layer of a cache from which entries can be dropped, per batch row and, if asked, per head.
+
+    Attributes:
+        keys, values: `(batch, heads, held, head_dim)`; the heads are the KV heads, or the query heads once a policy
+            has kept one set per query head.
+        seen: number of tokens the model has read, dropped ones and padding included.
+        padded: whether some entries are fillers.
+        ragged: whether the heads of a row hold unequal numbers of entries, which are then stored without fillers.
+        repeats: cache heads per KV head of the model.
+        settled: so many seen tokens can no longer be taken back, since entries were dropped on their account.
+        shift: `(batch,)` by how much rotary positions lag behind original ones, after a restart; else `None`.
+        notes: a policy's numbers per entry, `(batch, heads, held)`; they follow the entries, new ones get 0.
+        state: what else a policy remembers from call to call; tensors have the batch first and follow its rows.
+    """
+
+    keys, values = _Entries(), _Entries()
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = 0
+        self._forget()
+
+    def _forget(self) -> None:
+        self.layout: Tensor | None = None  # (batch, 1 or heads, held)
         self.incoming: Incoming | None = None
-        self.layout: Tensor | None = None  # (batch, 1 or kv_heads, held)
+        self.seen, self.settled, self.repeats = 0, 0, 1
+        self.padded = self.ragged = False
+        self.shift: Tensor | None = None
+        self.notes: dict[str, Tensor] = {}
+        self.state: dict[str, Any] = {}
 
     @property
     def held(self) -> int:
         """Entries per batch row and head, fillers of short rows included."""
-        return self.keys.shape[-2] if self.is_initialized and self.keys.numel() else 0
+        return 0 if self.layout is None else self.layout.shape[-1]
 
     @property
     def positions(self) -> Tensor | None:
         """Original position of each held entry, ascending, `-1` for padding.
 
-        `(batch, held)`; `(batch, kv_heads, held)` where heads hold different tokens. `None` before the first update.
+        `(batch, held)`; `(batch, heads, held)` where heads hold different tokens. `None` before the first update.
         """
         if self.layout is None or self.layout.shape[1] > 1:
             return self.layout
         return self.layout[:, 0]
 
+    @property
+    def real(self) -> Tensor:
+        """bool `(batch, 1 or heads, held)`: False for fillers."""
+        assert self.layout is not None
+        return self.layout >= 0
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the keys and values as they are stored; a view counts as what it is a view of."""
+        stored = (self.__dict__.get("_keys"), self.__dict__.get("_values"))
+        return sum(tensor.untyped_storage().nbytes() for tensor in stored if tensor is not None)
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Appends `(batch, kv_heads, new, head_dim)`; positions come from `incoming`, else count on from `seen`."""
         incoming, self.incoming = self.incoming, None
+        batch, new = key_states.shape[0], key_states.shape[-2]
         if incoming is None:
-            batch, new = key_states.shape[0], key_states.shape[-2]
             counted = torch.arange(self.seen, self.seen + new, device=key_states.device)
-            incoming = Incoming(counted.expand(batch, -1), self.seen + new)
+            incoming = Incoming(counted.expand(batch, -1), self.seen + new, padded=False)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if self.repeats > 1:
+            key_states = key_states.repeat_interleave(self.repeats, dim=1)
+            value_states = value_states.repeat_interleave(self.repeats, dim=1)
+        keys = torch.cat([self.keys, key_states], dim=-2)
+        values = torch.cat([self.values, value_states], dim=-2)
         self.layout, self.seen = incoming.after(self.layout), incoming.seen
-        return super().update(key_states, value_states, *args, **kwargs)
+        self.padded = self.padded or incoming.padded
+        self.notes = {name: F.pad(note, (0, new)) for name, note in self.notes.items()}
+        self.keys, self.values = keys, values
+        return keys, values
 
     def keep(self, indices: Tensor, shared: dict[int, Any] | None = None) -> None:
         """Drops all entries but those at `indices`, at once.
 
         Args:
-            indices: `(batch, kept)` or `(batch, kv_heads, kept)`, ascending, `-1` for a filler entry.
+            indices: `(batch, kept)` or `(batch, 1 or heads, kept)`, ascending, `-1` for a filler entry. With one row
+                per query head, the cache holds that many heads from now on.
             shared: pass one dict to all layers that keep the same indices, and they will share their positions.
         """
         assert self.layout is not None
         if indices.dim() == 2:
             indices = indices[:, None]
+        keys, values = self.keys, self.values
         shared = {} if shared is None else shared
         if id(self.layout) not in shared:
-            index = indices.to(self.layout.device)
-            heads = max(index.shape[1], self.layout.shape[1])
-            layout = self.layout.expand(-1, heads, -1).gather(-1, index.clamp(min=0).expand(-1, heads, -1))
+            layout = entries_at(self.layout[..., None], indices)[..., 0].masked_fill(
+                indices.to(self.layout.device) < 0, -1
+            )
             # the old layout is kept alive with the new one: an id is unique only among living objects
-            shared[id(self.layout)] = (self.layout, layout.masked_fill(index < 0, PADDING))
+            shared[id(self.layout)] = (self.layout, layout)
+        self.repeats *= max(indices.shape[1] // keys.shape[1], 1)
+        self.notes = {name: entries_at(note[..., None], indices)[..., 0] for name, note in self.notes.items()}
         self.layout = shared[id(self.layout)][1]
-        rows = indices.to(self.keys.device).clamp(min=0).expand(-1, self.keys.shape[1], -1)[..., None]
-        self.keys = self.keys.gather(2, rows.expand(-1, -1, -1, self.keys.shape[-1]))
-        self.values = self.values.gather(2, rows.expand(-1, -1, -1, self.values.shape[-1]))
+        counts = self.real.sum(-1)
+        self.padded = bool((counts < self.held).any())
+        self.ragged = self.padded and bool((counts != counts[:, :1]).any())
+        self.keys, self.values = entries_at(keys, indices), entries_at(values, indices)
 
     def get_seq_length(self) -> int:
         """Tokens seen: what `generate` counts by."""
@@ -117,39 +188,71 @@ class KeptLayer(DynamicLayer):
         """Takes back the last `-tokens_to_remove` tokens, as assisted decoding does with rejected candidates.
 
         Raises:
-            ValueError: some of those tokens, or one before them that they pushed out, are no longer held.
+            ValueError: some of those tokens are no longer held, or others were dropped on their account.
         """
-        super().crop(tokens_to_remove)
+        if tokens_to_remove > 0:
+            raise ValueError(f"tokens_to_remove: got {tokens_to_remove}; allowed are integers <= 0")
         if tokens_to_remove == 0 or self.layout is None:
             return
-        count = -tokens_to_remove
+        count = -int(tokens_to_remove)  # Transformers may pass a tensor
         last = self.layout[..., -count:]
-        if count > self.layout.shape[-1] or bool((last.diff(dim=-1) != 1).any()) or bool((last < 0).any()):
+        lost = count > self.held or bool((last.diff(dim=-1) != 1).any()) or bool((last < 0).any())
+        if lost or self.seen - count < self.settled:
             raise ValueError(
-                f"tokens_to_remove: cannot take back {count} tokens, some of them have been evicted from this layer"
+                f"tokens_to_remove: cannot take back {count} tokens, some of them, or others on their account, have "
+                "been evicted from this layer"
             )
-        self.layout, self.seen = self.layout[..., :-count], self.seen - count
+        self._map(lambda entries: entries[:, :, :-count])
+        self.seen -= count
 
     def reset(self) -> None:
         """Empties the layer."""
-        self.keys = self.values = self.layout = self.incoming = None
-        self.is_initialized, self.seen = False, 0
+        self.keys = self.values = None
+        self.is_initialized = False
+        self._forget()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        super().reorder_cache(beam_idx)
-        self._map_layout(lambda layout: layout.index_select(0, beam_idx.to(layout.device)))
+        self._map_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self._map_layout(lambda layout: layout.repeat_interleave(repeats, dim=0))
+        self._map_rows(lambda rows: rows.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        super().batch_select_indices(indices)
-        self._map_layout(lambda layout: layout[indices.to(layout.device)])
+        self._map_rows(lambda rows: rows[indices.to(rows.device)])
 
-    def _map_layout(self, function: Any) -> None:
+    def _map(self, function: Callable[[Tensor], Tensor]) -> None:
+        """Applies a function to all that is held per entry, `(batch, heads, held, ...)`."""
         if self.layout is not None:
+            keys, values = function(self.keys), function(self.values)
             self.layout = function(self.layout)
+            self.notes = {name: function(note) for name, note in self.notes.items()}
+            self.keys, self.values = keys, values
+
+    def _map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._map(function)
+        self.shift = None if self.shift is None else function(self.shift)
+        self.state = {name: function(v) if isinstance(v, Tensor) else v for name, v in self.state.items()}
+
+
+def entries_at(entries: Tensor, indices: Tensor) -> Tensor:
+    """Entries `(batch, heads, n, dim)` at `(batch, 1, heads or a multiple of it, kept)`; for `-1` any entry."""
+    batch, heads, _, dim = entries.shape
+    index = indices.to(entries.device).clamp(min=0)
+    index = index.expand(-1, max(heads, index.shape[1]), -1)
+    groups = index.shape[1] // heads
+    index = index.reshape(batch, heads, groups, -1, 1).expand(-1, -1, -1, -1, dim)
+    return entries[:, :, None].expand(-1, -1, groups, -1, -1).gather(3, index).flatten(1, 2)
+
+
+def cache_bytes(cache: Cache) -> int:
+    """Bytes of the keys and values in a cache, stock or ours."""
+    total = 0
+    for layer in cache.layers:
+        if isinstance(layer, KeptLayer):
+            total += layer.nbytes
+        elif layer.keys is not None:
+            total += sum(tensor.untyped_storage().nbytes() for tensor in (layer.keys, layer.values))
+    return total
 
 
 def holds_kept_layers(cache: Any) -> bool:
@@ -194,6 +297,7 @@ def _adopt_layer(layer: CacheLayerMixin, mask: Tensor | None, layouts: dict[int,
             layouts[seen] = _positions_seen(layer.keys, seen, mask)
         kept.lazy_initialization(layer.keys, layer.values)
         kept.keys, kept.values, kept.seen, kept.layout = layer.keys, layer.values, seen, layouts[seen]
+        kept.padded = not bool(kept.real.all())
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from transformers.utils.output_capturing import capture_outputs
 from distill.patches.cache import Incoming, KeptLayer, adopt
 from distill.patches.masks import Masks
 from distill.patches.parallel import head_ranks
-from distill.patches.policy import Call, Observation, Policy, Run, Tokens, check_integer
+from distill.patches.policy import Call, Observation, Policy, Retention, Run, Tokens, check_integer
 from distill.patches.selection import indices_of
 
 
@@ -83,8 +84,9 @@ def run_decoder(
         else None
     )
     past = cache.get_seq_length() if cache is not None else 0
-    tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, prompt_ends, protect)
-    call = Call(decoder, tokens, past, cache, *head_ranks(mesh))
+    shift = None if cache is None else cache.layers[0].shift
+    tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift, prompt_ends, protect)
+    call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh))
     run = (policy.begin(call) if policy is not None else None) or Run()
     if prefill_chunk_size is not None:
         check_integer("prefill_chunk_size", prefill_chunk_size, 1)
@@ -92,7 +94,13 @@ def run_decoder(
             raise ValueError("prefill_chunk_size: needs a cache (use_cache=True), got use_cache=False")
 
     stages = _Stages(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
-    tokens, selections = stages.run(tokens)
+    selections: list[Selection] = []
+    prompt = tokens
+    if run.scout is not None:
+        tokens = stages.restart(tokens, run.scout, selections)
+    tokens = stages.run(tokens, selections)
+    if cache is not None:
+        stages.policy_run.review(partial(stages.replay, prompt))
     hidden = decoder.norm(tokens.hidden)
     positions = tokens.positions.masked_fill(~tokens.valid, -1)
     if align and tokens.padded:
@@ -111,6 +119,7 @@ def _tokens(
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
     past: int,
+    shift: Tensor | None,
     prompt_ends: Tensor | int | None,
     protect: int,
 ) -> Tokens:
@@ -124,7 +133,8 @@ def _tokens(
         )
     if position_ids is None:
         position_ids = torch.arange(past, past + count, device=hidden.device)[None]
-    rotary = decoder.rotary_emb(hidden, position_ids=position_ids)
+    rotated = position_ids if shift is None else position_ids - shift.to(position_ids.device)[:, None]
+    rotary = decoder.rotary_emb(hidden, position_ids=rotated)
     if attention_mask is None:
         valid = torch.ones(batch, count, dtype=torch.bool, device=hidden.device)
     else:
@@ -152,28 +162,63 @@ class _Stages:
     ) -> None:
         self.decoder, self.policy_run, self.cache = decoder, run, cache
         self.seen, self.chunk, self.kwargs = seen, chunk, kwargs
+        self.layers = list(decoder.layers)[: decoder.config.num_hidden_layers]
+        self.passing = False  # whether the entries made now are to leave the cache as soon as their layer has run
+        self.hidden_from: Tensor | None = None  # while passing: entries from this position on are not to be seen
 
-    def run(self, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
-        layers = list(self.decoder.layers)[: self.decoder.config.num_hidden_layers]
-        cuts = sorted({*self.policy_run.boundaries, len(layers) - 1})
-        selections: list[Selection] = []
+    def run(self, tokens: Tokens, selections: list[Selection]) -> Tokens:
+        """Runs all layers, asking after each stage which tokens go on; adds the decisions to `selections`."""
+        cuts = sorted({*self.policy_run.boundaries, len(self.layers) - 1})
         first = 0
         for last in cuts:
-            tokens.hidden = self._stage(layers, range(first, last + 1), tokens)
+            tokens.hidden = self._stage(range(first, last + 1), tokens)
             first = last + 1
             retention = self.policy_run.retain(last, tokens)
             if retention is None:
                 continue
             indices = indices_of(retention.keep & tokens.valid)
             if indices.shape[1] < tokens.count:
+                before, tokens = tokens, tokens.at(indices)
                 if retention.truncate:
-                    self._truncate(range(last + 1), indices, tokens.count)
-                tokens = tokens.at(indices)
-            positions = tokens.positions.masked_fill(~tokens.valid, -1)
-            selections.append(Selection(last, retention.scores, positions))
-        return tokens, selections
+                    self._truncate(range(last + 1), before, tokens)
+            selections.append(_selection(last, retention, tokens))
+        return tokens
 
-    def _stage(self, layers: list[nn.Module], which: range, tokens: Tokens) -> Tensor:
+    def restart(self, tokens: Tokens, last: int, selections: list[Selection]) -> Tokens:
+        """Runs layers up to `last` beside the cache, then begins anew with what the policy keeps, renumbered."""
+        embedded, cache = tokens.hidden, self.cache
+        self.cache = None if self.chunk is None else adopt(None, len(self.layers), None)
+        tokens.hidden = self._stage(range(last + 1), tokens)
+        self.cache = cache
+        retention = self.policy_run.restart(tokens)
+        self.policy_run = Run()
+        tokens.hidden = embedded
+        before, tokens = tokens, tokens.at(indices_of(retention.keep & tokens.valid))
+        renumbered = (tokens.valid.cumsum(1) - 1).clamp(min=0)
+        tokens.rotary = self.decoder.rotary_emb(tokens.hidden, position_ids=renumbered)
+        shift = before.valid.sum(1) - tokens.valid.sum(1)
+        for layer in [] if cache is None else cache.layers:
+            layer.shift = shift
+        selections.append(_selection(last, retention, tokens))
+        return tokens
+
+    def replay(self, prompt: Tokens, input_ids: Tensor, valid: Tensor, run: Run) -> None:
+        """Reads tokens `(batch, tokens)` behind the prompt of each row, under `run`; the cache stays as it is."""
+        hidden = self.decoder.embed_tokens(input_ids)
+        behind = (prompt.positions * prompt.prompt).amax(1) + 1
+        positions = behind[:, None] + (valid.cumsum(1) - 1).clamp(min=0)
+        rotary = self.decoder.rotary_emb(hidden, position_ids=positions)
+        ends = torch.full_like(behind, input_ids.shape[1] - 1)
+        tokens = Tokens(hidden, positions, valid, not bool(valid.all()), rotary, ends)
+        outer = self.policy_run, self.chunk, self.seen
+        self.policy_run, self.chunk, self.seen, self.passing = run, None, self.seen + tokens.count, True
+        self.hidden_from = behind if bool((prompt.valid & ~prompt.prompt).any()) else None
+        try:
+            self._stage(range(len(self.layers)), tokens)
+        finally:
+            (self.policy_run, self.chunk, self.seen), self.passing, self.hidden_from = outer, False, None
+
+    def _stage(self, which: range, tokens: Tokens) -> Tensor:
         size = self.chunk or tokens.count
         masks = Masks(self.decoder.config)
         outputs = []
@@ -183,15 +228,15 @@ class _Stages:
             incoming = Incoming(
                 tokens.positions[:, start:stop].masked_fill(~tokens.valid[:, start:stop], -1),
                 self.seen if stop == tokens.count else self.seen - tokens.count + stop,
+                tokens.padded,
             )
             for index in which:
-                hidden = self._layer(layers[index], index, hidden, tokens, start, stop, incoming, masks)
+                hidden = self._layer(index, hidden, tokens, start, stop, incoming, masks)
             outputs.append(hidden)
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
 
     def _layer(
         self,
-        layer: nn.Module,
         index: int,
         hidden: Tensor,
         tokens: Tokens,
@@ -202,14 +247,17 @@ class _Stages:
     ) -> Tensor:
         kept = self.cache.layers[index] if self.cache is not None else None
         assert kept is None or isinstance(kept, KeptLayer)
-        held = None if kept is None else kept.layout
-        mask = masks.make(index, hidden, incoming, held, self.seen, tokens.padded)
+        before = copy(kept) if self.passing else None
+        if kept is not None and kept.layout is not None and self.hidden_from is not None:
+            limit = self.hidden_from.to(kept.layout.device)[:, None, None]
+            kept.keep(indices_of(kept.real & (kept.layout < limit)))
+        mask = masks.make(index, hidden, incoming, kept, self.seen)
         kwargs = self.kwargs
         if self.policy_run.observes(index):
-            kwargs = kwargs | {"observer": partial(self._observe, index, tokens, start, stop)}
+            kwargs = kwargs | {"observer": partial(self._observe, index, hidden, tokens, start, stop)}
         if kept is not None:
             kept.incoming = incoming
-        hidden = layer(
+        hidden = self.layers[index](
             hidden,
             attention_mask=mask,
             # only the rotary tables carry positions: attention kernels read gaps in position_ids as packed sequences
@@ -219,7 +267,10 @@ class _Stages:
             use_cache=self.cache is not None,
             **kwargs,
         )
-        if kept is not None and stop == tokens.count:
+        if before is not None:
+            assert self.cache is not None
+            self.cache.layers[index] = before
+        elif kept is not None and stop == tokens.count:
             indices = self.policy_run.evict(index, kept)
             if indices is not None:
                 kept.keep(indices)
@@ -228,6 +279,7 @@ class _Stages:
     def _observe(
         self,
         index: int,
+        hidden: Tensor,
         tokens: Tokens,
         start: int,
         stop: int,
@@ -236,17 +288,38 @@ class _Stages:
         key: Tensor,
         value: Tensor,
     ) -> None:
-        self.policy_run.observe(index, Observation(module, query, key, value, start, stop, tokens))
+        layer = self.layers[index]
+        self.policy_run.observe(index, Observation(layer, hidden, module, query, key, value, start, stop, tokens))
 
-    def _truncate(self, which: range, indices: Tensor, count: int) -> None:
-        """Drops from the caches of some layers what did not go on; what they held before this call stays."""
+    def _truncate(self, which: range, before: Tokens, after: Tokens) -> None:
+        """Drops from the caches of some layers what did not go on; what they held before this call stays.
+
+        Entries are told by position, since a layer may have dropped some of them already.
+        """
         if self.cache is None:
             return
+        stays = _staying(before, after)
         shared: dict[int, Any] = {}
+        indices: dict[int, tuple[Tensor, Tensor]] = {}
         for index in which:
             layer = self.cache.layers[index]
-            assert isinstance(layer, KeptLayer)
-            earlier = layer.held - count
-            own = torch.where(indices >= 0, indices + earlier, indices)
-            before = torch.arange(earlier, device=own.device).expand(len(own), -1)
-            layer.keep(torch.cat([before, own], dim=1), shared)
+            assert isinstance(layer, KeptLayer) and layer.layout is not None
+            layout = layer.layout
+            if id(layout) not in indices:
+                known = layout.to(stays.device).clamp(0, stays.shape[1] - 1)
+                here = stays[:, None].expand(-1, known.shape[1], -1).gather(2, known)
+                indices[id(layout)] = (layout, indices_of(here & layer.real.to(stays.device)))
+            layer.keep(indices[id(layout)][1], shared)
+
+
+def _staying(before: Tokens, after: Tokens) -> Tensor:
+    """bool `(batch, positions)`: False at the positions of those tokens of `before` that are not in `after`."""
+    size = int(before.positions.max()) + 1
+    stays = torch.ones(len(before.valid), size + 1, dtype=torch.bool, device=before.valid.device)
+    for tokens, mark in ((before, False), (after, True)):
+        stays.scatter_(1, tokens.positions.masked_fill(~tokens.valid, size), mark)
+    return stays[:, :size]
+
+
+def _selection(layer: int, retention: Retention, tokens: Tokens) -> Selection:
+    return Selection(layer, retention.scores, tokens.positions.masked_fill(~tokens.valid, -1))

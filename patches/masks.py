@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from distill.patches.cache import Incoming
+from distill.patches.cache import Incoming, KeptLayer
 
 
 class _Sizes:
@@ -38,53 +39,80 @@ class Masks:
         self.config = config
         self._made: dict[tuple[Any, ...], tuple[Any, ...]] = {}
 
-    def make(
-        self, layer_idx: int, hidden: Tensor, incoming: Incoming, held: Tensor | None, seen: int, padded: bool
-    ) -> Any:
+    def make(self, layer_idx: int, hidden: Tensor, incoming: Incoming, kept: KeptLayer | None, seen: int) -> Any:
         """The mask for one layer, in the form its attention implementation wants (possibly `None`).
 
         Args:
             hidden: `(batch, new, hidden)` what goes into the layer.
             incoming: positions of the new entries.
-            held: layout of the entries already in the cache.
+            kept: the layer's cache, before the new entries.
             seen: tokens the model has read, these included.
-            padded: whether the tokens of this call contain padding.
         Raises:
-            ValueError: a sliding window binds where the attention implementation counts indices, not positions.
+            ValueError: a sliding window, or heads that hold unequal numbers of entries, where the attention
+                implementation knows neither.
         """
         window = sliding_window(self.config, layer_idx)
         if window is not None and seen <= window:
             window = None
-        key = (id(held), id(incoming), window)
+        held = None if kept is None else kept.layout
+        padded = incoming.padded or (kept is not None and kept.padded)
+        size = 0 if held is None else held.shape[-1]
+        # without fillers and windows a mask depends on nothing but sizes
+        key = (id(held), id(incoming), window) if padded or window is not None else (size, hidden.shape[1])
         if key not in self._made:
-            mask = self._mask(hidden, incoming, held, window, padded)
+            if padded or window is not None:
+                renumbered = kept is not None and kept.shift is not None
+                mask = self._mask(hidden, incoming, kept, window, renumbered)
+            else:
+                mask = self._causal(hidden, size, None, None)
             self._made[key] = (mask, held, incoming)  # held and incoming are kept alive: their ids are the key
         return self._made[key][0]
 
-    def _mask(self, hidden: Tensor, incoming: Incoming, held: Tensor | None, window: int | None, padded: bool) -> Any:
-        entries = incoming.after(held).to(hidden.device)
-        valid = entries >= 0
-        if entries.shape[1] > 1 and window is not None:
-            raise ValueError(
-                "sliding_window: heads that hold different tokens cannot be combined with a sliding window"
-            )
-        padding = valid[:, 0] if padded or not bool(valid.all()) else None
-        overlay = None if window is None else self._window(entries[:, 0], incoming.positions[:, 0], window)
+    def _causal(self, hidden: Tensor, held: int, padding: Tensor | None, overlay: Any) -> Any:
         return create_causal_mask(
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=padding,
-            past_key_values=_Sizes(0 if held is None else held.shape[-1]),
+            past_key_values=_Sizes(held),
             and_mask_function=overlay,
         )
 
+    def _mask(
+        self, hidden: Tensor, incoming: Incoming, kept: KeptLayer | None, window: int | None, renumbered: bool
+    ) -> Any:
+        held = None if kept is None else kept.layout
+        entries = incoming.after(held).to(hidden.device)
+        valid = entries >= 0
+        if renumbered:
+            entries = (valid.cumsum(-1) - 1).masked_fill(~valid, -1)
+        new = hidden.shape[1]
+        if entries.shape[1] > 1 and (window is not None or bool((valid != valid[:, :1]).any())):
+            assert kept is not None
+            return self._per_head(hidden, entries, valid, window, kept.repeats)
+        overlay = None if window is None else self._window(entries[:, 0], entries[:, 0, -new:], window)
+        padding = valid[:, 0] if incoming.padded or not bool(valid.all()) else None
+        return self._causal(hidden, entries.shape[-1] - new, padding, overlay)
+
+    def _per_head(self, hidden: Tensor, entries: Tensor, valid: Tensor, window: int | None, repeats: int) -> Tensor:
+        """A mask `(batch, query heads, new, held + new)`."""
+        self._needs_any_mask(
+            "attn_implementation: takes one mask for all heads, and here heads hold unequal numbers of entries"
+        )
+        new, total = hidden.shape[1], entries.shape[-1]
+        columns = torch.arange(total, device=hidden.device)
+        allowed = valid[:, :, None] & (columns <= columns[total - new :, None])
+        if window is not None:
+            allowed &= entries[:, :, None] > entries[:, :, total - new :, None] - window
+        groups = self.config.num_attention_heads // self.config.num_key_value_heads // repeats
+        allowed = allowed.repeat_interleave(groups, dim=1)
+        if self.config._attn_implementation == "sdpa":
+            return allowed
+        return torch.zeros_like(allowed, dtype=hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
+
     def _window(self, keys: Tensor, queries: Tensor, window: int) -> Any:
-        implementation = self.config._attn_implementation
-        if implementation not in ("eager", "sdpa"):
-            raise ValueError(
-                f"sliding_window: {implementation} counts a window of {window} tokens by index, which is wrong once "
-                "tokens are dropped; load the model with attn_implementation='sdpa' or 'eager'"
-            )
+        self._needs_any_mask(
+            f"sliding_window: counts a window of {window} tokens by index, which is wrong once tokens are dropped"
+        )
         offset = keys.shape[1] - queries.shape[1]
         queries = queries.to(keys.device)
 
@@ -92,3 +120,11 @@ class Masks:
             return keys[batch, key] > queries[batch, query - offset] - window
 
         return overlay
+
+    def _needs_any_mask(self, problem: str) -> None:
+        implementation = self.config._attn_implementation
+        if implementation not in ("eager", "sdpa"):
+            subject, problem = problem.split(": ", 1)
+            raise ValueError(
+                f"{subject}: {implementation} {problem}; load the model with attn_implementation='sdpa' or 'eager'"
+            )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from distill.patches.cache import KeptLayer
+from distill.patches.cache import PADDING, KeptLayer
 
 _REGISTRY: dict[str, type[Policy]] = {}
 
@@ -50,6 +50,12 @@ class Tokens:
         columns = torch.arange(self.count, device=self.valid.device)
         return self.valid & (columns < self.ends[:, None])
 
+    @property
+    def prompt(self) -> Tensor:
+        """bool `(batch, tokens)`: real tokens up to the last prompt token, this included."""
+        columns = torch.arange(self.count, device=self.valid.device)
+        return self.valid & (columns <= self.ends[:, None])
+
     def at(self, indices: Tensor) -> Tokens:
         """The tokens at `indices` `(batch, kept)`: ascending, `-1` at the front of short rows."""
         real = indices >= 0
@@ -79,6 +85,7 @@ class Call:
         tokens: the tokens of this call, before the first layer.
         past: tokens seen before this call.
         cache: the cache of this call, or None.
+        input_ids: `(batch, tokens)`, or None if embeddings were given.
         reduce: sums a tensor over the ranks that share the heads (tensor parallelism), and their number.
     """
 
@@ -86,8 +93,14 @@ class Call:
     tokens: Tokens
     past: int
     cache: Cache | None
+    input_ids: Tensor | None = None
     reduce: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
     ranks: int = 1
+
+    @property
+    def layers(self) -> int:
+        """Number of layers of the model."""
+        return self.decoder.config.num_hidden_layers
 
 
 @dataclass
@@ -95,12 +108,15 @@ class Observation:
     """What attention was given at one layer, for the tokens `[start, stop)` of those alive there.
 
     Attributes:
-        module: the attention module.
+        layer: the decoder layer, and `hidden` `(batch, stop - start, hidden)` what went into it.
+        module: its attention module.
         query: `(batch, heads, stop - start, head_dim)`, rotated.
         key, value: `(batch, kv_heads, held + stop, head_dim)`; entries from before this call come first.
         tokens: the tokens alive at this layer.
     """
 
+    layer: nn.Module
+    hidden: Tensor
     module: nn.Module
     query: Tensor
     key: Tensor
@@ -118,6 +134,16 @@ class Observation:
     def own_key(self) -> Tensor:
         """Keys of this call's tokens only: `(batch, kv_heads, stop, head_dim)`."""
         return self.key[:, :, -self.stop :]
+
+    @property
+    def prompt_positions(self) -> Tensor:
+        """Original positions `(batch, stop)` of this call's tokens, `-1` for padding and what follows the prompt."""
+        return self.tokens.positions.masked_fill(~self.tokens.prompt, PADDING)[:, : self.stop]
+
+    @property
+    def own_value(self) -> Tensor:
+        """Values of this call's tokens only: `(batch, kv_heads, stop, head_dim)`."""
+        return self.value[:, :, -self.stop :]
 
 
 @dataclass
@@ -140,6 +166,8 @@ class Run:
 
     #: layers after which tokens may be dropped; the layers between two of them form a stage
     boundaries: Iterable[int] = ()
+    #: if set: layers up to this one run first, with no trace in the cache; `restart` says what the call begins with
+    scout: int | None = None
 
     def observes(self, layer_idx: int) -> bool:
         """Whether `observe` is to be called at this layer."""
@@ -156,10 +184,25 @@ class Run:
         """Called after each layer has run on all tokens: the entries its cache keeps, as for `KeptLayer.keep`."""
         return None
 
+    def restart(self, tokens: Tokens) -> Retention:
+        """Called after the scouting pass: the tokens that are run through all layers, at positions from 0 on.
+
+        No further method of this run is called.
+        """
+        raise NotImplementedError
+
+    def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
+        """Called after the last layer, if there is a cache; may drop more of it.
+
+        Args:
+            replay: `replay(input_ids, valid, run)`, both `(batch, tokens)`, reads further tokens right behind each
+                row's prompt, under `run`, and then takes them back.
+        """
+
 
 @dataclass(frozen=True)
 class Policy:
-    """Settings of one method. Subclasses are frozen dataclasses whose fields are JSON values or tuples of them."""
+    """Settings of one method. Subclasses are frozen dataclasses of JSON values, policies, or tuples of them."""
 
     name: ClassVar[str]
 
@@ -173,7 +216,19 @@ class Policy:
     def to_dict(self) -> dict[str, Any]:
         """JSON form: `{"name": ..., argument: value, ...}`."""
         arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"name": self.name} | {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+        return {"name": self.name} | {name: _to_json(value) for name, value in arguments.items()}
+
+
+def _to_json(value: Any) -> Any:
+    if isinstance(value, Policy):
+        return value.to_dict()
+    return [_to_json(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _from_json(value: Any) -> Any:
+    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+        return tuple(map(as_policy, value))
+    return as_policy(value) if isinstance(value, dict) else value
 
 
 P = TypeVar("P", bound=type[Policy])
@@ -221,7 +276,7 @@ def policy(name: str, **arguments: Any) -> Policy:
     missing = [n for n in required if n not in arguments]
     if missing:
         raise ValueError(f"policy {name!r}: argument {missing[0]!r} is missing")
-    return cls(**arguments)
+    return cls(**{name: _from_json(value) for name, value in arguments.items()})
 
 
 def as_policy(value: Any) -> Policy | None:

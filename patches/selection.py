@@ -8,6 +8,8 @@ from torch import Tensor
 
 # keys are read in float32 this many at a time, so that scoring a long prompt costs a bounded amount of memory
 BLOCK = 16384
+# elements of a block of attention probabilities that are summed up at a time
+ELEMENTS = 2**22
 
 
 def pool(scores: Tensor, kernel: int, how: str = "avg") -> Tensor:
@@ -43,6 +45,26 @@ def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )
     return allowed & (rank < count.to(rank.device)[..., None])
+
+
+def protect(scores: Tensor, protected: Tensor, count: Tensor) -> Tensor:
+    """Scores under which protected tokens win; where `count` cannot hold them all, the last of them do.
+
+    Args:
+        scores: `(..., tokens)`.
+        protected: bool, broadcastable to `scores`.
+        count: integers, broadcastable to `scores.shape[:-1]`: how many tokens will be chosen.
+    """
+    from_end = protected.flip(-1).cumsum(-1).flip(-1)
+    return scores.masked_fill(protected & (from_end <= count.to(protected.device)[..., None]), torch.inf)
+
+
+def top_jointly(scores: list[Tensor], allowed: list[Tensor], count: Tensor) -> list[Tensor]:
+    """Marks the `count` `(batch,)` highest scores of several tensors `(batch, ...)` together, as `top` does."""
+    device = scores[0].device
+    joined, candidates = (torch.cat([t.flatten(1).to(device) for t in ts], dim=1) for ts in (scores, allowed))
+    marks = top(joined, candidates, count).split([t[0].numel() for t in scores], dim=1)
+    return [mark.view(t.shape).to(t.device) for mark, t in zip(marks, scores, strict=True)]
 
 
 def indices_of(keep: Tensor) -> Tensor:
@@ -83,13 +105,132 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
-        visible: bool, `(batch, queries, keys)`.
+        visible: bool, `(batch, queries, keys)` or `(batch, 1 or kv_heads, queries, keys)`.
     Returns:
         `(batch, heads, queries, keys)` in float32; a query that sees nothing has zeros.
     """
     batch, heads, queries, dim = query.shape
-    grouped = query.float().view(batch, key.shape[1], -1, dim)
-    logits = torch.cat([grouped @ block.float().transpose(2, 3) for block in key.split(BLOCK, dim=2)], dim=-1)
-    logits = (logits * scaling).view(batch, heads, queries, -1)
-    visible = visible[:, None]
-    return logits.masked_fill(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+    grouped = query.float().reshape(batch, key.shape[1], -1, dim)
+    parts = [grouped @ block.float().transpose(2, 3) for block in key.split(BLOCK, dim=2)]
+    logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+    logits = logits.mul_(scaling).view(batch, key.shape[1], -1, queries, key.shape[2])
+    visible = visible[:, None, None] if visible.dim() == 3 else visible[:, :, None]
+    rows = logits.masked_fill_(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+    return rows.view(batch, heads, queries, -1)
+
+
+def column_sums(
+    query: Tensor, key: Tensor, scaling: float, asked: Tensor, positions: Tensor, window: int | None, aligned: bool
+) -> Tensor:
+    """Sums of the columns of the causal attention matrix, in blocks of queries: linear memory in the keys.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        asked: `(batch, queries)` positions of the queries, `-1` for those that do not count.
+        positions: `(batch, 1 or kv_heads, keys)` positions of the keys, `-1` for those that do not count.
+        window: width of a sliding window in tokens.
+        aligned: the queries are those of the last keys, so no block need read the keys behind it.
+    Returns:
+        `(batch, heads, keys)` in float32.
+    """
+    batch, heads, queries, _ = query.shape
+    total = query.new_zeros(batch, heads, key.shape[2], dtype=torch.float32)
+    size = min(max(ELEMENTS // (batch * heads * key.shape[2]), 16), 1024)
+    for start in range(0, queries, size):
+        stop = min(start + size, queries)
+        past = key.shape[2] - queries + stop if aligned else key.shape[2]
+        visible = visible_keys(asked[:, start:stop], positions[..., :past], window)
+        total[..., :past] += attention_rows(query[:, :, start:stop], key[:, :, :past], scaling, visible).sum(2)
+    return total
+
+
+def column_maxima(
+    query: Tensor,
+    key: Tensor,
+    scaling: float,
+    known: Tensor,
+    valid: Tensor,
+    weights: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Largest attention probability, over queries and heads, that each earlier key gets; in blocks of queries.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, earlier + queries, head_dim)`, those of the queries, which attend causally, last.
+        known: bool `(batch, 1 or kv_heads, earlier)`: which of the earlier keys count.
+        valid: bool `(batch, queries)`: which queries, and keys of theirs, count.
+        weights: factors of the probabilities: `(batch, kv_heads, heads per KV head, earlier)` and `(batch, queries)`.
+    Returns:
+        `(batch, kv_heads, earlier)` in float32.
+    """
+    batch, heads, queries, _ = query.shape
+    kv_heads, earlier = key.shape[1], known.shape[-1]
+    best = query.new_zeros(batch, kv_heads, earlier, dtype=torch.float32)
+    size = max(ELEMENTS // (batch * heads * key.shape[2]), 16)
+    columns = torch.arange(queries, device=query.device)
+    for asking in columns.split(size):
+        own = valid[:, None] & (columns <= asking[:, None])
+        own = own[:, None].expand(-1, known.shape[1], -1, -1)
+        visible = torch.cat([known[:, :, None].expand(-1, -1, len(asking), -1), own], dim=-1)
+        visible = visible & valid[:, None, asking, None]
+        rows = attention_rows(query[:, :, asking], key, scaling, visible)[..., :earlier].unflatten(1, (kv_heads, -1))
+        if weights is not None:
+            rows = rows * weights[0][:, :, :, None] * weights[1][:, None, None, asking, None]
+        best = torch.maximum(best, rows.amax((2, 3)))
+    return best
+
+
+def projected_norms(value: Tensor, weight: Tensor, heads: int, order: int) -> Tensor:
+    """Norms of what each value adds to a layer's output when a query head attends to it alone.
+
+    Args:
+        value: `(batch, kv_heads, entries, head_dim)`.
+        weight: `(hidden, heads * head_dim)` of the output projection.
+        heads: number of query heads.
+        order: of the norm, over the hidden dimension.
+    Returns:
+        `(batch, kv_heads, heads per KV head, entries)` in float32.
+    Raises:
+        ValueError: a weight that is quantized, and so cannot be read head by head.
+    """
+    if not weight.is_floating_point() or weight.shape[-1] != heads * value.shape[-1]:
+        raise ValueError(
+            f"model: its output projection has a weight of type {weight.dtype} and shape {tuple(weight.shape)}; "
+            f"allowed are floating-point weights (hidden, {heads * value.shape[-1]})"
+        )
+    parts = weight.float().unflatten(1, (value.shape[1], -1, value.shape[-1])).permute(1, 2, 3, 0)
+    size = max(ELEMENTS // (len(value) * heads * weight.shape[0]), 16)
+    norms = [
+        (block[:, :, None].float() @ parts).norm(p=order, dim=-1)  # (batch, kv_heads, group, block, hidden)
+        for block in value.split(size, dim=2)
+    ]
+    return torch.cat(norms, dim=-1)
+
+
+def visible_keys(asked: Tensor, positions: Tensor, window: int | None) -> Tensor:
+    """Which keys a query attends to: bool `(batch, 1 or kv_heads, queries, keys)`; arguments as in `column_sums`."""
+    queries, keys = asked[:, None, :, None], positions[:, :, None]
+    visible = (keys >= 0) & (queries >= 0) & (keys <= queries)
+    return visible if window is None else visible & (keys > queries - window)
+
+
+def smooth(scores: Tensor, inside: Tensor, kernel: int, how: str = "avg") -> Tensor:
+    """`pool`, as if only the tokens `inside` (bool, broadcastable) existed; the others get values without meaning."""
+    return pool(scores.masked_fill(~inside, 0.0 if how == "avg" else -torch.inf), kernel, how)
+
+
+def last_rows(rows: Tensor, columns: Tensor, earlier: Tensor | None) -> Tensor:
+    """Picks rows at `columns` out of a chunk; those that lie outside it stay as they were.
+
+    Args:
+        rows: `(batch, heads, chunk, dim)`.
+        columns: `(batch, count)`, counted from the start of the chunk.
+        earlier: what this function returned for the chunk before, `None` at first.
+    Returns:
+        `(batch, heads, count, dim)`.
+    """
+    inside = (columns >= 0) & (columns < rows.shape[2])
+    where = columns.clamp(0, rows.shape[2] - 1)[:, None, :, None].expand(-1, rows.shape[1], -1, rows.shape[3])
+    picked = rows.gather(2, where)
+    return picked if earlier is None else torch.where(inside[:, None, :, None], picked, earlier)

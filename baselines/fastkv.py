@@ -1,0 +1,120 @@
+"""FastKV: eviction inside every layer, and from one layer on fewer tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.baselines.base import Entries, Eviction, EvictionRun
+from distill.baselines.snapkv import SnapKV
+from distill.patches.policy import Call, Retention, Run, Tokens, budget_tokens, check_budget, check_integer, register
+from distill.patches.selection import protect, top
+
+
+@register
+@dataclass(frozen=True)
+class FastKV(SnapKV):
+    """SnapKV's eviction in every layer, and after layer `tsp_layer` only the tokens with the best scores go on.
+
+    Paper: "FastKV: KV Cache Compression for Fast Long-Context Processing with Token-Selective Propagation",
+    https://arxiv.org/abs/2502.01068. Both budgets are integers (the code's mode "constant") or both are fractions
+    ("proportional"): then layers after `tsp_layer` keep `budget / tsp_budget` of the tokens that reach them. Rows
+    shorter than the budget keep all tokens, also after `tsp_layer`. The last `window_size` tokens always go on, at
+    their original positions. The published code decodes at wrong positions in its speed benchmark, breaks on padding
+    and reads a second prompt without the first; here neither does.
+
+    Args:
+        budget: entries kept per row and KV head, window included; 512 in the published code.
+        tsp_budget: tokens that go on after `tsp_layer`, window included.
+        tsp_layer: 15 in the paper for a model of 32 layers.
+        pooling: `"avg"` (the code's default) or `"max"` (that of its scripts).
+    """
+
+    name = "fastkv"
+
+    budget: int | float = 512
+    window_size: int = 8
+    kernel_size: int = 7
+    tsp_budget: int | float = 2048
+    tsp_layer: int = 15
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_budget("tsp_budget", self.tsp_budget)
+        check_integer("tsp_layer", self.tsp_layer, 0)
+        if isinstance(self.tsp_budget, int) != isinstance(self.budget, int):
+            raise ValueError(
+                f"tsp_budget: got {self.tsp_budget} with budget={self.budget}; "
+                "allowed are two integers or two fractions"
+            )
+        if isinstance(self.tsp_budget, int) and self.tsp_budget <= self.window_size:
+            raise ValueError(
+                f"tsp_budget: got {self.tsp_budget}; allowed are integers > window_size={self.window_size}"
+            )
+
+    def check(self, config: Any) -> None:
+        if self.tsp_layer >= config.num_hidden_layers:
+            raise ValueError(
+                f"tsp_layer: got {self.tsp_layer}; allowed are layers 0 to {config.num_hidden_layers - 1}"
+            )
+
+    def with_budget(self, budget: int | float) -> Eviction:
+        return replace(self, budget=budget, tsp_budget=budget)
+
+    def quota(self, layer_idx: int, lengths: Tensor, layers: int) -> Tensor:
+        if isinstance(self.budget, int) or layer_idx <= self.tsp_layer:
+            return budget_tokens(self.budget, lengths)
+        return budget_tokens(self.budget / self.tsp_budget, lengths)
+
+    def passed_on(self, lengths: Tensor, layers: int) -> Tensor:
+        """How many tokens of rows of these lengths go on after `tsp_layer`."""
+        wanted = budget_tokens(self.tsp_budget, lengths)
+        cut = (lengths >= self.quota(self.tsp_layer, lengths, layers)) & (lengths > wanted)
+        return torch.where(cut, wanted, lengths)
+
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        layers, early = config.num_hidden_layers, torch.tensor([[length]])
+        late = self.passed_on(early, layers)
+        reach = [early if layer <= self.tsp_layer else late for layer in range(layers)]
+        counts = [min(int(n), int(self.quota(layer, n, layers))) for layer, n in enumerate(reach)]
+        return [c * self.cache_heads(config, cut=c < int(n)) for c, n in zip(counts, reach, strict=True)]
+
+    def begin(self, call: Call) -> Run | None:
+        return _FastKVRun(self, call) if super().begin(call) is not None else None
+
+
+class _FastKVRun(EvictionRun):
+    policy: FastKV
+
+    def __init__(self, policy: FastKV, call: Call) -> None:
+        super().__init__(policy, call)
+        self.boundaries = (policy.tsp_layer,)
+        self.totals: Tensor | None = None
+
+    def cuts(self, layer_idx: int, tokens: Tokens) -> bool:
+        if layer_idx != self.policy.tsp_layer:
+            return super().cuts(layer_idx, tokens)
+        lengths = self.lengths(tokens)
+        return super().cuts(layer_idx, tokens) or bool(
+            (self.policy.passed_on(lengths, self.call.layers) < lengths).any()
+        )
+
+    def choose(self, entries: Entries) -> Tensor:
+        scores = self.policy.scores(entries)
+        if entries.layer_idx == self.policy.tsp_layer:
+            self.totals = self.call.reduce(scores.sum(1))
+        return self.policy.select(entries, scores)
+
+    def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:
+        if self.totals is None:
+            return None
+        prompt, totals = tokens.prompt, self.totals.to(tokens.valid.device)
+        self.totals = None
+        lengths = prompt.sum(1)
+        window = prompt & (lengths[:, None] - prompt.cumsum(1) < self.policy.window_size)
+        count = self.policy.passed_on(lengths, self.call.layers)
+        keep = top(protect(totals, window, count), prompt, count)
+        return Retention(keep | (tokens.valid & ~prompt), scores=totals)

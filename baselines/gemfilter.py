@@ -1,0 +1,99 @@
+"""GemFilter: an early layer picks the tokens, and the model begins again with those alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.baselines.checks import check_kernel
+from distill.patches.policy import (
+    Call,
+    Observation,
+    Policy,
+    Retention,
+    Run,
+    Tokens,
+    budget_tokens,
+    check_budget,
+    check_integer,
+    register,
+)
+from distill.patches.selection import last_rows, mean_logits, smooth, top
+
+
+@register
+@dataclass(frozen=True)
+class GemFilter(Policy):
+    """Reads the prompt up to one layer, keeps the tokens its last token attends to, and runs the model on those alone.
+
+    Scores are attention logits of the last token's query, summed over heads and smoothed. The kept token ids are a new
+    prompt, at positions from 0 on, in a new cache, and generated tokens follow it. As in the published code the last
+    prompt token competes like any other, and is often not kept. Paper: "Discovering the Gems in Early Layers:
+    Accelerating Long-Context LLMs with 1000x Input Token Reduction", https://arxiv.org/abs/2409.17422.
+
+    Beyond the published code: batches and padding (a row is treated as if it were alone); a second prompt on a cache
+    that holds something is read in full, behind what is there, since a cache cannot begin again. Prompts within the
+    budget are run once.
+
+    Args:
+        budget: tokens kept: an integer, or a fraction (float in (0, 1)) of the prompt, rounded down.
+        layer: the layer whose attention chooses; 13 in the paper for Llama 3.1 8B, 19 for the other models.
+        kernel_size: odd width of the smoothing, in tokens; 1 for none.
+    """
+
+    name = "gemfilter"
+
+    budget: int | float = 1024
+    layer: int = 13
+    kernel_size: int = 5
+
+    def __post_init__(self) -> None:
+        check_budget("budget", self.budget)
+        check_integer("layer", self.layer, 0)
+        check_kernel("kernel_size", self.kernel_size)
+
+    def check(self, config: Any) -> None:
+        if self.layer >= config.num_hidden_layers:
+            raise ValueError(f"layer: got {self.layer}; allowed are layers 0 to {config.num_hidden_layers - 1}")
+
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        """For each layer of a model the number of cache entries, over all heads, that a prompt leaves."""
+        kept = min(length, int(budget_tokens(self.budget, torch.tensor([length]))))
+        return [config.num_key_value_heads * kept] * config.num_hidden_layers
+
+    def begin(self, call: Call) -> Run | None:
+        lengths = call.tokens.prompt.sum(1)
+        if call.past or bool((budget_tokens(self.budget, lengths) >= lengths).all()):
+            return None
+        return _GemFilterRun(self, call)
+
+
+class _GemFilterRun(Run):
+    def __init__(self, policy: GemFilter, call: Call) -> None:
+        self.policy, self.call = policy, call
+        self.scout = policy.layer
+        self.query: Tensor | None = None
+        self.scores: Tensor | None = None
+
+    def observes(self, layer_idx: int) -> bool:
+        return layer_idx == self.scout
+
+    def observe(self, layer_idx: int, seen: Observation) -> None:
+        columns = seen.tokens.ends[:, None].to(seen.query.device)
+        self.query = last_rows(seen.query, columns - seen.start, self.query)
+        if seen.complete:
+            visible = seen.tokens.prompt.to(columns.device)[:, None]
+            self.scores = mean_logits(self.query, seen.own_key, 1.0, visible)
+
+    def restart(self, tokens: Tokens) -> Retention:
+        assert self.scores is not None
+        prompt = tokens.prompt
+        # the sum over the heads of all ranks, of the mean over the local ones
+        heads = self.call.decoder.config.num_attention_heads // self.call.ranks
+        total = self.call.reduce(self.scores.to(prompt.device)) * heads
+        scores = smooth(total, prompt, self.policy.kernel_size)
+        chosen = top(scores, prompt, budget_tokens(self.policy.budget, prompt.sum(1)))
+        return Retention(chosen | (tokens.valid & ~prompt), scores=scores)

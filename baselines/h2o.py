@@ -1,0 +1,79 @@
+"""H2O: the entries that have received most attention, and the most recent ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.baselines.base import Budgeted, Entries
+from distill.baselines.checks import check_choice
+from distill.baselines.stepwise import StepRun
+from distill.patches.policy import Call, Run, check_integer, register
+
+
+@register
+@dataclass(frozen=True)
+class H2O(Budgeted):
+    """Keeps the heavy hitters, entries with the largest sum of attention probabilities over all queries, and the
+    `recent_size` last ones.
+
+    Paper: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
+    https://arxiv.org/abs/2306.14048. Two forms exist. `form="static"` is the published comparison code: entries are
+    dropped once, after the prompt, and the cache grows by each generated token. `form="dynamic"` is the paper: sums go
+    on while decoding, and after every step the cache is cut to the budget. The published code keeps one set per query
+    head (`granularity="query_head"`); the sum over a KV head's group needs g times less memory and is the default.
+
+    Sums are computed in blocks of queries, in memory linear in the prompt, whatever the attention implementation.
+
+    Args:
+        recent_size: last tokens kept, within the budget.
+        form: `"static"` or `"dynamic"`; the latter needs an integer budget.
+        granularity: `"kv_head"` or `"query_head"`, as for SnapKV.
+    """
+
+    name = "h2o"
+
+    recent_size: int = 32
+    form: str = "static"
+    granularity: str = "kv_head"
+
+    def __post_init__(self) -> None:
+        check_integer("recent_size", self.recent_size, 0)
+        check_choice("form", self.form, ("static", "dynamic"))
+        check_choice("granularity", self.granularity, ("kv_head", "query_head"))
+        super().__post_init__()
+        if self.form == "dynamic" and not isinstance(self.budget, int):
+            raise ValueError(
+                f"budget: got {self.budget}; allowed with form='dynamic' are integers: the cache is constant"
+            )
+
+    @property
+    def reserved(self) -> int:
+        return self.recent_size
+
+    @property
+    def accumulates(self) -> bool:
+        return True
+
+    @property
+    def scores_only(self) -> bool:
+        return self.form == "static"
+
+    def collect(self, entries: Entries, so_far: Tensor | None) -> Tensor:
+        sums = entries.column_sums()
+        if self.granularity == "kv_head":
+            sums = entries.by_group(sums).sum(2)
+        return sums if so_far is None else sums + F.pad(so_far, (0, sums.shape[-1] - so_far.shape[-1]))
+
+    def protected(self, entries: Entries) -> Tensor:
+        return entries.from_end < self.recent_size
+
+    def scores(self, entries: Entries) -> Tensor:
+        return entries.collected
+
+    def begin(self, call: Call) -> Run | None:
+        if self.form == "static" or call.cache is None:
+            return super().begin(call)
+        return StepRun(self, call)

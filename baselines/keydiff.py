@@ -1,0 +1,30 @@
+"""KeyDiff: entries whose keys differ most from the average key."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from distill.baselines.base import Budgeted, Entries
+from distill.patches.policy import register
+
+
+@register
+@dataclass(frozen=True)
+class KeyDiff(Budgeted):
+    """Keeps the entries whose keys are least similar (cosine) to the mean of all normalised keys, per KV head.
+
+    Paper: "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in Resource-Constrained
+    Environments", https://arxiv.org/abs/2504.15364. As in kvpress 0.5.5, the prompt is scored at once; the paper
+    evicts block by block while it is read.
+    """
+
+    name = "keydiff"
+
+    def scores(self, entries: Entries) -> Tensor:
+        key = entries.key.float()
+        unit = F.normalize(key, dim=-1) * entries.real[..., None]
+        anchor = unit.sum(2, keepdim=True) / entries.lengths.clamp(min=1)[..., None, None]
+        return -F.cosine_similarity(key, anchor, dim=-1)

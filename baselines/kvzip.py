@@ -1,0 +1,198 @@
+"""KVzip: the entries that the model needs to repeat the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.baselines.checks import check_flag, check_token_ids, check_uneven
+from distill.patches.cache import entries_at
+from distill.patches.policy import Call, Observation, Policy, Run, check_budget, check_integer, register
+from distill.patches.selection import column_maxima, indices_of, projected_norms, top_jointly
+
+FIRST = "\n\nRepeat the previous context exactly."
+LATER = "\n\nRepeat the part of the previous context exactly, starting with"
+
+
+@register
+@dataclass(frozen=True)
+class KVzip(Policy):
+    """Keeps the entries that get most attention while the model, its cache still whole, is made to repeat the prompt.
+
+    Paper: "KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction", https://arxiv.org/abs/2505.23416.
+    Each chunk of the prompt is read once more, right behind the prompt, after `instruction` (later chunks: after
+    `continuation` and the last `overlap` tokens of the chunk before) and `suffix`. With the softmax over the sinks,
+    the chunk, and what is read now, an entry's score is the largest attention probability that any of these queries,
+    of any query head that shares its KV head, gives it. The best of all layers and heads together stay, which then
+    hold unequal numbers. This costs a second reading of the prompt, and pays where one cache serves many questions.
+    Defaults and equations are those of kvpress 0.5.5 (`compression_ratio=1 - budget`).
+
+    A policy holds token ids, not text: `KVzip.with_tokenizer` fills in the published words. kvpress takes one row, not
+    eager attention, and compresses when its context manager is left, too late for `generate()`; here the rows of a
+    batch, of any lengths, are treated as if alone, and `generate()` decodes on the compressed cache. kvpress hides
+    dropped entries behind fake keys; here they leave the cache. Of a second prompt only its own entries are dropped.
+
+    Args:
+        budget: entries kept per row, layer and head on average: an integer, or a fraction (float in (0, 1)) of them.
+        chunk_size: tokens repeated at a time.
+        sinks: first tokens, kept in all heads within the budget.
+        layerwise: every layer keeps the same number, over its heads.
+        plus: KVzip+: probabilities times ||v_j W_O|| / ||x_i||, with x_i what goes into the attention of the query.
+        instruction, continuation, suffix: token ids, see above.
+        overlap: tokens of the chunk before.
+        prefix: first tokens that are not repeated, as a chat template's opening; beyond the sinks they go first.
+    """
+
+    name = "kvzip"
+
+    budget: int | float = 1024
+    chunk_size: int = 2048
+    sinks: int = 4
+    layerwise: bool = False
+    plus: bool = False
+    instruction: tuple[int, ...] = ()
+    continuation: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    overlap: int = 8
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        check_budget("budget", self.budget)
+        for name, least in (("chunk_size", 1), ("sinks", 0), ("overlap", 0), ("prefix", 0)):
+            check_integer(name, getattr(self, name), least)
+        check_flag("layerwise", self.layerwise)
+        check_flag("plus", self.plus)
+        for name in ("instruction", "continuation", "suffix"):
+            check_token_ids(name, getattr(self, name))
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if isinstance(self.budget, int) and self.budget <= self.sinks:
+            raise ValueError(f"budget: got {self.budget}; allowed are integers > sinks ({self.sinks}), or fractions")
+
+    @classmethod
+    def with_tokenizer(cls, tokenizer: Any, suffix: str = "\n", **arguments: Any) -> KVzip:
+        """The published words before each chunk; `suffix`: what stands between context and answer in a chat."""
+        ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (FIRST, LATER, suffix)]
+        return cls(instruction=ids[0], continuation=ids[1], suffix=ids[2], **arguments)
+
+    def check(self, config: Any) -> None:
+        check_uneven(self.name, config)
+
+    def cut(self, entries: int, length: int) -> int:
+        """How many of the entries that a prompt of `length` tokens has in some heads are dropped."""
+        if isinstance(self.budget, int):
+            return entries - entries * min(self.budget, length) // max(length, 1)
+        # decimal digits beyond the twelfth come from the subtraction
+        return int(entries * round(1 - self.budget, 12))
+
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        """As for every method; unless `layerwise`, only their sum is certain."""
+        layers, entries = config.num_hidden_layers, length * config.num_key_value_heads
+        if self.layerwise:
+            return [entries - self.cut(entries, length)] * layers
+        total = layers * entries - self.cut(layers * entries, length)
+        return [total // layers + (layer < total % layers) for layer in range(layers)]
+
+    def begin(self, call: Call) -> Run | None:
+        if call.cache is None or not bool(call.tokens.droppable.any()):
+            return None
+        longest = int(call.tokens.prompt.sum(1).max())
+        if isinstance(self.budget, int) and longest <= self.budget:
+            return None
+        if longest <= self.prefix:
+            raise ValueError(f"prefix: got {self.prefix}; allowed are integers < {longest}, the prompt's length")
+        if call.input_ids is None:
+            raise ValueError("inputs_embeds: kvzip repeats the prompt by its token ids; allowed are input_ids")
+        if call.ranks > 1:
+            raise ValueError("policy: kvzip compares all heads; allowed are models without tensor parallelism")
+        return _KVzipRun(self, call)
+
+
+class _KVzipRun(Run):
+    def __init__(self, policy: KVzip, call: Call) -> None:
+        self.policy, self.call = policy, call
+        tokens = call.tokens
+        self.lengths = tokens.prompt.sum(1)
+        self.first = tokens.positions.masked_fill(~tokens.prompt, tokens.positions.max() + 1).amin(1)
+        self.layers: Any = call.cache.layers  # type: ignore[union-attr]
+        self.scores: dict[int, Tensor] = {}
+
+    def rank(self, layout: Tensor) -> Tensor:
+        """Rank of entries among the prompt's tokens, `-1` for all others; shaped as `layout`."""
+        rank = layout - self.first.to(layout.device)[:, None, None]
+        outside = (layout < 0) | (rank < 0) | (rank >= self.lengths.to(layout.device)[:, None, None])
+        return rank.masked_fill(outside, -1)
+
+    def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
+        for start in range(self.policy.prefix, int(self.lengths.max()), self.policy.chunk_size):
+            replay(*self.repetition(start), _Replay(self, start))
+        ranks = [self.rank(layer.layout).expand(-1, layer.keys.shape[1], -1) for layer in self.layers]
+        scores = [
+            self.scores[index].gather(2, rank.clamp(min=0)).masked_fill(rank < self.policy.sinks, torch.inf)
+            for index, rank in enumerate(ranks)
+        ]
+        size = 1 if self.policy.layerwise else len(ranks)
+        for first in range(0, len(ranks), size):
+            part = slice(first, first + size)
+            own = [rank >= 0 for rank in ranks[part]]
+            marks = top_jointly(scores[part], own, self.counts(ranks[part]))
+            for layer, chosen, mine in zip(self.layers[part], marks, own, strict=True):
+                layer.keep(indices_of(chosen | (layer.real & ~mine)))
+
+    def repetition(self, start: int) -> tuple[Tensor, Tensor]:
+        """What is read to score the chunk at `start`: ids and which of them are real, `(batch, tokens)`."""
+        assert self.call.input_ids is not None
+        policy, rows = self.policy, []
+        for ids, prompt in zip(self.call.input_ids, self.call.tokens.prompt, strict=True):
+            row = ids[prompt.to(ids.device)].tolist()
+            chunk = row[start : start + policy.chunk_size]
+            before = row[start - min(policy.overlap, policy.chunk_size) : start]
+            opening = [*policy.continuation, *before] if start > policy.prefix else policy.instruction
+            rows.append([*opening, *policy.suffix, *chunk] if chunk else [])
+        width = max(map(len, rows))
+        padded = torch.tensor([[-1] * (width - len(row)) + row for row in rows], device=self.call.input_ids.device)
+        return padded.clamp(min=0), padded >= 0
+
+    def counts(self, ranks: list[Tensor]) -> Tensor:
+        """How many of the entries with these ranks each row keeps."""
+        entries = sum((rank >= 0).sum((1, 2)).cpu() for rank in ranks)
+        sinks = sum(((rank >= 0) & (rank < self.policy.sinks)).sum((1, 2)).cpu() for rank in ranks)
+        rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)
+        kept = torch.tensor([count - self.policy.cut(count, length) for count, length in rows])
+        if bool(((kept < sinks) & (kept < entries)).any()):
+            raise ValueError(
+                f"budget: leaves {kept.tolist()} entries, fewer than the sinks {sinks.tolist()}; allowed are more"
+            )
+        return kept
+
+
+class _Replay(Run):
+    """Scores the chunk at `start` by the attention it gets while it is repeated."""
+
+    def __init__(self, outer: _KVzipRun, start: int) -> None:
+        self.outer, self.start = outer, start
+
+    def observes(self, layer_idx: int) -> bool:
+        return True
+
+    def observe(self, layer_idx: int, seen: Observation) -> None:
+        policy, (_, heads, read, _) = self.outer.policy, seen.query.shape
+        layout = self.outer.layers[layer_idx].layout
+        rank = self.outer.rank(layout[..., :-read].to(seen.key.device))
+        first = indices_of((rank >= 0) & (rank < min(policy.sinks, self.start)))
+        chunk = indices_of((rank >= self.start) & (rank < self.start + policy.chunk_size))
+        index, valid = torch.cat([chunk, first], dim=-1), seen.tokens.valid.to(seen.key.device)
+        weights = None
+        if policy.plus:
+            norms = projected_norms(entries_at(seen.value, index), seen.module.o_proj.weight, heads, 2)
+            inputs = seen.layer.input_layernorm(seen.hidden).float().norm(dim=-1)
+            weights = norms, 1 / inputs.masked_fill(~valid, 1)
+        keys = torch.cat([entries_at(seen.key, index), seen.key[:, :, -read:]], dim=2)
+        best = column_maxima(seen.query, keys, seen.module.scaling, index >= 0, valid, weights)
+        longest, kv_heads = int(self.outer.lengths.max()), keys.shape[1]
+        where = rank.gather(2, chunk.clamp(min=0)).masked_fill(chunk < 0, longest).expand(-1, kv_heads, -1)
+        scores = self.outer.scores.setdefault(layer_idx, best.new_zeros(len(best), kv_heads, longest + 1))
+        scores.scatter_(2, where, best[..., : chunk.shape[-1]])

@@ -1,0 +1,66 @@
+"""SnapKV: the entries that the end of the prompt attends to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from distill.baselines.base import Budgeted, Entries
+from distill.baselines.checks import check_choice, check_kernel
+from distill.patches.policy import check_integer, register
+from distill.patches.selection import smooth
+
+
+@register
+@dataclass(frozen=True)
+class SnapKV(Budgeted):
+    """Keeps the last `window_size` tokens, and those before them to which the window attends most.
+
+    Attention probabilities are averaged over the window's queries and smoothed over neighbouring tokens. Paper:
+    "SnapKV: LLM Knows What You are Looking for Before Generation", https://arxiv.org/abs/2404.14469.
+
+    Two published programs differ. The authors' code keeps one set per *query* head, in a cache of that many heads, and
+    a fixed number of entries: `granularity="query_head"` with an integer budget. kvpress 0.5.5 averages scores over
+    the query heads that share a KV head and keeps a fraction `1 - compression_ratio` of the prompt, `window_size=64`:
+    `granularity="kv_head"` with a fraction. Where that fraction is smaller than the window, kvpress keeps an arbitrary
+    part of the window; here it is the last part.
+
+    Args:
+        window_size: last tokens of the prompt, whose queries score; kept, within the budget.
+        kernel_size: odd width of the smoothing, in tokens; 1 for none.
+        pooling: `"avg"` or `"max"`.
+        granularity: `"kv_head"`: one set per KV head; `"query_head"`: one per query head, at the price of a cache with
+            as many heads as there are query heads.
+    """
+
+    name = "snapkv"
+
+    window_size: int = 32
+    kernel_size: int = 5
+    pooling: str = "avg"
+    granularity: str = "kv_head"
+
+    def __post_init__(self) -> None:
+        check_integer("window_size", self.window_size, 1)
+        check_kernel("kernel_size", self.kernel_size)
+        check_choice("pooling", self.pooling, ("avg", "max"))
+        check_choice("granularity", self.granularity, ("kv_head", "query_head"))
+        super().__post_init__()
+
+    @property
+    def reserved(self) -> int:
+        return self.window_size
+
+    @property
+    def queries(self) -> int:
+        return self.window_size
+
+    def protected(self, entries: Entries) -> Tensor:
+        return entries.from_end < self.window_size
+
+    def scores(self, entries: Entries) -> Tensor:
+        before = entries.real & ~self.protected(entries)
+        rows = entries.by_group(entries.attention_mean())
+        scores = smooth(rows, before[:, :, None], self.kernel_size, self.pooling)
+        return scores.mean(2) if self.granularity == "kv_head" else scores.flatten(1, 2)

@@ -1,0 +1,81 @@
+"""Eviction while decoding: after a forward call, a scoring policy chooses among all entries a layer holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from distill.baselines.base import Entries, Eviction, EvictionRun, Queries
+from distill.patches.cache import KeptLayer
+from distill.patches.policy import Call, Observation
+from distill.patches.selection import indices_of
+
+
+class StepRun(EvictionRun):
+    """One forward call, at whose end the layers are cut to the budget of a policy, or to be cut some calls later.
+
+    What the policy collects (sums per entry, trailing queries) is kept with the cache from call to call.
+
+    Args:
+        policy: scores the entries; its budget is an integer.
+        every: cut after so many calls since the last cut, or if a call brings as many tokens as the budget.
+        prompt: whether the call that begins a cache is cut too; if not, it does not count as a call.
+    """
+
+    def __init__(self, policy: Eviction, call: Call, every: int = 1, prompt: bool = True) -> None:
+        super().__init__(policy, call)
+        self.every = every
+        self.counts = prompt or call.past > 0
+
+    def observe(self, layer_idx: int, seen: Observation) -> None:
+        assert self.call.cache is not None
+        layer = self.call.cache.layers[layer_idx]
+        assert isinstance(layer, KeptLayer) and layer.layout is not None
+        tokens = seen.tokens
+        asked = tokens.positions.masked_fill(~tokens.valid, -1)[:, seen.start : seen.stop]
+        device = seen.key.device
+        entries = Entries(
+            layer_idx,
+            seen,
+            asked=asked.to(device),
+            key=seen.key,
+            value=seen.value,
+            positions=layer.layout.to(device),
+            call=self.call,
+        )
+        entries.collected = self.policy.collect(entries, self._recall(layer))
+        self._remember(layer, entries.collected)
+        if seen.complete and self._due(layer, tokens.count) and self._too_many(entries):
+            self.kept[layer_idx] = self.choose(entries)
+
+    def _due(self, layer: KeptLayer, new: int) -> bool:
+        calls = layer.state.get("calls", 0) + 1 if self.counts else 0
+        due = self.counts and (calls >= self.every or new >= self.policy.budget)  # type: ignore[attr-defined]
+        layer.state["calls"] = 0 if due else calls
+        return due
+
+    def _too_many(self, entries: Entries) -> bool:
+        quota = self.policy.quota(entries.layer_idx, entries.lengths, self.call.layers)
+        return bool((quota < entries.lengths).any())
+
+    def evict(self, layer_idx: int, layer: KeptLayer) -> Tensor | None:
+        layer.settled = layer.seen
+        keep = self.kept.pop(layer_idx, None)
+        return None if keep is None else indices_of(keep)
+
+    def _recall(self, layer: KeptLayer) -> Any:
+        if self.policy.accumulates:
+            return layer.notes.get(self.policy.name)
+        if "query" in layer.state:
+            return Queries(layer.state["query"], layer.state["asked"])
+        mark = f"{self.policy.name}."
+        return {k.removeprefix(mark): v for k, v in layer.state.items() if k.startswith(mark)} or None
+
+    def _remember(self, layer: KeptLayer, collected: Any) -> None:
+        if self.policy.accumulates:
+            layer.notes[self.policy.name] = collected
+        elif isinstance(collected, Queries):
+            layer.state["query"], layer.state["asked"] = collected.query, collected.asked
+        elif isinstance(collected, dict):
+            layer.state |= {f"{self.policy.name}.{k}": v for k, v in collected.items()}

@@ -1,0 +1,96 @@
+"""Several policies at once, each with its own budget: retention between layers, eviction inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.patches.cache import KeptLayer
+from distill.patches.policy import Call, Observation, Policy, Retention, Run, Tokens, as_policy, register
+from distill.patches.selection import indices_of
+
+
+@register
+@dataclass(frozen=True, init=False)
+class Compose(Policy):
+    """Several policies at once, such as `Compose(PromptDistill([13], [1024]), SnapKV(512))`.
+
+    A policy that drops entries inside the layers sees the tokens that are alive there: its fractions are of those.
+    Where several choose after the same layer, what all of them keep is kept.
+
+    Args:
+        policies: two or more.
+    Raises:
+        ValueError: fewer than two policies; and when it runs, one that begins anew (GemFilter), which leaves nothing
+            for the others to act on.
+    """
+
+    name = "compose"
+
+    policies: tuple[Policy, ...]
+
+    def __init__(self, *given: Any, policies: Any = ()) -> None:
+        members = tuple(as_policy(value) for value in (*given, *policies))
+        if len(members) < 2 or None in members:
+            raise ValueError(f"policies: got {members}; allowed are two or more policies")
+        object.__setattr__(self, "policies", members)
+
+    def check(self, config: Any) -> None:
+        for member in self.policies:
+            member.check(config)
+
+    def begin(self, call: Call) -> Run | None:
+        begun = [(member.name, run) for member in self.policies if (run := member.begin(call)) is not None]
+        for name, run in begun:
+            if run.scout is not None:
+                raise ValueError(f"policies: {name} begins anew and cannot be combined; allowed are others")
+        return _ComposedRun([run for _, run in begun]) if begun else None
+
+
+class _ComposedRun(Run):
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = runs
+        self.boundaries = {layer for run in runs for layer in run.boundaries}
+
+    def observes(self, layer_idx: int) -> bool:
+        return any(run.observes(layer_idx) for run in self.runs)
+
+    def observe(self, layer_idx: int, seen: Observation) -> None:
+        for run in self.runs:
+            if run.observes(layer_idx):
+                run.observe(layer_idx, seen)
+
+    def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:
+        found = [run.retain(layer_idx, tokens) for run in self.runs if layer_idx in run.boundaries]
+        retentions = [retention for retention in found if retention is not None]
+        if not retentions:
+            return None
+        keep = retentions[0].keep
+        for other in retentions[1:]:
+            keep = keep & other.keep
+        return Retention(keep, any(retention.truncate for retention in retentions), retentions[0].scores)
+
+    def evict(self, layer_idx: int, layer: KeptLayer) -> Tensor | None:
+        wishes = [run.evict(layer_idx, layer) for run in self.runs]
+        wanted = [indices for indices in wishes if indices is not None]
+        if len(wanted) < 2:
+            return wanted[0] if wanted else None
+        marks = [_marks(indices, layer.held) for indices in wanted]
+        heads = max(mark.shape[1] for mark in marks)
+        common = [mark.repeat_interleave(heads // mark.shape[1], dim=1) for mark in marks]
+        return indices_of(torch.stack(common).all(0))
+
+    def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
+        for run in self.runs:
+            run.review(replay)
+
+
+def _marks(indices: Tensor, held: int) -> Tensor:
+    """bool `(batch, 1 or heads, held)`: True at `indices` `(batch, kept)` or `(batch, 1 or heads, kept)`."""
+    indices = indices[:, None] if indices.dim() == 2 else indices
+    marks = torch.zeros(*indices.shape[:2], held + 1, dtype=torch.bool, device=indices.device)
+    return marks.scatter_(2, indices.masked_fill(indices < 0, held), True)[..., :held]
