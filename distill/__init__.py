@@ -9,6 +9,18 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from distill.models import (
+    DistillLlamaConfig,
+    DistillMistralConfig,
+    DistillPhi3Config,
+    DistillQwen2Config,
+    DistillQwen3Config,
+    PromptDistill,
+    architectures,
+    load,
+)
+from distill.patches.policy import Policy, policies, policy
+
 __version__ = "0.1.0"
 
 _LAZY = {
@@ -16,7 +28,22 @@ _LAZY = {
     "mini": "distill.mini",
 }
 
-__all__ = ["Distill", "__version__", "mini"]
+__all__ = [
+    "Distill",
+    "DistillLlamaConfig",
+    "DistillMistralConfig",
+    "DistillPhi3Config",
+    "DistillQwen2Config",
+    "DistillQwen3Config",
+    "Policy",
+    "PromptDistill",
+    "__version__",
+    "architectures",
+    "load",
+    "mini",
+    "policies",
+    "policy",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
-
-import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # pytest-xdist runs one process a core
 
 SHARED = Path(os.environ.get("DISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
@@ -25,3 +29,27 @@ def shared_path(*parts: str) -> Path:
 def shared():
     """`shared("eval", "rules.md")` gives the path, or skips the test."""
     return shared_path
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "golden(method): one reference case of a method's original implementation")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    marker = item.get_closest_marker("golden")
+    if marker is not None:
+        item.user_properties.append(("golden", marker.args[0]))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """One line per method: how many of its reference cases are reproduced."""
+    passed, total = Counter(), Counter()
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for key, method in getattr(report, "user_properties", []):
+                if key == "golden" and (report.when == "call" or outcome == "failed"):
+                    total[method] += 1
+                    passed[method] += outcome == "passed"
+    for method in sorted(total):
+        terminalreporter.write_line(f"golden {method}: {passed[method]}/{total[method]}")

@@ -1,0 +1,46 @@
+"""Registration with Transformers' Auto classes, and `load`, which picks the classes by a checkpoint's config."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+
+from distill.models.base import CONFIGURED
+from distill.patches.policy import as_policy
+
+_ARCHITECTURES: dict[str, type] = {}
+
+
+def register_architecture(config: Any, model: type, causal_lm: type) -> None:
+    """Makes an architecture known to AutoConfig, AutoModel, AutoModelForCausalLM and `load`."""
+    AutoConfig.register(config.model_type, config, exist_ok=True)
+    AutoModel.register(config, model, exist_ok=True)
+    AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
+    _ARCHITECTURES[config.stock_model_type] = config
+
+
+def architectures() -> list[str]:
+    """Model types of the stock checkpoints that can be loaded."""
+    return sorted(_ARCHITECTURES)
+
+
+def load(path: Any, policy: Any = CONFIGURED, **kwargs: Any) -> Any:
+    """Loads a causal LM of any supported architecture, stock checkpoint or ours.
+
+    Args:
+        path: folder or Hub name.
+        policy: a `Policy`, its name, its JSON form, or `None` for exactly stock. Default: the one saved with the
+            checkpoint, which is none for a stock checkpoint.
+        kwargs: for `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `revision`, ...).
+    Raises:
+        ValueError: an architecture that is not supported, or a policy that cannot run on it.
+    """
+    places = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs}
+    values, _ = PreTrainedConfig.get_config_dict(path, **places)
+    model_type = values.get("model_type", "").removeprefix("distill_")
+    if model_type not in _ARCHITECTURES:
+        raise ValueError(f"path: {path} is of type {model_type!r}; supported are {', '.join(architectures())}")
+    given = {} if policy is CONFIGURED else {"policy": as_policy(policy)}
+    config = _ARCHITECTURES[model_type].from_pretrained(path, **places, **given)  # type: ignore[attr-defined]
+    return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)

@@ -1,0 +1,22 @@
+"""Llama under a policy."""
+
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from distill.models.auto import register_architecture
+from distill.models.base import DistillCausalLMMixin, DistillConfigMixin, DistillModelMixin
+
+
+class DistillLlamaConfig(DistillConfigMixin, LlamaConfig):
+    model_type = "distill_llama"
+    stock_model_type = "llama"
+
+
+class DistillLlamaModel(DistillModelMixin, LlamaModel):
+    config_class = DistillLlamaConfig
+
+
+class DistillLlamaForCausalLM(DistillCausalLMMixin, LlamaForCausalLM):
+    config_class = DistillLlamaConfig
+
+
+register_architecture(DistillLlamaConfig, DistillLlamaModel, DistillLlamaForCausalLM)

@@ -1,0 +1,22 @@
+"""Mistral under a policy."""
+
+from transformers import MistralConfig, MistralForCausalLM, MistralModel
+
+from distill.models.auto import register_architecture
+from distill.models.base import DistillCausalLMMixin, DistillConfigMixin, DistillModelMixin
+
+
+class DistillMistralConfig(DistillConfigMixin, MistralConfig):
+    model_type = "distill_mistral"
+    stock_model_type = "mistral"
+
+
+class DistillMistralModel(DistillModelMixin, MistralModel):
+    config_class = DistillMistralConfig
+
+
+class DistillMistralForCausalLM(DistillCausalLMMixin, MistralForCausalLM):
+    config_class = DistillMistralConfig
+
+
+register_architecture(DistillMistralConfig, DistillMistralModel, DistillMistralForCausalLM)

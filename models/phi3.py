@@ -1,0 +1,22 @@
+"""Phi3 under a policy."""
+
+from transformers import Phi3Config, Phi3ForCausalLM, Phi3Model
+
+from distill.models.auto import register_architecture
+from distill.models.base import DistillCausalLMMixin, DistillConfigMixin, DistillModelMixin
+
+
+class DistillPhi3Config(DistillConfigMixin, Phi3Config):
+    model_type = "distill_phi3"
+    stock_model_type = "phi3"
+
+
+class DistillPhi3Model(DistillModelMixin, Phi3Model):
+    config_class = DistillPhi3Config
+
+
+class DistillPhi3ForCausalLM(DistillCausalLMMixin, Phi3ForCausalLM):
+    config_class = DistillPhi3Config
+
+
+register_architecture(DistillPhi3Config, DistillPhi3Model, DistillPhi3ForCausalLM)

@@ -1,0 +1,172 @@
+"""PromptDistill: from a chosen layer on, only the tokens that the question attends to (arXiv 2503.23274)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distill.patches.policy import (
+    Call,
+    Observation,
+    Policy,
+    Retention,
+    Run,
+    Tokens,
+    budget_tokens,
+    check_budget,
+    check_integer,
+    register,
+)
+from distill.patches.selection import attention_rows, mean_logits, pool, top
+
+
+@register
+@dataclass(frozen=True)
+class PromptDistill(Policy):
+    """Selective token retention inside the model.
+
+    After each selection layer has run on all its tokens, the attention logits of the last prompt token's query with
+    every key, averaged over heads, decide which tokens go on; later layers compute and cache only those, at their
+    original positions. The last prompt token always goes on and is not counted. Paper: "PromptDistill: Query-based
+    Selective Token Retention in Intermediate Layers for Efficient Large Language Model Inference",
+    https://arxiv.org/abs/2503.23274.
+
+    Args:
+        selection_layers: layer indices, ascending, none of them the last layer (nothing would be saved).
+        n_topks: tokens kept after each selection layer: integers, or fractions of the prompt in (0, 1).
+        use_pooling: smooth the scores over neighbouring tokens before choosing.
+        cache_truncation_end: how many selections also shorten the caches of the layers before them; 0: none, -1 (or
+            more than there are selections): all.
+        pooling_kernel: odd width of the smoothing, in tokens.
+        observation_window: queries that score, ending with the last prompt token; the paper uses 1.
+        scoring: `"raw"`: mean of attention logits (the paper); `"softmax"`: mean of attention probabilities.
+        pooling: `"avg"` (the paper) or `"max"`.
+        sinks: first tokens of the prompt that are always kept, within the budget.
+        recent: tokens before the last prompt token that are always kept, within the budget.
+    Raises:
+        ValueError: a value that is not allowed, lists of unequal length, layers not ascending.
+    """
+
+    name = "promptdistill"
+
+    selection_layers: tuple[int, ...]
+    n_topks: tuple[int | float, ...]
+    use_pooling: bool = True
+    cache_truncation_end: int = 0
+    pooling_kernel: int = 5
+    observation_window: int = 1
+    scoring: str = "raw"
+    pooling: str = "avg"
+    sinks: int = 0
+    recent: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("selection_layers", "n_topks"):
+            value = getattr(self, name)
+            if not isinstance(value, (list, tuple)) or not value:
+                raise ValueError(f"{name}: got {value!r}; allowed is a list with one entry per selection")
+            object.__setattr__(self, name, tuple(value))
+        for layer in self.selection_layers:
+            check_integer("selection_layers", layer, 0)
+        if any(a >= b for a, b in zip(self.selection_layers, self.selection_layers[1:], strict=False)):
+            raise ValueError(f"selection_layers: got {list(self.selection_layers)}; allowed are ascending layers")
+        if len(self.n_topks) != len(self.selection_layers):
+            raise ValueError(
+                f"n_topks: got {len(self.n_topks)} entries for {len(self.selection_layers)} selection_layers; "
+                "allowed is one entry per selection layer"
+            )
+        for budget in self.n_topks:
+            check_budget("n_topks", budget)
+        check_integer("cache_truncation_end", self.cache_truncation_end, -1)
+        check_integer("pooling_kernel", self.pooling_kernel, 1)
+        if self.pooling_kernel % 2 == 0:
+            raise ValueError(f"pooling_kernel: got {self.pooling_kernel}; allowed are odd integers")
+        check_integer("observation_window", self.observation_window, 1)
+        check_integer("sinks", self.sinks, 0)
+        check_integer("recent", self.recent, 0)
+        if self.scoring not in ("raw", "softmax"):
+            raise ValueError(f"scoring: got {self.scoring!r}; allowed are 'raw' and 'softmax'")
+        if self.pooling not in ("avg", "max"):
+            raise ValueError(f"pooling: got {self.pooling!r}; allowed are 'avg' and 'max'")
+        least = min((k for k in self.n_topks if isinstance(k, int)), default=None)
+        if least is not None and self.sinks + self.recent > least:
+            raise ValueError(
+                f"sinks, recent: got {self.sinks} + {self.recent}; allowed is a sum within n_topks ({least})"
+            )
+
+    def check(self, config: Any) -> None:
+        last = config.num_hidden_layers - 1
+        if self.selection_layers[-1] >= last:
+            raise ValueError(
+                f"selection_layers: got {self.selection_layers[-1]}; allowed are layers 0 to {last - 1}: a model of "
+                f"{last + 1} layers has none after layer {last} that could be spared"
+            )
+
+    def begin(self, call: Call) -> Run | None:
+        if not bool(call.tokens.droppable.any()):
+            return None
+        return _PromptDistillRun(self, call)
+
+
+class _PromptDistillRun(Run):
+    def __init__(self, policy: PromptDistill, call: Call) -> None:
+        self.policy, self.call = policy, call
+        self.boundaries = policy.selection_layers
+        prompt = call.tokens.droppable.sum(1)
+        self.budgets = {
+            layer: budget_tokens(k, prompt) for layer, k in zip(policy.selection_layers, policy.n_topks, strict=True)
+        }
+        truncated = policy.cache_truncation_end
+        self.truncating = policy.selection_layers if truncated < 0 else policy.selection_layers[:truncated]
+        self.queries: Tensor | None = None
+        self.scores: Tensor | None = None
+
+    def observes(self, layer_idx: int) -> bool:
+        return layer_idx in self.budgets
+
+    def observe(self, layer_idx: int, seen: Observation) -> None:
+        window = self.policy.observation_window
+        ends = seen.tokens.ends.to(seen.query.device)
+        columns = ends[:, None] + torch.arange(1 - window, 1, device=ends.device)
+        here = columns - seen.start
+        inside = (here >= 0) & (here < seen.query.shape[2])
+        where = here.clamp(0, seen.query.shape[2] - 1)[:, None, :, None]
+        rows = seen.query.gather(2, where.expand(-1, seen.query.shape[1], -1, seen.query.shape[3]))
+        self.queries = rows if self.queries is None else torch.where(inside[:, None, :, None], rows, self.queries)
+        if seen.complete:
+            self.scores = self._score(seen, self.queries, columns)
+            self.queries = None
+
+    def _score(self, seen: Observation, queries: Tensor, columns: Tensor) -> Tensor:
+        """Scores `(batch, tokens)` of the tokens alive, by the queries at `columns` `(batch, window)`."""
+        keys = torch.arange(seen.tokens.count, device=columns.device)
+        real = seen.tokens.valid.to(columns.device)
+        asks = (columns >= 0) & real.gather(1, columns.clamp(min=0))
+        visible = (keys <= columns[..., None]) & real[:, None] & asks[..., None]
+        scaling = seen.module.scaling
+        if self.policy.scoring == "raw":
+            local = mean_logits(queries, seen.own_key, scaling, visible)  # type: ignore[arg-type]
+        else:
+            rows = attention_rows(queries, seen.own_key, scaling, visible)  # type: ignore[arg-type]
+            local = rows.mean(1).sum(1) / asks.sum(1).clamp(min=1)[:, None]
+        scores = self.call.reduce(local) / self.call.ranks
+        if self.policy.use_pooling:
+            before = seen.tokens.droppable.to(scores.device)
+            scores = pool(scores.masked_fill(~before, 0.0), self.policy.pooling_kernel, self.policy.pooling)
+        return scores
+
+    def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:
+        if layer_idx not in self.budgets:
+            return None
+        assert self.scores is not None
+        scores, self.scores = self.scores.to(tokens.valid.device), None
+        droppable = tokens.droppable
+        from_start = droppable.cumsum(1)
+        from_end = droppable.sum(1, keepdim=True) - from_start + 1
+        always = droppable & ((from_start <= self.policy.sinks) | (from_end <= self.policy.recent))
+        chosen = top(scores.masked_fill(always, torch.inf), droppable, self.budgets[layer_idx])
+        keep = chosen | (tokens.valid & ~droppable)
+        return Retention(keep, layer_idx in self.truncating, scores)

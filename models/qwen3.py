@@ -1,0 +1,22 @@
+"""Qwen3 under a policy."""
+
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+from distill.models.auto import register_architecture
+from distill.models.base import DistillCausalLMMixin, DistillConfigMixin, DistillModelMixin
+
+
+class DistillQwen3Config(DistillConfigMixin, Qwen3Config):
+    model_type = "distill_qwen3"
+    stock_model_type = "qwen3"
+
+
+class DistillQwen3Model(DistillModelMixin, Qwen3Model):
+    config_class = DistillQwen3Config
+
+
+class DistillQwen3ForCausalLM(DistillCausalLMMixin, Qwen3ForCausalLM):
+    config_class = DistillQwen3Config
+
+
+register_architecture(DistillQwen3Config, DistillQwen3Model, DistillQwen3ForCausalLM)

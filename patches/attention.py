@@ -1,0 +1,104 @@
+"""Observed attention: the model's own attention runs unchanged, then an observer sees what it was given.
+
+Transformers looks up the attention function by the name in the attention module's config and hands it every keyword
+that the decoder layer was called with. So each attention module gets a stand-in for its config that names one
+registered function, `observed`. That function runs whatever implementation the model's real config names (eager,
+sdpa, flash attention, flex, a kernel from the Hub) and then calls `observer=`, if the layer was given one.
+
+The model's own config is not touched: masks, `set_attn_implementation` and checks for a given implementation see the
+stock name. A layer that is not observed pays one dictionary look-up.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+OBSERVED = "observed"
+
+Observer = Callable[[nn.Module, Tensor, Tensor, Tensor], None]
+
+
+class ObservedConfig:
+    """Stands in for a model's config on one attention module; differs in the name of the attention function only."""
+
+    _attn_implementation = OBSERVED
+
+    def __init__(self, stock: Any) -> None:
+        object.__setattr__(self, "stock", stock)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "stock":  # not set yet, while being unpickled
+            raise AttributeError(name)
+        return getattr(self.stock, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.stock, name, value)
+
+    def __reduce__(self) -> tuple[type, tuple[Any]]:
+        return ObservedConfig, (self.stock,)
+
+
+class _AsStock:
+    """An attention module as the real attention function expects it: stock config, and groups that fit the keys.
+
+    Flash attention reads its kernel's name from `module.config`; a cache that keeps one set per query head has no
+    grouping left.
+    """
+
+    def __init__(self, module: nn.Module, config: Any, groups: int) -> None:
+        self._module, self.config, self.num_key_value_groups = module, config, groups
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+@cache
+def _eager_attention(attention_class: type) -> Callable[..., Any]:
+    for cls in attention_class.__mro__:
+        function = getattr(sys.modules[cls.__module__], "eager_attention_forward", None)
+        if function is not None:
+            return function
+    raise ValueError(f"attention class {attention_class.__name__}: its module defines no eager_attention_forward")
+
+
+def observed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    observer: Observer | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Runs the attention that the stock config names, then shows it to the observer.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`, after rotary embedding.
+        key, value: `(batch, kv_heads, keys, head_dim)`, the cached entries first.
+        observer: called with `(module, query, key, value)`; `None` costs nothing.
+    """
+    stock = module.config.stock  # type: ignore[union-attr]
+    attention = ALL_ATTENTION_FUNCTIONS.get_interface(stock._attn_implementation, _eager_attention(type(module)))
+    view = _AsStock(module, stock, query.shape[1] // key.shape[1])
+    output = attention(view, query, key, value, attention_mask, **kwargs)
+    if observer is not None:
+        observer(module, query, key, value)
+    return output
+
+
+AttentionInterface.register(OBSERVED, observed_attention)
+
+
+def observe_attention(decoder: nn.Module) -> None:
+    """Makes every layer of a decoder (a module with `layers[i].self_attn`) ready to be observed."""
+    for layer in decoder.layers:  # type: ignore[union-attr]
+        attention = layer.self_attn
+        if not isinstance(attention.config, ObservedConfig):
+            attention.config = ObservedConfig(attention.config)
