@@ -70,6 +70,7 @@ class Source:
         revision: Hub revision instead of the pinned one, or None.
         preset: one of `PRESETS`.
         options: the benchmark's own settings, as its `options` method made them.
+        overhead: tokens that the chat template adds to a prompt.
     """
 
     encoder: Encoder
@@ -77,6 +78,7 @@ class Source:
     revision: str | None = None
     preset: str = "official"
     options: Mapping[str, Any] = field(default_factory=dict)
+    overhead: int = 0
 
 
 class Benchmark:
