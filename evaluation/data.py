@@ -37,9 +37,7 @@ class HubFile:
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
         try:
-            return Path(
-                hf_hub_download(self.repo, self.path, repo_type="dataset", revision=revision or self.revision)
-            )
+            return Path(hf_hub_download(self.repo, self.path, repo_type="dataset", revision=revision or self.revision))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
             raise ValueError(
                 f"data not found: {self.path} of the data set {self.repo} (revision {revision or self.revision}) "

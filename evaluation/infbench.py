@@ -100,7 +100,9 @@ class InfiniteBench(Benchmark):
 
     def _template(self, task: str, family: str) -> str:
         if family == "gpt4" and task == "math_calc":
-            raise ValueError("--prompts gpt4 has no math_calc here: its demonstration is not part of the template file")
+            raise ValueError(
+                "--prompts gpt4 has no math_calc here: its demonstration is not part of the template file"
+            )
         return prompts.load("infinitebench.json")[f"{family}_templates"][task]
 
     def _fields(self, task: str, row: Mapping[str, Any]) -> dict[str, str]:

@@ -21,7 +21,11 @@ from distill.evaluation.prompting import Prompt
 DATA = HubFile("THUDM/LongBench-v2", "data.json", "2b48e494f2c7a2f0af81aae178e05c7e1dde0fe9")
 FIELDS = {"$DOC$": "context", "$Q$": "question", **{f"$C_{x}$": f"choice_{x}" for x in "ABCD"}}
 COLUMNS = ("_id", "difficulty", "length", "answer", *FIELDS.values())
-VARIANTS = {"0shot": "longbench2_0shot.txt", "cot": "longbench2_0shot_cot.txt", "no_context": "longbench2_0shot_no_context.txt"}
+VARIANTS = {
+    "0shot": "longbench2_0shot.txt",
+    "cot": "longbench2_0shot_cot.txt",
+    "no_context": "longbench2_0shot_no_context.txt",
+}
 COT_TOKENS = 1024
 
 

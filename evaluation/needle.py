@@ -83,13 +83,21 @@ class Needle(Benchmark):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--s_len", type=int, default=1000, help="shortest context in tokens (default %(default)s)")
-        parser.add_argument("--e_len", type=int, default=128_000, help="longest context in tokens (default %(default)s)")
+        parser.add_argument(
+            "--e_len", type=int, default=128_000, help="longest context in tokens (default %(default)s)"
+        )
         parser.add_argument("--n-lengths", type=int, help="number of lengths (35; 40 under --preset promptdistill)")
         parser.add_argument("--n-depths", type=int, help="number of depths (35; 10 under --preset promptdistill)")
-        parser.add_argument("--needles", type=int, default=0, metavar="N", help="hide N random needles; 0: the classic one")
+        parser.add_argument(
+            "--needles", type=int, default=0, metavar="N", help="hide N random needles; 0: the classic one"
+        )
         parser.add_argument("--repeats", type=int, default=1, help="samples of each cell, with --needles (default 1)")
         parser.add_argument("--seed", type=int, default=42, help="seed of random needles (default %(default)s)")
-        parser.add_argument("--needle-score", choices=SCORES, help="score of the classic needle (phrase; overlap under --preset promptdistill)")
+        parser.add_argument(
+            "--needle-score",
+            choices=SCORES,
+            help="score of the classic needle (phrase; overlap under --preset promptdistill)",
+        )
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
         lengths, depths = GRIDS[args.preset]
@@ -189,7 +197,9 @@ class Needle(Benchmark):
 
     def chance(self, task: Task, record: Mapping[str, Any]) -> float:
         # a blind pick among the numbers hidden; the classic answer is open
-        return 1 / record["reference"]["needles"] if task.name == "random" and record["reference"]["needles"] > 1 else 0.0
+        return (
+            1 / record["reference"]["needles"] if task.name == "random" and record["reference"]["needles"] > 1 else 0.0
+        )
 
 
 if __name__ == "__main__":

@@ -26,10 +26,8 @@ from distill.evaluation.prompting import Prompt
 from distill.evaluation.synthetic import niah, tracking, words
 from distill.evaluation.synthetic.fit import largest_size, shrink_to_fit
 
-ESSAYS = HubFile("sgoel9/paul_graham_essays", "paul_graham_essay.csv", "0c7155a53c25e24c9b9858314460e0ee1f5c3e4e")
-HOTPOT = HubFile(
-    "namlh2004/hotpotqa", "hotpot_dev_distractor_v1.json", "7e54db4656209750ff487f6fdf8e39a66dba136b"
-)
+ESSAYS = HubFile("sgoel9/paul_graham_essays", "pual_graham_essays.csv", "0c7155a53c25e24c9b9858314460e0ee1f5c3e4e")
+HOTPOT = HubFile("namlh2004/hotpotqa", "hotpot_dev_distractor_v1.json", "7e54db4656209750ff487f6fdf8e39a66dba136b")
 SQUAD_FILE = "dev-v2.0.json"
 TEMPLATES = {
     **dict.fromkeys(niah.TASKS, "niah"),
@@ -127,7 +125,9 @@ class _Material:
         if kind in ("qa_1", "qa_2"):
             self.documents, self.questions = _questions(kind, source)
             if source.options["samples"] > len(self.questions):
-                raise ValueError(f"--samples: {kind} has {len(self.questions)} questions, not {source.options['samples']}")
+                raise ValueError(
+                    f"--samples: {kind} has {len(self.questions)} questions, not {source.options['samples']}"
+                )
 
     def sizes(self) -> tuple[int, int, int | None]:
         """Smallest haystack size, step, and the most there is of it."""
@@ -178,7 +178,14 @@ class _Material:
     def _question(self, size: int, seed: str, index: int) -> Made:
         question = self.questions[index]
         prompt, prefix = tracking.document_question(
-            self.documents, question["gold"], question["related"], size, seed, self.template, self.prefix, question["query"]
+            self.documents,
+            question["gold"],
+            question["related"],
+            size,
+            seed,
+            self.template,
+            self.prefix,
+            question["query"],
         )
         return prompt, prefix, question["answers"]
 

@@ -25,7 +25,9 @@ def qa_f1(prediction: str, reference: str) -> float:
 
 def qa_f1_zh(prediction: str, reference: str) -> float:
     """Token F1 of jieba words; words are cut first and normalised after."""
-    sides = [[word for word in map(normalize_chinese, chinese_words(text)) if word] for text in (prediction, reference)]
+    sides = [
+        [word for word in map(normalize_chinese, chinese_words(text)) if word] for text in (prediction, reference)
+    ]
     return token_f1(*sides)
 
 
@@ -89,7 +91,9 @@ def _numbers_equal(prediction: str, wanted: Sequence[str], reference: str) -> fl
 def choice(prediction: str) -> str | None:
     """The letter that a LongBench v2 answer gives ("The correct answer is (B)"), or None where it cannot be parsed."""
     plain = prediction.replace("*", "")
-    match = re.search(r"The correct answer is \(([A-D])\)", plain) or re.search(r"The correct answer is ([A-D])", plain)
+    match = re.search(r"The correct answer is \(([A-D])\)", plain) or re.search(
+        r"The correct answer is ([A-D])", plain
+    )
     return match.group(1) if match else None
 
 

@@ -38,7 +38,9 @@ def largest_size(tokens: Callable[[int], int], budget: int, smallest: int, step:
     return smallest + low * step
 
 
-def shrink_to_fit(make: Callable[[int], T], tokens: Callable[[T], int], budget: int, size: int, smallest: int, step: int) -> T:
+def shrink_to_fit(
+    make: Callable[[int], T], tokens: Callable[[T], int], budget: int, size: int, smallest: int, step: int
+) -> T:
     """A sample of at most `size` that fits: each try is `step` smaller, down to `smallest`.
 
     Raises:
