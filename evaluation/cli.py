@@ -19,7 +19,7 @@ from distill.evaluation.generation import BOTH, PROTOCOLS
 
 EPILOG = """examples:
   distill eval needle --model MODEL --e_len 32000
-  distill eval needle --model MODEL --edition promptdistill --selection-layers 13 --n-topks 1024 --cache-truncation-end 1
+  distill eval needle --model MODEL --edition promptdistill --selection-layers 13 --n-topks 1024
   distill eval longbench --model MODEL --tasks qasper hotpotqa --limit 20 --preset chat
   distill eval babilong --model MODEL --lengths 4k,8k --data-path folder
   accelerate launch -m distill.evaluation ruler --model MODEL --lengths 4096     (samples dealt out to all processes)
@@ -105,8 +105,8 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["default"],
         metavar="METHOD",
-        help="names, with arguments as in promptdistill:selection_layers=[13],cache_truncation_end=1; `default` is the "
-        "stock model and is always run once, as the reference",
+        help="names, with arguments as in promptdistill:selection_layers=[13],cache_truncation_end=1; the stock model "
+        "(default) is always run, as the reference",
     )
     group.add_argument(
         "--budgets", nargs="+", default=[], metavar="BUDGET", help="tokens or fractions; each with each method"

@@ -107,7 +107,7 @@ def parse_budget(text: str) -> int | float:
         value = int(text) if re.fullmatch(r"\d+", text) else float(text)
     except ValueError:
         value = 0
-    if value >= 1 and isinstance(value, int) or isinstance(value, float) and 0 < value < 1:
+    if (isinstance(value, int) and value >= 1) or (isinstance(value, float) and 0 < value < 1):
         return value
     raise ValueError(f"budget must be tokens (an integer of at least 1) or a fraction in (0, 1), not {text!r}")
 

@@ -1,7 +1,7 @@
 """From a sample to token ids: middle truncation, chat template, and exactly one BOS.
 
-Every benchmark cuts long prompts in the middle, each a little differently; `truncate` has their three rules. Lengths are
-in tokens and count the BOS that the tokenizer adds, as the official code does.
+Every benchmark cuts long prompts in the middle, each a little differently; `truncate` has their three rules. Lengths
+are in tokens and count the BOS that the tokenizer adds, as the official code does.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Encoder:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
     def _ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False).input_ids) if text else []
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids) if text else []
 
 
 def truncate(encoder: Encoder, text: str, limit: int | None, rule: str) -> tuple[str, bool]:

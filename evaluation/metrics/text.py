@@ -1,6 +1,6 @@
 """What several scorers share: how answers are normalised, token F1, ROUGE and string similarity.
 
-Pure functions of strings. Heavy libraries are imported when first needed, so scoring one task does not load all of them.
+Pure functions of strings. Libraries are imported when first needed, so scoring one task does not load all of them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from typing import Any
 
 # The list of the official LongBench and InfiniteBench scorers: it has 》 but not 《, which is kept as it is.
-CJK_PUNCTUATION = "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+CJK_PUNCTUATION = (
+    "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～"
+    "｟｠｢｣､、〃》「」『』【】〔〕〖〗〘〙〚〛〜〝〞〟〰〾〿–—‘’‛“”„‟…‧﹏."
+)
 
 FUZZ_BACKENDS = ("difflib", "indel")
 

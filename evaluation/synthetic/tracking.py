@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import random
 import string
@@ -24,7 +25,7 @@ def variable_chain(
     names = words.draw_unique(functools.partial(words.letters, rng, name_length), HOPS + 1)
     value = str(rng.randint(10000, 99998))
     chain = [f"VAR {names[0]} = {value}"]
-    chain += [f"VAR {later} = VAR {earlier} " for earlier, later in zip(names, names[1:], strict=False)]
+    chain += [f"VAR {later} = VAR {earlier} " for earlier, later in itertools.pairwise(names)]
     units = [words.NOISE + "\n"] * size
     places = sorted(rng.sample(range(size), len(chain)), reverse=True)
     for place, line in zip(places, reversed(chain), strict=True):
