@@ -1,8 +1,8 @@
 """Greedy decoding of one prompt, with the times and cache sizes that every result file reports.
 
 Two protocols. *Query-aware*: the whole prompt, question included, is read in one call under the policy.
-*Query-agnostic*: the context alone is read under the policy, then the question is fed on that cache with the policy off.
-They are different products: only the second cache can serve another question.
+*Query-agnostic*: the context alone is read under the policy, then the question is fed on that cache with the policy
+off. They are different products: only the second cache can serve another question.
 """
 
 from __future__ import annotations

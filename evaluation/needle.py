@@ -1,10 +1,10 @@
 """Needle in a Haystack: a sentence hidden in essays, over a grid of lengths and depths.
 
 The classic needle (Dolores Park) is scored by exact match of its key phrase or, as PromptDistill's and GemFilter's
-figures are, by word overlap. `--needles N` hides N seeded sentences with random keys and numbers instead, one of them asked
-for: it cannot be answered from memory. Three artefacts of the common script are not repeated: no special token stands
-in front of the needle, the needle goes to the sentence boundary nearest below its depth (the script looks for a token
-"." and can slide far back), and the haystack does not depend on the order of the file system.
+figures are, by word overlap. `--needles N` hides N seeded sentences with random keys and numbers instead, one of them
+asked for: it cannot be answered from memory. Three artefacts of the common script are not repeated: no special token
+stands in front of the needle, the needle goes to the sentence boundary nearest below its depth (the script looks for a
+token "." and can slide far back), and the haystack does not depend on the order of the file system.
 """
 
 from __future__ import annotations

@@ -214,8 +214,8 @@ def _check(plan: Plan, tasks: Sequence[Task], tokenizer: Any) -> None:
         leading = [task.name for task in tasks if task.question_leads]
         if leading:
             raise ValueError(
-                f"the prompts of {', '.join(leading)} name the question before the context, so a query-agnostic method "
-                "would see it: leave them out with --tasks"
+                f"the prompts of {', '.join(leading)} name the question before the context, so a query-agnostic "
+                "method would see it: leave them out with --tasks"
             )
 
 

@@ -2,8 +2,9 @@
 
 Prompt plus generated tokens fill the length, template included. The samples follow RULER's recipes and are drawn from
 our own seeds: the same distribution, not the same samples. Differences: NLTK's sentence cutter is replaced by a rule,
-distractor keys never equal the asked key, and in the question answering tasks the gold document's place varies (RULER's
-fixed seed puts it at one place). The answer prefix stands after the chat template, as RULER does it since July 2026.
+distractor keys never equal the asked key, and in the question answering tasks the gold document's place varies
+(RULER's fixed seed puts it at one place). The answer prefix stands after the chat template, as in RULER since July
+2026.
 """
 
 from __future__ import annotations

@@ -95,8 +95,9 @@ def load(args: argparse.Namespace, processes: Processes) -> tuple[Any, Any]:
     Raises:
         ValueError: the model or its tokenizer cannot be had, or is not what the flags say.
     """
-    import distill
     from transformers import AutoConfig, AutoModelForCausalLM
+
+    import distill
 
     if args.dtype not in DTYPES:
         raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, not {args.dtype!r}")

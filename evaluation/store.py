@@ -1,9 +1,9 @@
 """Result files: JSON lines that survive a kill and never hold a sample twice.
 
-A file is a header line (everything that must be equal for two predictions to belong together), one line a sample in the
-order of the data, and, once complete, a summary line. Each line is written whole and flushed, so a killed run leaves at
-most one torn line at the end, which the next run removes. Several processes write shards beside the file, which are
-merged in the order of the data.
+A file is a header line (everything that must be equal for two predictions to belong together), one line a sample in
+the order of the data, and, once complete, a summary line. Each line is written whole and flushed, so a killed run
+leaves at most one torn line at the end, which the next run removes. Several processes write shards beside the file,
+which are merged in the order of the data.
 """
 
 from __future__ import annotations
