@@ -245,8 +245,13 @@ class DistillCausalLMMixin(PolicyMixin):
                 stacklevel=5,
             )
 
-    def prepare_inputs_for_generation(self, *args: Any, is_first_iteration: bool = False, **kwargs: Any) -> Any:
-        inputs = super().prepare_inputs_for_generation(*args, is_first_iteration=is_first_iteration, **kwargs)  # type: ignore[misc]
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
+    ) -> Any:
+        """As stock (`generate` reads from the names here what it may pass); the prompt ends in the first call only."""
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
         if not is_first_iteration:
             inputs.pop("prompt_ends", None)
         chosen = self._resolve(kwargs.get("policy", CONFIGURED))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -59,7 +58,6 @@ class _AsStock:
         return getattr(self._module, name)
 
 
-@cache
 def _eager_attention(attention_class: type) -> Callable[..., Any]:
     for cls in attention_class.__mro__:
         function = getattr(sys.modules[cls.__module__], "eager_attention_forward", None)
@@ -85,7 +83,9 @@ def observed_attention(
         observer: called with `(module, query, key, value)`; `None` costs nothing.
     """
     stock = module.config.stock  # type: ignore[union-attr]
-    attention = ALL_ATTENTION_FUNCTIONS.get_interface(stock._attn_implementation, _eager_attention(type(module)))
+    name = stock._attn_implementation
+    eager = _eager_attention(type(module)) if name == "eager" else None
+    attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     view = _AsStock(module, stock, query.shape[1] // key.shape[1])
     output = attention(view, query, key, value, attention_mask, **kwargs)
     if observer is not None:

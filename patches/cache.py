@@ -128,8 +128,9 @@ class KeptLayer(DynamicLayer):
         self.layout, self.seen = self.layout[..., :-count], self.seen - count
 
     def reset(self) -> None:
-        super().reset()
-        self.layout, self.seen, self.incoming = None, 0, None
+        """Empties the layer."""
+        self.keys = self.values = self.layout = self.incoming = None
+        self.is_initialized, self.seen = False, 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)

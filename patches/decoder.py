@@ -16,7 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 from distill.patches.cache import Incoming, KeptLayer, adopt
 from distill.patches.masks import Masks
 from distill.patches.parallel import head_ranks
-from distill.patches.policy import Call, Observation, Policy, Run, Tokens
+from distill.patches.policy import Call, Observation, Policy, Run, Tokens, check_integer
 from distill.patches.selection import indices_of
 
 
@@ -86,8 +86,10 @@ def run_decoder(
     tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, prompt_ends, protect)
     call = Call(decoder, tokens, past, cache, *head_ranks(mesh))
     run = (policy.begin(call) if policy is not None else None) or Run()
-    if prefill_chunk_size is not None and cache is None:
-        raise ValueError("prefill_chunk_size: needs a cache (use_cache=True), got use_cache=False")
+    if prefill_chunk_size is not None:
+        check_integer("prefill_chunk_size", prefill_chunk_size, 1)
+        if cache is None:
+            raise ValueError("prefill_chunk_size: needs a cache (use_cache=True), got use_cache=False")
 
     stages = _Stages(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
     tokens, selections = stages.run(tokens)

@@ -66,7 +66,7 @@ def test_off_switch_and_large_budget_are_stock(name, arch, implementation):
 @everything
 @architectures
 def test_held_is_what_the_budget_says(name, arch):
-    stock, ours = make(name, arch)
+    _, ours = make(name, arch)
     out = prefill(ours, prompt(LENGTH, batch=2))
     heads, dim = out.past_key_values.layers[0].keys.shape[1], out.past_key_values.layers[0].keys.shape[3]
     for index, layer in enumerate(out.past_key_values.layers):
@@ -209,7 +209,7 @@ def test_beams_sampling_and_several_sequences(name, arch):
 
 @everything
 def test_beam_search_finds_what_rescoring_finds(name):
-    """The score of each beam equals the score of its tokens fed one by one on a fresh cache: reordering lost nothing."""
+    """The score of each beam is that of its tokens fed one by one on a fresh cache: reordering lost nothing."""
     _, ours = make(name, "llama")
     ids = prompt(LENGTH)
     out = ours.generate(
