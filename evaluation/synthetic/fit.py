@@ -25,7 +25,7 @@ def largest_size(tokens: Callable[[int], int], budget: int, smallest: int, step:
         raise ValueError(f"length is too small: the shortest sample takes {least} of {budget} prompt tokens")
     low, high = 0, 1
     top = None if most is None else max(0, (most - smallest) // step)
-    while (top is None or high < top) and tokens(smallest + high * step) <= budget:
+    while (top is None or high <= top) and tokens(smallest + high * step) <= budget:
         low, high = high, high * 2
     if top is not None:
         high = min(high, top + 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import random
 import re
 from collections.abc import Sequence
@@ -59,7 +60,9 @@ def sentences(text: str) -> list[str]:
 
     RULER uses NLTK's tokenizer, which needs a download; only where needles may be put depends on this.
     """
-    return re.split(r"(?<=[.!?])[\"'”’)]*\s+", text.strip())
+    ends = [match.end() for match in re.finditer(r"[.!?][\"'”’)]*(?=\s)", text)]
+    pieces = (text[start:end].strip() for start, end in itertools.pairwise([0, *ends, len(text)]))
+    return [piece for piece in pieces if piece]
 
 
 def make(
