@@ -6,7 +6,7 @@ SETUP := $(VENV)/.ready
 # the oldest Transformers that pyproject.toml allows
 OLDEST ?= 5.17.0
 
-.PHONY: demo test lint pytest oldest clean
+.PHONY: demo test lint pytest common oldest clean
 
 demo: $(SETUP)
 	$(PY) -m distill.mini.demo
@@ -22,8 +22,12 @@ lint: $(SETUP)
 	rm -rf $(VENV)/typed && $(PY) -m pip install -q --no-deps --no-build-isolation --target $(VENV)/typed .
 	cd $(VENV)/typed && ../bin/python -m mypy --config-file ../../pyproject.toml -p distill
 
+# Transformers' own model tests, on our classes without a policy; needs the network once, for their source
+common: $(SETUP)
+	$(PY) tests/transformers_common/run.py
+
 oldest:
-	$(MAKE) pytest VENV=.venv-oldest REQUIREMENTS=.venv-oldest/requirements.txt
+	$(MAKE) pytest common VENV=.venv-oldest REQUIREMENTS=.venv-oldest/requirements.txt
 
 REQUIREMENTS ?= requirements.txt
 
@@ -38,4 +42,4 @@ $(SETUP): $(REQUIREMENTS) setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest build *.egg-info
+	rm -rf .cache .venv .venv-oldest build *.egg-info

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from distill.patches.attention import observe_attention
 from distill.patches.cache import holds_kept_layers
@@ -80,7 +81,7 @@ class PolicyMixin:
         """
         global _using
         policy = self._checked(policy)
-        token = _overrides.set(_overrides.get() | {id(self): policy})
+        token = _overrides.set(_overrides.get() | {id(model): policy for model in (self, self.base_model)})  # type: ignore[attr-defined]
         with _using_lock:
             _using += 1
         try:
@@ -111,6 +112,14 @@ class DistillModelMixin(PolicyMixin):
         super().__init__(config)  # type: ignore[call-arg]
         self._checked(config.policy)
         observe_attention(self)  # type: ignore[arg-type]
+
+    @classmethod
+    def adopt(cls, decoder: Any) -> None:
+        """Makes a stock base model one of this class, in place: building a second one would double its memory."""
+        decoder.__class__ = cls
+        # what the constructor of PreTrainedModel writes down about a class, so that hidden states can be recorded
+        dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)  # type: ignore[attr-defined]
+        observe_attention(decoder)
 
     def forward(
         self,
@@ -150,10 +159,12 @@ class DistillModelMixin(PolicyMixin):
 class DistillCausalLMMixin(PolicyMixin):
     """A stock causal LM that runs under a policy; without one its `forward` is the stock one."""
 
+    decoder_class: ClassVar[type[DistillModelMixin]]
+
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self._checked(config.policy)
-        observe_attention(self.model)  # type: ignore[attr-defined]
+        self.decoder_class.adopt(self.model)  # type: ignore[attr-defined]
 
     def forward(
         self,
@@ -190,7 +201,9 @@ class DistillCausalLMMixin(PolicyMixin):
         }
         chosen = self._resolve(policy)
         if chosen is None and not holds_kept_layers(past_key_values):
-            return super().forward(**inputs, labels=labels, logits_to_keep=logits_to_keep, **kwargs)  # type: ignore[misc]
+            return super().forward(  # type: ignore[misc]
+                **inputs, labels=labels, logits_to_keep=logits_to_keep, policy=None, **kwargs
+            )
         wanted = logits_to_keep if isinstance(logits_to_keep, int) else 0
         return_dict = kwargs.pop("return_dict", None)
         outputs = run_decoder(

@@ -17,6 +17,7 @@ class DistillLlamaModel(DistillModelMixin, LlamaModel):
 
 class DistillLlamaForCausalLM(DistillCausalLMMixin, LlamaForCausalLM):
     config_class = DistillLlamaConfig
+    decoder_class = DistillLlamaModel
 
 
 register_architecture(DistillLlamaConfig, DistillLlamaModel, DistillLlamaForCausalLM)

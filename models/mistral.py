@@ -17,6 +17,7 @@ class DistillMistralModel(DistillModelMixin, MistralModel):
 
 class DistillMistralForCausalLM(DistillCausalLMMixin, MistralForCausalLM):
     config_class = DistillMistralConfig
+    decoder_class = DistillMistralModel
 
 
 register_architecture(DistillMistralConfig, DistillMistralModel, DistillMistralForCausalLM)

@@ -17,6 +17,7 @@ class DistillPhi3Model(DistillModelMixin, Phi3Model):
 
 class DistillPhi3ForCausalLM(DistillCausalLMMixin, Phi3ForCausalLM):
     config_class = DistillPhi3Config
+    decoder_class = DistillPhi3Model
 
 
 register_architecture(DistillPhi3Config, DistillPhi3Model, DistillPhi3ForCausalLM)

@@ -17,6 +17,7 @@ class DistillQwen2Model(DistillModelMixin, Qwen2Model):
 
 class DistillQwen2ForCausalLM(DistillCausalLMMixin, Qwen2ForCausalLM):
     config_class = DistillQwen2Config
+    decoder_class = DistillQwen2Model
 
 
 register_architecture(DistillQwen2Config, DistillQwen2Model, DistillQwen2ForCausalLM)

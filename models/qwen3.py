@@ -17,6 +17,7 @@ class DistillQwen3Model(DistillModelMixin, Qwen3Model):
 
 class DistillQwen3ForCausalLM(DistillCausalLMMixin, Qwen3ForCausalLM):
     config_class = DistillQwen3Config
+    decoder_class = DistillQwen3Model
 
 
 register_architecture(DistillQwen3Config, DistillQwen3Model, DistillQwen3ForCausalLM)

@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCac
 import distill
 from distill import DistillLlamaConfig, PromptDistill
 
-from .tiny import ARCHITECTURES, greedy, prompt, tiny, tiny_pair
+from .tiny import ARCHITECTURES, greedy, padded, prompt, tiny, tiny_pair
 
 POLICY = PromptDistill([1], [10], cache_truncation_end=1)
 
@@ -58,6 +58,18 @@ def test_base_model_under_a_policy():
     assert out.last_hidden_state.shape[1] == 11 == out.positions.shape[1] == out.past_key_values.layers[0].held
     with model.using(None):
         assert model(prompt(30)).last_hidden_state.shape[1] == 30
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_base_model_inside_obeys_too(arch):
+    stock, ours = tiny_pair(arch, POLICY)
+    ids, mask = padded([prompt(30), prompt(17, seed=2)], "left")
+    out = ours.model(ids, attention_mask=mask, output_hidden_states=True)
+    assert [h.shape[1] for h in out.hidden_states] == [30, 30, 30, 11, 11] and out.last_hidden_state.shape[1] == 11
+    with ours.using(None):
+        expected = stock.model(ids, attention_mask=mask).last_hidden_state
+        assert torch.equal(ours.model(ids, attention_mask=mask).last_hidden_state, expected)
+    assert torch.equal(ours.model(ids, attention_mask=mask, policy=None).last_hidden_state, expected)
 
 
 def test_pipeline(tmp_path, shared):

@@ -1,0 +1,119 @@
+"""Pass keys hidden in a story: the smallest task that tells whether dropping tokens loses what a question asks for.
+
+    python -m distill.mini.passkey
+
+prints how often the small model finds the key, over prompt lengths and policies. A guess is right once in 90,000.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from distill.mini import FOLDER, mini
+from distill.models import PromptDistill
+from distill.patches.policy import Policy
+
+#: the small model's own setting: most of its heads do nothing, so probabilities, not raw logits, tell who is asked for
+SCORING = {"scoring": "softmax", "pooling": "max", "pooling_kernel": 11, "cache_truncation_end": 1}
+FACT = "The pass key is {key}. Remember it. {key} is the pass key."
+QUESTION = "What is the pass key? The pass key is"
+
+
+def small_policy(budget: int | float) -> PromptDistill:
+    """PromptDistill as it suits the shipped model: after layer 2, where that model looks its answers up."""
+    return PromptDistill([2], [budget], **SCORING)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt of token ids `(1, tokens)`, the answer hidden in it, and the columns `[start, stop)` of the fact."""
+
+    ids: torch.Tensor
+    key: str
+    start: int
+    stop: int
+
+
+def story() -> str:
+    """The text that ships with the package."""
+    return (FOLDER / "story.txt").read_text()
+
+
+def make_prompt(tokenizer: Any, text: str, length: int, depth: float, seed: int) -> Prompt:
+    """A text of `length` tokens (repeated if shorter), with a key at `depth` in [0, 1], and the question last."""
+    key = str(random.Random(seed).randrange(10_000, 100_000))
+    hay, fact, question = (
+        tokenizer(part, add_special_tokens=False).input_ids
+        for part in (text, f"\n{FACT.format(key=key)}\n", f"\n{QUESTION}")
+    )
+    room = length - 1 - len(fact) - len(question)
+    if room < 1:
+        raise ValueError(f"length: got {length}; the fact and the question alone take {length - room} tokens")
+    first = random.Random(seed + 1).randrange(len(hay))
+    hay = (hay[first:] + hay * (room // len(hay) + 1))[:room]
+    at = round(depth * room)
+    ids = [tokenizer.bos_token_id, *hay[:at], *fact, *hay[at:], *question]
+    return Prompt(torch.tensor([ids]), key, 1 + at, 1 + at + len(fact))
+
+
+@torch.no_grad()
+def answer(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 6) -> tuple[str, Any, float]:
+    """The greedy continuation, the output of `generate`, and the seconds to the first token."""
+    marks: list[float] = []
+
+    class Clock:
+        def put(self, value: Any) -> None:
+            marks.append(time.perf_counter())
+
+        def end(self) -> None:
+            pass
+
+    out = model.generate(
+        prompt.ids, attention_mask=torch.ones_like(prompt.ids), max_new_tokens=new_tokens, do_sample=False,
+        pad_token_id=tokenizer.pad_token_id, return_dict_in_generate=True, streamer=Clock(),
+    )  # fmt: skip
+    return tokenizer.decode(out.sequences[0, prompt.ids.shape[1] :]), out, marks[1] - marks[0]
+
+
+def accuracy(model: Any, tokenizer: Any, text: str, length: int, policy: Policy | None, samples: int) -> float:
+    """Share of `samples` prompts, their depths spread evenly, that are answered with the right key."""
+    right = 0
+    for i in range(samples):
+        prompt = make_prompt(tokenizer, text, length, (i + 0.5) / samples, seed=i)
+        with model.using(policy):
+            right += prompt.key in answer(model, tokenizer, prompt)[0]
+    return right / samples
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="llama")
+    parser.add_argument("--text", type=Path, default=FOLDER / "story.txt", help="the text to hide keys in")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8000])
+    parser.add_argument("--keep", type=float, default=1 / 16, help="share of the tokens kept (default: 1/16)")
+    parser.add_argument("--samples", type=int, default=20, help="prompts a cell")
+    args = parser.parse_args()
+    model, tokenizer = mini(args.arch)
+    raw = PromptDistill([2], [args.keep], cache_truncation_end=1)
+    policies = {"all tokens": None, "softmax scores": small_policy(args.keep), "the paper's scores": raw}
+    cells = [(length, name) for length in args.lengths for name in policies]
+    found = {
+        cell: accuracy(model, tokenizer, args.text.read_text(), cell[0], policies[cell[1]], args.samples)
+        for cell in tqdm(cells, desc="cells", leave=False)
+    }
+    print(f"pass keys found by mini-{args.arch}, {args.samples} prompts a cell, {args.keep:.4f} of the tokens kept\n")
+    print("| tokens | " + " | ".join(policies) + " |\n|" + " ---: |" * (len(policies) + 1))
+    for length in args.lengths:
+        print(f"| {length} | " + " | ".join(f"{found[length, name]:.2f}" for name in policies) + " |")
+
+
+if __name__ == "__main__":
+    main()
