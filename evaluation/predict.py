@@ -134,7 +134,8 @@ def uses_template(plan: Plan, task: Task, tokenizer: Any) -> bool:
 
 def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, template: bool) -> tuple[Prompt, bool]:
     """The prompt as the model gets it, and whether it was truncated: cut, then template, then answer prefix."""
-    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, plan.benchmark.truncation)
+    split = plan.protocol == "query-agnostic"
+    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, plan.benchmark.truncation, split)
     if template:
         prompt = prompting.chat(encoder.tokenizer, prompt, plan.benchmark.system)
     return Prompt(prompt.context, prompt.question + sample.answer_prefix), cut

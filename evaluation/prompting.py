@@ -117,11 +117,17 @@ def truncate(encoder: Encoder, text: str, limit: int | None, rule: str) -> tuple
     return encoder.decode(ids[:half] + ids[-tail:]), True
 
 
-def truncate_prompt(encoder: Encoder, prompt: Prompt, limit: int | None, rule: str) -> tuple[Prompt, bool]:
-    """`truncate` for a prompt in two pieces; the question must survive the cut whole.
+def truncate_prompt(
+    encoder: Encoder, prompt: Prompt, limit: int | None, rule: str, split: bool = False
+) -> tuple[Prompt, bool]:
+    """`truncate` for a prompt in two pieces.
+
+    Args:
+        split: the pieces are needed. Without it a limit that cuts into the question gives one piece, as in the official
+            code, which knows no pieces.
 
     Raises:
-        ValueError: as `truncate`; or the limit is so low that the question itself was cut.
+        ValueError: as `truncate`; or `split`, and the limit is so low that the question itself was cut.
     """
     text, cut = truncate(encoder, prompt.text, limit, rule)
     if not cut:
@@ -131,6 +137,8 @@ def truncate_prompt(encoder: Encoder, prompt: Prompt, limit: int | None, rule: s
         # the tokenizer's decoding may change blanks inside the question (SentencePiece), so compare through it
         question = encoder.decode(encoder.plain(question))
         if not question or not text.endswith(question):
+            if not split:
+                return Prompt(text, ""), True
             raise ValueError(f"limit of {limit} tokens cuts into the question {prompt.question[-60:]!r}: allow more")
     return Prompt(text[: len(text) - len(question)], question), True
 

@@ -129,8 +129,10 @@ def test_the_question_survives_truncation_or_an_error_says_so(encoder):
     prompt = Prompt("word " * 100, "\nQuestion: where is the key?\nAnswer:")
     cut, was = truncate_prompt(encoder, prompt, 120, "longbench")
     assert was and cut.question == prompt.question and len(cut.context) < len(prompt.context)
+    short, _ = truncate_prompt(encoder, prompt, 20, "longbench")
+    assert short == Prompt(truncate(encoder, prompt.text, 20, "longbench")[0], "")
     with pytest.raises(ValueError, match="cuts into the question"):
-        truncate_prompt(encoder, prompt, 20, "longbench")
+        truncate_prompt(encoder, prompt, 20, "longbench", split=True)
 
 
 @pytest.mark.parametrize(("limit", "rule", "word"), [(1, "longbench", "at least 2"), (5, "left", "rule")])
