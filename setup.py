@@ -17,6 +17,9 @@ ROOMS = [
     "codec",
     "serving",
 ]
+# data of a room lies beside its code or one folder below it (a model, a set of prompts)
+ENDINGS = ["json", "jsonl", "safetensors", "md", "txt", "html", "css", "js"]
+DATA = ["py.typed", *(f"{folder}*.{ending}" for folder in ("", "*/") for ending in ENDINGS)]
 
 packages = ["distill"]
 package_dir = {"distill": "distill"}
@@ -29,5 +32,5 @@ for room in ROOMS:
 setup(
     packages=packages,
     package_dir=package_dir,
-    package_data={"": ["*.json", "*.jsonl", "*.safetensors", "*.md", "*.txt", "*.html", "*.css", "*.js", "py.typed"]},
+    package_data={"": DATA},
 )

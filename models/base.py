@@ -111,7 +111,7 @@ class DistillModelMixin(PolicyMixin):
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self._checked(config.policy)
-        observe_attention(self)  # type: ignore[arg-type]
+        observe_attention(self)
 
     @classmethod
     def adopt(cls, decoder: Any) -> None:
@@ -147,7 +147,7 @@ class DistillModelMixin(PolicyMixin):
         if chosen is None and not holds_kept_layers(past_key_values):
             return super().forward(**kwargs)  # type: ignore[misc]
         return run_decoder(
-            self,  # type: ignore[arg-type]
+            self,
             policy=chosen,
             prompt_ends=prompt_ends,
             prefill_chunk_size=prefill_chunk_size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,8 +53,8 @@ class PromptDistill(Policy):
 
     name = "promptdistill"
 
-    selection_layers: tuple[int, ...]
-    n_topks: tuple[int | float, ...]
+    selection_layers: Sequence[int]
+    n_topks: Sequence[int | float]
     use_pooling: bool = True
     cache_truncation_end: int = 0
     pooling_kernel: int = 5
@@ -148,9 +149,9 @@ class _PromptDistillRun(Run):
         visible = (keys <= columns[..., None]) & real[:, None] & asks[..., None]
         scaling = seen.module.scaling
         if self.policy.scoring == "raw":
-            local = mean_logits(queries, seen.own_key, scaling, visible)  # type: ignore[arg-type]
+            local = mean_logits(queries, seen.own_key, scaling, visible)
         else:
-            rows = attention_rows(queries, seen.own_key, scaling, visible)  # type: ignore[arg-type]
+            rows = attention_rows(queries, seen.own_key, scaling, visible)
             local = rows.mean(1).sum(1) / asks.sum(1).clamp(min=1)[:, None]
         scores = self.call.reduce(local) / self.call.ranks
         if self.policy.use_pooling:

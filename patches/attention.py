@@ -82,7 +82,7 @@ def observed_attention(
         key, value: `(batch, kv_heads, keys, head_dim)`, the cached entries first.
         observer: called with `(module, query, key, value)`; `None` costs nothing.
     """
-    stock = module.config.stock  # type: ignore[union-attr]
+    stock = module.config.stock
     name = stock._attn_implementation
     eager = _eager_attention(type(module)) if name == "eager" else None
     attention = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
@@ -98,7 +98,7 @@ AttentionInterface.register(OBSERVED, observed_attention)
 
 def observe_attention(decoder: nn.Module) -> None:
     """Makes every layer of a decoder (a module with `layers[i].self_attn`) ready to be observed."""
-    for layer in decoder.layers:  # type: ignore[union-attr]
+    for layer in decoder.layers:
         attention = layer.self_attn
         if not isinstance(attention.config, ObservedConfig):
             attention.config = ObservedConfig(attention.config)

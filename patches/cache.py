@@ -49,6 +49,9 @@ class KeptLayer(DynamicLayer):
         seen: number of tokens the model has read, dropped ones and padding included.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.seen = 0

@@ -76,12 +76,12 @@ def run_decoder(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: pass exactly one of the two")
-    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # type: ignore[operator]
+    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
     cache = (
         adopt(past_key_values, len(decoder.layers), attention_mask)
         if use_cache or past_key_values is not None
         else None
-    )  # type: ignore[arg-type]
+    )
     past = cache.get_seq_length() if cache is not None else 0
     tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, prompt_ends, protect)
     call = Call(decoder, tokens, past, cache, *head_ranks(mesh))
@@ -93,7 +93,7 @@ def run_decoder(
 
     stages = _Stages(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
     tokens, selections = stages.run(tokens)
-    hidden = decoder.norm(tokens.hidden)  # type: ignore[operator]
+    hidden = decoder.norm(tokens.hidden)
     positions = tokens.positions.masked_fill(~tokens.valid, -1)
     if align and tokens.padded:
         index = indices_of(tokens.valid)
@@ -124,7 +124,7 @@ def _tokens(
         )
     if position_ids is None:
         position_ids = torch.arange(past, past + count, device=hidden.device)[None]
-    rotary = decoder.rotary_emb(hidden, position_ids=position_ids)  # type: ignore[operator]
+    rotary = decoder.rotary_emb(hidden, position_ids=position_ids)
     if attention_mask is None:
         valid = torch.ones(batch, count, dtype=torch.bool, device=hidden.device)
     else:
@@ -154,7 +154,7 @@ class _Stages:
         self.seen, self.chunk, self.kwargs = seen, chunk, kwargs
 
     def run(self, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
-        layers = list(self.decoder.layers)[: self.decoder.config.num_hidden_layers]  # type: ignore[arg-type, union-attr]
+        layers = list(self.decoder.layers)[: self.decoder.config.num_hidden_layers]
         cuts = sorted({*self.policy_run.boundaries, len(layers) - 1})
         selections: list[Selection] = []
         first = 0

@@ -74,7 +74,7 @@ class Masks:
             config=self.config,
             inputs_embeds=hidden,
             attention_mask=padding,
-            past_key_values=_Sizes(0 if held is None else held.shape[-1]),  # type: ignore[arg-type]
+            past_key_values=_Sizes(0 if held is None else held.shape[-1]),
             and_mask_function=overlay,
         )
 
