@@ -1,7 +1,7 @@
 """lm-evaluation-harness (`lm_eval`) on distill models.
 
-    python -m distill.evaluation.harness run --model distill --tasks niah_single_1 \\
-        --model_args '{"pretrained": "PATH", "policy": {"name": "promptdistill", "selection_layers": [13], "n_topks": [1024]}}'
+    python -m distill.evaluation.harness run --model distill --tasks niah_single_1 --model_args '{"pretrained": "PATH",
+        "policy": {"name": "promptdistill", "selection_layers": [13], "n_topks": [1024]}}'
 
 starts the harness with our models known to it (it has no other way to find a plugin's). In Python, `DistillLM` goes
 where an `HFLM` goes: `lm_eval.simple_evaluate(model=DistillLM("PATH", policy=...), tasks=[...])`.
@@ -13,6 +13,7 @@ error.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -90,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ValueError: another --model than "distill" that would load a model whose log-likelihoods the policy falsifies.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    names = [b for a, b in zip(arguments, arguments[1:], strict=False) if a in ("--model", "-M")]
+    names = [b for a, b in itertools.pairwise(arguments) if a in ("--model", "-M")]
     names += [a.partition("=")[2] for a in arguments if a.startswith("--model=")]
     if (names or "run" in arguments[:1]) and names[-1:] != ["distill"]:
         raise ValueError(f"--model must be distill here, not {names[-1] if names else 'the default, hf'}")

@@ -123,8 +123,8 @@ def truncate_prompt(
     """`truncate` for a prompt in two pieces.
 
     Args:
-        split: the pieces are needed. Without it a limit that cuts into the question gives one piece, as in the official
-            code, which knows no pieces.
+        split: the pieces are needed. Without it a limit that cuts into the question gives one piece, as in the
+            official code, which knows no pieces.
 
     Raises:
         ValueError: as `truncate`; or `split`, and the limit is so low that the question itself was cut.

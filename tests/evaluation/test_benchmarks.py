@@ -201,7 +201,7 @@ INFINITE = {
 def test_infinitebench_prompts(tmp_path, tokenizer, task):
     row, expected = INFINITE[task]
     row = {"id": 5, "context": "The body.", "options": []} | row
-    bench, _, found, samples = load("infbench", task, [row], tmp_path, tokenizer)
+    _, _, found, samples = load("infbench", task, [row], tmp_path, tokenizer)
     assert expected.format(body="The body.") in samples[0].prompt.text
     label = {"code_debug": ["f", "B"], "longbook_choice_eng": ["g", "C"]}.get(task, row["answer"])
     assert samples[0].reference["label"] == label and samples[0].id == "5"

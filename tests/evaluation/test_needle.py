@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 
 import pytest
@@ -95,7 +96,8 @@ def test_every_cell_has_one_needle_one_bos_and_fits(essays, tokenizer, preset):
     if preset == "promptdistill":
         assert samples[0].prompt.text.startswith("<|im_start|> This is a very long story book: <book> ")
         assert samples[0].prompt.text.endswith(
-            "</book>.\n Based on the content of the book, Question: What is the best thing to do in San Francisco?\nAnswer:"
+            "</book>.\n Based on the content of the book, "
+            "Question: What is the best thing to do in San Francisco?\nAnswer:"
         )
 
 
@@ -205,7 +207,7 @@ def test_ruler_wording(essays, tokenizer):
     assert ", and " in many.prompt.question
     chain = one("vt", 9000)
     names = chain.reference["references"]
-    lines = [f"VAR {later} = VAR {earlier}" for earlier, later in zip(names, names[1:], strict=False)]
+    lines = [f"VAR {later} = VAR {earlier}" for earlier, later in itertools.pairwise(names)]
     places = [chain.prompt.context.index(line) for line in lines]
     assert places == sorted(places) and len(set(names)) == 5
     # the solved example comes first, with names of its own
@@ -250,7 +252,7 @@ def test_ruler_questions_from_squad(shared, tokenizer, tmp_path):
 def test_ruler_errors(essays, tokenizer, tmp_path):
     with pytest.raises(ValueError, match="length is too small"):
         make("ruler", essays, tokenizer, "--lengths", "300", "--samples", "1", task="niah_single_1_300")
-    with pytest.raises(ValueError, match="no .txt"):
+    with pytest.raises(ValueError, match=r"no \.txt"):
         make("ruler", tmp_path, tokenizer, "--lengths", "4000", "--samples", "1", task="niah_single_2_4000")
     with pytest.raises(ValueError, match=r"dev-v2\.0\.json"):
         make("ruler", tmp_path, tokenizer, "--lengths", "4000", "--samples", "1", task="qa_1_4000")

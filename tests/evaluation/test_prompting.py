@@ -174,5 +174,5 @@ def test_prompt_files_are_byte_copies(shared, ours, theirs):
 
 
 def test_an_unknown_prompt_file_is_refused():
-    with pytest.raises(ValueError, match="nothing.json"):
+    with pytest.raises(ValueError, match=r"nothing\.json"):
         prompts.load("nothing.json")

@@ -17,10 +17,8 @@ from distill.evaluation import report
 from distill.evaluation.cli import main
 from distill.evaluation.report import collect
 
-METHOD = (
-    "promptdistill:selection_layers=[2],cache_truncation_end=1,scoring=softmax,pooling=max,pooling_kernel=31,recent=32"
-)
 PAPER = "promptdistill:selection_layers=[2],cache_truncation_end=1"
+METHOD = f"{PAPER},scoring=softmax,pooling=max,pooling_kernel=31,recent=32"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # runs in the page after its own script: presses what a reader would press, and notes what is there
 PROBE = """
@@ -36,7 +34,8 @@ found.answers = count("#drill-answers tbody tr");
 found.kept = [...document.querySelectorAll("#drill-prompt mark")].map((node) => node.textContent).join("");
 found.lost = [...document.querySelectorAll("#drill-prompt .lost")].map((node) => node.textContent).join("");
 found.options = count("#drill-run option");
-found.external = performance.getEntriesByType("resource").map((entry) => entry.name).filter((name) => !name.startsWith("data:"));
+found.external = performance.getEntriesByType("resource").map((entry) => entry.name)
+  .filter((name) => !name.startsWith("data:"));
 const box = document.createElement("pre");
 box.id = "probe";
 box.textContent = JSON.stringify(found);
