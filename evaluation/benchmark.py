@@ -86,13 +86,11 @@ class Benchmark:
 
     Class attributes:
         name: as on the command line.
-        truncation: rule of `prompting.truncate`.
         template: what the official preset does: "never", or "auto" (where the tokenizer has a chat template).
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    truncation: ClassVar[str] = "longbench"
     template: ClassVar[str] = "never"
     system: ClassVar[str | None] = None
 
@@ -118,6 +116,10 @@ class Benchmark:
             ValueError: data that is missing or not as expected, named.
         """
         raise NotImplementedError
+
+    def truncation(self, preset: str) -> str:
+        """Rule of `prompting.truncate` that the preset cuts long prompts by."""
+        return "longbench"
 
     def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
         """Default truncation limit in prompt tokens; None for benchmarks that make prompts of a given length.

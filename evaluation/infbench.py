@@ -44,7 +44,6 @@ OFFICIAL_LIMIT = 128 * 1024
 class InfiniteBench(Benchmark):
     name = "infbench"
     title = "InfiniteBench"
-    truncation = "infinitebench"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -63,7 +62,9 @@ class InfiniteBench(Benchmark):
         )
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
-        return {"prompts": args.prompts, "data_file": args.data_file}
+        # PromptDistill's tables have 11 tasks
+        with_math_calc = args.preset != "promptdistill"
+        return {"prompts": args.prompts, "data_file": args.data_file, "math_calc": with_math_calc}
 
     def scoring_options(self, preset: str) -> dict[str, Any]:
         return {"rules": "promptdistill" if preset == "promptdistill" else "2024-08"}
@@ -73,6 +74,12 @@ class InfiniteBench(Benchmark):
             name: Task(name, tokens, metric=name, question_leads=name in QUESTION_LEADS)
             for name, tokens in MAX_NEW_TOKENS.items()
         }
+
+    def truncation(self, preset: str) -> str:
+        return "longbench" if preset == "promptdistill" else "infinitebench"
+
+    def default_tasks(self, options: Mapping[str, Any]) -> list[str]:
+        return [name for name in self.tasks(options) if name != "math_calc" or options["math_calc"]]
 
     def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
         if preset == "promptdistill":

@@ -46,7 +46,6 @@ def render(template: str, row: Mapping[str, Any]) -> Prompt:
 class LongBench2(Benchmark):
     name = "longbench2"
     title = "LongBench v2"
-    truncation = "longbench2"
     template = "auto"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -69,6 +68,9 @@ class LongBench2(Benchmark):
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         return {"test": Task("test", max_new_tokens=128, metric="choice")}
+
+    def truncation(self, preset: str) -> str:
+        return "longbench2"
 
     def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
         # official: 120,000 for models of 128k; for smaller windows the same idea, room for template and answer

@@ -135,7 +135,9 @@ def uses_template(plan: Plan, task: Task, tokenizer: Any) -> bool:
 def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, template: bool) -> tuple[Prompt, bool]:
     """The prompt as the model gets it, and whether it was truncated: cut, then template, then answer prefix."""
     split = plan.protocol == "query-agnostic"
-    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, plan.benchmark.truncation, split)
+    prompt, cut = prompting.truncate_prompt(
+        encoder, sample.prompt, limit, plan.benchmark.truncation(plan.preset), split
+    )
     if template:
         prompt = prompting.chat(encoder.tokenizer, prompt, plan.benchmark.system)
     return Prompt(prompt.context, prompt.question + sample.answer_prefix), cut
@@ -178,7 +180,7 @@ def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any,
         "window": window(model),
         "tokenizer": tokenizer.name_or_path,
         "template": template,
-        "truncation": {"rule": plan.benchmark.truncation, "limit": limit_of(plan, model)},
+        "truncation": {"rule": plan.benchmark.truncation(plan.preset), "limit": limit_of(plan, model)},
         "max_new_tokens": task.max_new_tokens + (plan.preset == "promptdistill"),
         "decoding": vars(decoding(plan, task)),
         "data": {"path": str(plan.data_path) if plan.data_path else None, "revision": plan.revision},

@@ -232,8 +232,6 @@ function prompt(answer) {
   });
   flush();
   box.replaceChildren(parts);
-  // with a long prompt the interesting part is at the end
-  box.scrollTop = box.scrollHeight;
 }
 
 function show(task) {

@@ -213,6 +213,11 @@ def test_infinitebench_has_12_tasks_and_rules_by_preset():
     assert len(bench.tasks(chosen)) == 12
     assert bench.scoring_options("official") == {"rules": "2024-08"}
     assert bench.scoring_options("promptdistill") == {"rules": "promptdistill"}
+    assert bench.default_tasks(chosen) == list(bench.tasks(chosen))
+    assert bench.truncation("official") == "infinitebench"
+    _, earlier = options("infbench", preset="promptdistill")
+    assert set(bench.tasks(chosen)) - set(bench.default_tasks(earlier)) == {"math_calc"}
+    assert bench.truncation("promptdistill") == "longbench"
 
 
 def test_integers_stay_integers(tmp_path, tokenizer):
