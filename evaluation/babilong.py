@@ -22,6 +22,8 @@ USUAL_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 class BABILong(Benchmark):
     name = "babilong"
     title = "BABILong"
+    repo = REPO
+    revision = REVISION
     template = "auto"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -71,6 +71,7 @@ class Source:
         preset: one of `PRESETS`.
         options: the benchmark's own settings, as its `options` method made them.
         overhead: tokens that the chat template adds to a prompt.
+        limit: samples that are wanted; benchmarks that generate samples need make no more. None: all.
     """
 
     encoder: Encoder
@@ -79,6 +80,7 @@ class Source:
     preset: str = "official"
     options: Mapping[str, Any] = field(default_factory=dict)
     overhead: int = 0
+    limit: int | None = None
 
 
 class Benchmark:
@@ -87,12 +89,14 @@ class Benchmark:
     Class attributes:
         name: as on the command line.
         template: what the official preset does: "never", or "auto" (where the tokenizer has a chat template).
+        repo, revision: data set on the Hub and the commit it is pinned to, or None.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     template: ClassVar[str] = "never"
-    system: ClassVar[str | None] = None
+    repo: ClassVar[str | None] = None
+    revision: ClassVar[str | None] = None
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Adds the benchmark's own flags."""

@@ -44,6 +44,8 @@ OFFICIAL_LIMIT = 128 * 1024
 class InfiniteBench(Benchmark):
     name = "infbench"
     title = "InfiniteBench"
+    repo = REPO
+    revision = REVISION
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

@@ -65,6 +65,8 @@ def base_name(task: str) -> str:
 class LongBench(Benchmark):
     name = "longbench"
     title = "LongBench"
+    repo = DATA.repo
+    revision = DATA.revision
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--e", action="store_true", help="run LongBench-E (13 tasks named *_e, scores by length)")

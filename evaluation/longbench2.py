@@ -46,6 +46,8 @@ def render(template: str, row: Mapping[str, Any]) -> Prompt:
 class LongBench2(Benchmark):
     name = "longbench2"
     title = "LongBench v2"
+    repo = DATA.repo
+    revision = DATA.revision
     template = "auto"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

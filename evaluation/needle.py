@@ -20,7 +20,7 @@ from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.metrics.retrieval import contains, needle_overlap, needle_phrase, needle_rouge
 from distill.evaluation.prompting import Encoder, Prompt, fill
-from distill.evaluation.ruler import essays
+from distill.evaluation.ruler import ESSAYS, essays
 from distill.evaluation.synthetic import words
 from distill.evaluation.synthetic.niah import NEEDLE
 
@@ -80,6 +80,8 @@ def insert(text: str, needles: Sequence[str], depths: Sequence[float]) -> str:
 class Needle(Benchmark):
     name = "needle"
     title = "Needle in a Haystack"
+    repo = ESSAYS.repo
+    revision = ESSAYS.revision
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--s_len", type=int, default=1000, help="shortest context in tokens (default %(default)s)")

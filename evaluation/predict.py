@@ -6,7 +6,7 @@ Under `accelerate launch` the samples are dealt out to the processes; one proces
 from __future__ import annotations
 
 import datetime
-import logging
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,6 @@ from distill.evaluation.generation import Decoding, Generation, Generator
 from distill.evaluation.methods import Method
 from distill.evaluation.prompting import Encoder, Prompt
 from distill.evaluation.store import ResultFile, Results, summarise
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,11 +133,10 @@ def uses_template(plan: Plan, task: Task, tokenizer: Any) -> bool:
 def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, template: bool) -> tuple[Prompt, bool]:
     """The prompt as the model gets it, and whether it was truncated: cut, then template, then answer prefix."""
     split = plan.protocol == "query-agnostic"
-    prompt, cut = prompting.truncate_prompt(
-        encoder, sample.prompt, limit, plan.benchmark.truncation(plan.preset), split
-    )
+    rule = plan.benchmark.truncation(plan.preset)
+    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, rule, split)
     if template:
-        prompt = prompting.chat(encoder.tokenizer, prompt, plan.benchmark.system)
+        prompt = prompting.chat(encoder.tokenizer, prompt)
     return Prompt(prompt.context, prompt.question + sample.answer_prefix), cut
 
 
@@ -183,7 +180,7 @@ def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any,
         "truncation": {"rule": plan.benchmark.truncation(plan.preset), "limit": limit_of(plan, model)},
         "max_new_tokens": task.max_new_tokens + (plan.preset == "promptdistill"),
         "decoding": vars(decoding(plan, task)),
-        "data": {"path": str(plan.data_path) if plan.data_path else None, "revision": plan.revision},
+        "data": _data(plan),
         "options": dict(plan.options),
         "drilldown": plan.drilldown,
     }
@@ -197,13 +194,19 @@ def limit_of(plan: Plan, model: Any) -> int | None:
     return plan.benchmark.max_length(plan.preset, window(model), model_type)
 
 
+def _data(plan: Plan) -> dict[str, Any]:
+    if plan.data_path is not None:
+        return {"path": str(plan.data_path)}
+    return {"repo": plan.benchmark.repo, "revision": plan.revision or plan.benchmark.revision}
+
+
 def _source(plan: Plan, encoder: Encoder, template: bool) -> Source:
     overhead = 0
     if template:
         bare = Prompt("x", "")
-        wrapped = prompting.chat(encoder.tokenizer, bare, plan.benchmark.system)
+        wrapped = prompting.chat(encoder.tokenizer, bare)
         overhead = len(encoder.encode(wrapped.text)) - len(encoder.encode(bare.text))
-    return Source(encoder, plan.data_path, plan.revision, plan.preset, plan.options, overhead)
+    return Source(encoder, plan.data_path, plan.revision, plan.preset, plan.options, overhead, plan.limit)
 
 
 def _check(plan: Plan, tasks: Sequence[Task], tokenizer: Any) -> None:
@@ -276,12 +279,13 @@ def _answer(
         record["reasoning"] = made.text
         second = Prompt("", sample.follow_up.replace("$COT$", made.text))
         if template:
-            second = prompting.chat(generator.encoder.tokenizer, second, plan.benchmark.system)
+            second = prompting.chat(generator.encoder.tokenizer, second)
         # the second prompt holds no document: there is nothing to compress, so it is read whole
         whole = Generator(generator.model, generator.encoder, None, "query-aware")
         costs.append(whole(second, task.max_new_tokens, rules))
         record["prediction"] = costs[-1].text
     record |= {"reference": sample.reference, "group": sample.group, "prompt_tokens": made.prompt_tokens}
+    record["prompt_sha256"] = hashlib.sha256(prompt.text.encode("utf-8", "surrogatepass")).hexdigest()
     record |= {"new_tokens": sum(cost.new_tokens for cost in costs), "truncated": cut, "cost": _cost(costs)}
     if keep:
         record["kept"] = encode_shares(made.kept or [])

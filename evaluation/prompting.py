@@ -143,7 +143,7 @@ def truncate_prompt(
     return Prompt(text[: len(text) - len(question)], question), True
 
 
-def chat(tokenizer: Any, prompt: Prompt, system: str | None = None) -> Prompt:
+def chat(tokenizer: Any, prompt: Prompt) -> Prompt:
     """`prompt` as one user message in the tokenizer's chat template, ending where the answer begins.
 
     Raises:
@@ -151,8 +151,7 @@ def chat(tokenizer: Any, prompt: Prompt, system: str | None = None) -> Prompt:
     """
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no chat template: choose another preset")
-    messages = [{"role": "system", "content": system}] if system else []
-    messages.append({"role": "user", "content": prompt.text})
+    messages = [{"role": "user", "content": prompt.text}]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     # many templates trim the message
     body = prompt.text.strip()

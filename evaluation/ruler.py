@@ -45,6 +45,8 @@ Made = tuple[Prompt, str, list[str]]
 class Ruler(Benchmark):
     name = "ruler"
     title = "RULER"
+    repo = ESSAYS.repo
+    revision = ESSAYS.revision
     template = "auto"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -81,7 +83,8 @@ class Ruler(Benchmark):
         options = source.options
         budget = length - task.max_new_tokens - source.overhead
         material = _Material(kind, length, source)
-        seeds = [f"{options['seed']} {task.name} {index}" for index in range(options["samples"])]
+        count = min(options["samples"], source.limit or options["samples"])
+        seeds = [f"{options['seed']} {task.name} {index}" for index in range(count)]
 
         def tokens(made: Made) -> int:
             return len(source.encoder.encode(made[0].text + made[1]))

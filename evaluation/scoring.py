@@ -87,6 +87,7 @@ def score_task(bench: Benchmark, result: Results, settings: Mapping[str, Any]) -
         "interval": None,
         "chance": None,
         "unscorable": unscorable,
+        "over_window": _over_window(result.header.get("window"), records),
         "complete": result.summary is not None,
         "cost": summarise(records),
         "breakdown": {},
@@ -100,6 +101,13 @@ def score_task(bench: Benchmark, result: Results, settings: Mapping[str, Any]) -
         entry["chance"] = 100 * sum(bench.chance(task, record) for record in records) / len(records)
         entry["breakdown"] = bench.breakdown(task, records, scores)
     return entry
+
+
+def _over_window(window: int | None, records: Sequence[Mapping[str, Any]]) -> int:
+    """How many prompts with their answers are longer than the model's positions."""
+    if window is None:
+        return 0
+    return sum(record["prompt_tokens"] + record["new_tokens"] > window for record in records)
 
 
 def _scores(
@@ -131,6 +139,9 @@ def table(scores: Mapping[str, Any]) -> str:
         )
         if task["unscorable"]:
             lines.append(f"  {task['unscorable']} predictions crash the official scorer; they count 0")
+        if task["over_window"]:
+            window = task["header"]["window"]
+            lines.append(f"  {task['over_window']} prompts are longer than the model's {window} positions")
         if not task["complete"]:
             lines.append("  the run has not ended: these are the samples so far")
         for kind, buckets in task["breakdown"].items():

@@ -26,14 +26,14 @@ prose = st.lists(
 ).map(" ".join)
 
 
-def make(name, essays, tokenizer, *flags, preset="official", task=None):
+def make(name, essays, tokenizer, *flags, preset="official", task=None, limit=None):
     bench = benchmark(name)
     parser = argparse.ArgumentParser()
     bench.add_arguments(parser)
     args = parser.parse_args(list(flags))
     args.preset = preset
     chosen = bench.options(args)
-    source = Source(Encoder(tokenizer), essays, None, preset, chosen)
+    source = Source(Encoder(tokenizer), essays, None, preset, chosen, limit=limit)
     found = check_tasks(bench, [task] if task else None, chosen)[0]
     return bench, found, bench.samples(found, source)
 
@@ -190,6 +190,14 @@ def test_ruler_samples_fill_the_length_and_hold_the_answers(essays, tokenizer, k
             assert reference not in sample.prompt.question
     counts = {"vt": 5, "cwe": 10, "fwe": 3, "niah_multivalue": 4, "niah_multiquery": 4}
     assert len(samples[0].reference["references"]) == counts.get(kind, 1)
+
+
+def test_ruler_makes_no_more_samples_than_are_wanted_and_the_same_ones(essays, tokenizer):
+    def some(limit):
+        flags = ["--lengths", "1000", "--samples", "5"]
+        return make("ruler", essays, tokenizer, *flags, task="niah_single_1_1000", limit=limit)[2]
+
+    assert some(2) == some(None)[:2] and len(some(None)) == len(some(9)) == 5
 
 
 def test_ruler_wording(essays, tokenizer):

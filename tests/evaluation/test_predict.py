@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from distill.evaluation import methods, scoring
 from distill.evaluation.catalogue import benchmark
 from distill.evaluation.cli import add_arguments, main
 from distill.evaluation.generation import Decoding, Generator, cache_bytes, kept_shares
-from distill.evaluation.predict import Plan, encode_shares, predict
+from distill.evaluation.predict import Plan, describe, encode_shares, predict
 from distill.evaluation.prompting import Encoder, Prompt
 from distill.evaluation.runs import load_tokenizer, sweep
 from distill.evaluation.store import read_results
@@ -202,6 +203,8 @@ def test_the_chain_runs_and_every_result_file_carries_its_facts(tiny, facts_fold
     assert header["truncation"] == {"rule": "longbench", "limit": None}
     assert header["environment"]["versions"]["transformers"]
     assert "commit" in header["environment"] and header["max_new_tokens"] == 20
+    assert header["data"] == {"path": str(facts_folder)}
+    assert len({record["prompt_sha256"] for record in results.records.values()}) == 3
     assert results.summary["n"] == 3
     assert {"seconds", "ttft_seconds", "peak_cache_bytes"} <= set(results.summary)
     scores = json.loads(only(output, "scores.json").read_text(encoding="utf-8"))
@@ -269,6 +272,23 @@ def test_predictions_that_crash_the_official_scorer_are_counted(tmp_path):
     task = json.loads((tmp_path / "scores.json").read_text())["tasks"]["math_find"]
     assert task["unscorable"] == 1 and task["score"] == 50 and task["complete"] is False
     assert main(["score", str(tmp_path), "--set", "ruls=2024-06"]) == 2
+
+
+def test_results_from_the_hub_carry_the_pinned_revision(model, tokenizer):
+    plan, task = Plan(benchmark("longbench")), benchmark("longbench").tasks({})["trec"]
+    header = describe(plan, methods.make("default", {}), task, model, tokenizer, False)
+    assert header["data"] == {"repo": "THUDM/LongBench", "revision": "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"}
+    moved = describe(replace(plan, revision="main"), methods.make("default", {}), task, model, tokenizer, False)
+    assert moved["data"]["revision"] == "main"
+
+
+def test_prompts_beyond_the_window_are_told(tiny, facts_folder, tmp_path, capsys):
+    row = {"input": QA * 20, "question": "Where is Mary? ", "target": "kitchen"}
+    (facts_folder / "1k_qa1.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    assert main(command(tiny, facts_folder, tmp_path)) == 0
+    assert "1 prompts are longer than the model's 4096 positions" in capsys.readouterr().out
+    assert main(command(tiny, facts_folder, tmp_path / "cut", "--max-length", "3000")) == 0
+    assert "positions" not in capsys.readouterr().out
 
 
 def test_longbench2_chain_of_thought_asks_twice(tiny, tmp_path):
