@@ -90,6 +90,7 @@ class Benchmark:
         name: as on the command line.
         template: what the official preset does: "never", or "auto" (where the tokenizer has a chat template).
         repo, revision: data set on the Hub and the commit it is pinned to, or None.
+        scoring_choices: allowed values of each scoring setting.
     """
 
     name: ClassVar[str]
@@ -97,6 +98,7 @@ class Benchmark:
     template: ClassVar[str] = "never"
     repo: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
+    scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Adds the benchmark's own flags."""

@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, unique_ids
@@ -46,6 +46,7 @@ class InfiniteBench(Benchmark):
     title = "InfiniteBench"
     repo = REPO
     revision = REVISION
+    scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rules": metric.RULES}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

@@ -11,7 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, unique_ids
@@ -67,6 +67,7 @@ class LongBench(Benchmark):
     title = "LongBench"
     repo = DATA.repo
     revision = DATA.revision
+    scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"fuzz_backend": FUZZ_BACKENDS}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--e", action="store_true", help="run LongBench-E (13 tasks named *_e, scores by length)")

@@ -10,7 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, mean_by, unique_ids
@@ -48,6 +48,7 @@ class LongBench2(Benchmark):
     title = "LongBench v2"
     repo = DATA.repo
     revision = DATA.revision
+    scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"compensated": (True, False)}
     template = "auto"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ import random
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
@@ -82,6 +82,7 @@ class Needle(Benchmark):
     title = "Needle in a Haystack"
     repo = ESSAYS.repo
     revision = ESSAYS.revision
+    scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"needle_score": SCORES}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--s_len", type=int, default=1000, help="shortest context in tokens (default %(default)s)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from distill.evaluation.methods import Method
 from distill.evaluation.predict import Plan, Processes, predict, window
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LONGEST_LABEL = 120
 
 
 def sweep(names: Sequence[str], budgets: Sequence[int | float]) -> list[Method]:
@@ -41,9 +43,12 @@ def run_all(args: argparse.Namespace, chosen: Sequence[Method], show: bool) -> l
     plan = plan_of(args)
     processes = Processes(cpu=args.cpu)
     model, tokenizer = load(args, processes)
+    for method in chosen:
+        if method.policy is not None:
+            # before any sample is run: a comparison takes long
+            method.policy.check(model.config)
     folders = []
     protocols = PROTOCOLS if args.protocol == BOTH else (args.protocol,)
-    # the stock model drops nothing, so the protocols differ only in how the prompt is cut into calls
     for protocol in protocols:
         for method in chosen:
             folder = args.output / args.benchmark / folder_name(args.model, method, protocol, args.preset)
@@ -84,9 +89,11 @@ def overrides(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
 
 
 def folder_name(model: str, method: Method, protocol: str, preset: str) -> str:
-    """Folder of one run inside the output folder."""
-    label = method.label if method.budget is None else f"{method.label}@{method.budget}"
-    return "--".join(slug(part) for part in (Path(model).name, label, protocol, preset))
+    """Folder of one run inside the output folder; file systems limit names, so a long label ends in its hash."""
+    label = slug(method.label if method.budget is None else f"{method.label}@{method.budget}")
+    if len(label) > LONGEST_LABEL:
+        label = f"{label[:LONGEST_LABEL]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return "--".join((slug(Path(model).name), label, protocol, preset))
 
 
 def load(args: argparse.Namespace, processes: Processes) -> tuple[Any, Any]:

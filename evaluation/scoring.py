@@ -58,7 +58,7 @@ def scoring_settings(bench: Benchmark, preset: str, overrides: Mapping[str, Any]
     """The preset's scoring settings with some replaced.
 
     Raises:
-        ValueError: a setting that the benchmark does not have.
+        ValueError: a setting that the benchmark does not have, or a value that it does not allow.
     """
     settings = bench.scoring_options(preset)
     for name, value in (overrides or {}).items():
@@ -67,6 +67,9 @@ def scoring_settings(bench: Benchmark, preset: str, overrides: Mapping[str, Any]
         if name not in settings:
             allowed = ", ".join(settings) or "none"
             raise ValueError(f"{bench.name} has no scoring setting {name!r}; it has {allowed}")
+        choices = bench.scoring_choices[name]
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
         settings[name] = value
     return settings
 

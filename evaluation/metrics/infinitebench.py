@@ -1,7 +1,7 @@
 """InfiniteBench scorers under named rules, because the official scorer changed.
 
-`rules`: "2024-06" is OpenBMB/InfiniteBench at 88b3daa, "2024-08" the later official rules (pull request 22, issue 18),
-"promptdistill" the earlier copy that PromptDistill's tables were made with. Each scorer gives 0..1.
+`rules`: "2024-06" is OpenBMB/InfiniteBench at 88b3daa, "2024-08" the official rules since (code_debug, En.MC, En.Dia
+changed), "promptdistill" the earlier copy that PromptDistill's tables were made with. Each scorer gives 0..1.
 """
 
 from __future__ import annotations

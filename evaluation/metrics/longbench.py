@@ -45,7 +45,7 @@ def classification(prediction: str, reference: str, classes: Sequence[str]) -> f
     """1 / number of class names found in the prediction if the reference is among them, else 0.
 
     The official scorer removes names that are part of the reference while walking over the same list, and so skips
-    neighbours of a removed name. The effect is kept, because published numbers contain it (LongBench issue 36).
+    neighbours of a removed name. The effect is kept, because published numbers contain it.
     """
     found = [name for name in classes if name in prediction]
     position = 0

@@ -21,7 +21,7 @@ from distill.evaluation.cli import add_arguments, main
 from distill.evaluation.generation import Decoding, Generator, cache_bytes, kept_shares
 from distill.evaluation.predict import Plan, describe, encode_shares, predict
 from distill.evaluation.prompting import Encoder, Prompt
-from distill.evaluation.runs import load_tokenizer, sweep
+from distill.evaluation.runs import folder_name, load_tokenizer, sweep
 from distill.evaluation.store import read_results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -271,7 +271,16 @@ def test_predictions_that_crash_the_official_scorer_are_counted(tmp_path):
     assert main(["score", str(tmp_path), "--set", "rules=2024-06"]) == 0
     task = json.loads((tmp_path / "scores.json").read_text())["tasks"]["math_find"]
     assert task["unscorable"] == 1 and task["score"] == 50 and task["complete"] is False
-    assert main(["score", str(tmp_path), "--set", "ruls=2024-06"]) == 2
+    for wrong in ("ruls=2024-06", "rules=2023", "rules"):
+        assert main(["score", str(tmp_path), "--set", wrong]) == 2
+
+
+def test_folders_of_runs_differ_and_are_short():
+    long = "promptdistill:selection_layers=[0],scoring=softmax,pooling=max,pooling_kernel=31,recent=2,sinks=1"
+    chosen = sweep([f"{long},observation_window={n}" for n in (2, 3)], [8, 16])
+    names = {folder_name("a/b/Model-1B", method, "query-aware", "official") for method in chosen}
+    assert len(names) == 5 and max(map(len, names)) < 200
+    assert "Model-1B--default--query-aware--official" in names
 
 
 def test_results_from_the_hub_carry_the_pinned_revision(model, tokenizer):
