@@ -16,6 +16,8 @@ from typing import Any
 from distill.evaluation import catalogue
 from distill.evaluation.benchmark import PRESETS, Benchmark
 from distill.evaluation.generation import BOTH, PROTOCOLS
+from distill.evaluation.methods import STOCK
+from distill.patches.policy import policies
 
 EPILOG = """examples:
   distill eval needle --model MODEL --e_len 32000
@@ -86,7 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _add_method(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("method")
     group.add_argument(
-        "--edition", default="default", help="default (stock model) or any registered method, such as promptdistill"
+        "--edition",
+        default=STOCK,
+        metavar="METHOD",
+        help=f"the stock model ({STOCK}) or a registered method: {', '.join(policies())} (default %(default)s)",
     )
     group.add_argument(
         "--n-topks", nargs="+", metavar="N", help="tokens (or fractions) kept after each selection layer"

@@ -56,8 +56,9 @@ class Encoder:
             raise ValueError("tokenizer must be a Transformers tokenizer, not None: the model has none, name one")
         self.tokenizer = tokenizer
         special = set(tokenizer.all_special_ids)
-        # what the tokenizer itself puts before a text: BOS, or nothing
+        # what the tokenizer itself puts before a text: BOS, nothing, or (GLM) several special tokens
         self.prefix: list[int] = list(itertools.takewhile(special.__contains__, tokenizer("x").input_ids))
+        self.opening = str(tokenizer.decode(self.prefix)) if self.prefix else ""
 
     def plain(self, text: str) -> list[int]:
         """Ids of `text` alone: no BOS is added, and a spelled-out BOS inside the text stays text."""
@@ -75,10 +76,7 @@ class Encoder:
 
         A chat template often writes the BOS itself, and documents can spell it out; neither adds a second one.
         """
-        bos = self.tokenizer.bos_token
-        if self.prefix and bos is not None:
-            text = text.removeprefix(bos)
-        return self.prefix + self.plain(text)
+        return self.prefix + self.plain(text.removeprefix(self.opening))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids` without special tokens."""

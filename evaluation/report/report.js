@@ -109,13 +109,13 @@ function curves(id, task, title, value, format, options = {}) {
 function legend() {
   const seen = new Set();
   for (const run of data.runs) {
-    const key = `${run.label}|${run.protocol}`;
-    if (seen.has(key)) continue;
-    seen.add(key);
+    if (seen.has(run.label)) continue;
+    seen.add(run.label);
     const svg = document.createElementNS(NS, "svg");
     svg.setAttribute("viewBox", "0 0 34 12");
-    shape(svg, "line", { x1: 0, x2: 34, y1: 6, y2: 6, stroke: colour(run), "stroke-width": 2, "stroke-dasharray": run.protocol === AGNOSTIC ? "2 4" : "none" });
-    byId("legend").append(element("span", {}, svg, `${shortName(run)}${variants(run).length > 1 || run.label !== run.edition ? `: ${run.label}` : ""}, ${run.protocol}`));
+    shape(svg, "line", { x1: 0, x2: 34, y1: 6, y2: 6, stroke: colour(run), "stroke-width": 2 });
+    const settings = run.edition !== STOCK && run.label !== run.edition ? `: ${run.label}` : "";
+    byId("legend").append(element("span", {}, svg, shortName(run) + settings));
   }
 }
 

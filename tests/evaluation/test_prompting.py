@@ -93,6 +93,21 @@ def test_spelled_out_bos_stays_text(encoder):
     assert "<s>" in encoder.decode(encoder.encode("one <s> two"))
 
 
+def test_several_opening_tokens_are_not_doubled_either():
+    """GLM opens with two special tokens and has no BOS."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    opening = [("[gMASK]", 0), ("<sop>", 1)]
+    letters = {char: i + 2 for i, char in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    backend = Tokenizer(models.BPE(vocab=dict(opening) | letters, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.post_processor = processors.TemplateProcessing(single="[gMASK] <sop> $A", special_tokens=opening)
+    special = [name for name, _ in opening]
+    encoder = Encoder(PreTrainedTokenizerFast(tokenizer_object=backend, additional_special_tokens=special))
+    assert encoder.encode("hi") == encoder.encode("[gMASK]<sop>hi") == [0, 1, *encoder.plain("hi")]
+
+
 def test_no_bos_where_the_tokenizer_adds_none(shared):
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
