@@ -19,6 +19,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from tqdm import tqdm
 
 from benchmarks.harness import (
     add_model_arguments,
@@ -39,48 +40,50 @@ HEADER = [
 ]  # fmt: skip
 
 
-def measure(stock: Any, ours: Any, length: int, policy: PromptDistill, args: argparse.Namespace) -> dict[str, Any]:
-    """All figures for one prompt length."""
-    ids = torch.randint(0, stock.config.vocab_size, (1, length), device=args.device)
-    kept = min(policy.n_topks[0] + 1, length)
-    cut = policy.selection_layers[0] + 1
+class Runs:
+    """The runs of one prompt length: stock, ours off, ours on, and the bound."""
 
-    def forward(model: Any, tokens: Any, **kwargs: Any) -> Any:
+    def __init__(self, stock: Any, ours: Any, length: int, policy: PromptDistill, args: argparse.Namespace) -> None:
+        self.stock, self.ours, self.policy, self.args = stock, ours, policy, args
+        self.length, self.kept = length, min(policy.n_topks[0] + 1, length)
+        self.cut, self.layers = policy.selection_layers[0] + 1, stock.config.num_hidden_layers
+        self.ids = torch.randint(0, stock.config.vocab_size, (1, length), device=args.device)
+        self.all = {
+            "stock": lambda: self.forward(stock, self.ids),
+            "off": lambda: self.forward(ours, self.ids, policy=None),
+            "on": lambda: self.forward(ours, self.ids, policy=policy),
+            "bound": self.bound,
+        }
+
+    def forward(self, model: Any, ids: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
-            return model(tokens, use_cache=True, logits_to_keep=1, **kwargs)
+            return model(ids, use_cache=True, logits_to_keep=1, **kwargs)
 
-    def bound() -> None:
-        with only_layers(stock, slice(0, cut)), torch.no_grad():
-            first = stock.model(ids, use_cache=True)
-        with only_layers(stock, slice(cut, None)):
-            forward(stock, ids[:, -kept:])
-        del first
+    def bound(self) -> None:
+        with only_layers(self.stock, slice(0, self.cut)), torch.no_grad():
+            self.stock.model(self.ids, use_cache=True)
+        with only_layers(self.stock, slice(self.cut, None)):
+            self.forward(self.stock, self.ids[:, -self.kept :])
 
-    runs = {
-        "stock": lambda: forward(stock, ids),
-        "off": lambda: forward(ours, ids, policy=None),
-        "on": lambda: forward(ours, ids, policy=policy),
-        "bound": bound,
-    }
-    seconds = time_interleaved(runs, args.repeats, args.device)
-    caches = {name: cache_bytes(runs[name]().past_key_values) for name in ("stock", "on")}
-    per_token = caches["stock"] // (length * stock.config.num_hidden_layers)
-    layers = stock.config.num_hidden_layers
-    first = kept if policy.cache_truncation_end else length
-    peaks = {
-        name: statistics.median(peak_bytes(runs[name], args.device) for _ in range(3)) for name in ("stock", "on")
-    }
-    return {
-        "tokens": length,
-        "seconds": {name: statistics.median(values) for name, values in seconds.items()},
-        "off_over_stock": ratio(seconds, "off", "stock"),
-        "speed_up": ratio(seconds, "stock", "on"),
-        "bound": ratio(seconds, "stock", "bound"),
-        "of_bound": ratio(seconds, "bound", "on"),
-        "peak_bytes": peaks,
-        "cache_bytes": caches,
-        "predicted_cache_bytes": per_token * (cut * first + (layers - cut) * kept),
-    }
+    def times(self) -> dict[str, Any]:
+        seconds = time_interleaved(self.all, self.args.repeats, self.args.device)
+        caches = {name: cache_bytes(self.all[name]().past_key_values) for name in ("stock", "on")}
+        per_token = caches["stock"] // (self.length * self.layers)
+        early = self.kept if self.policy.cache_truncation_end else self.length
+        return {
+            "tokens": self.length,
+            "seconds": {name: statistics.median(values) for name, values in seconds.items()},
+            "off_over_stock": ratio(seconds, "off", "stock"),
+            "speed_up": ratio(seconds, "stock", "on"),
+            "bound": ratio(seconds, "stock", "bound"),
+            "of_bound": ratio(seconds, "bound", "on"),
+            "cache_bytes": caches,
+            "predicted_cache_bytes": per_token * (self.cut * early + (self.layers - self.cut) * self.kept),
+        }
+
+    def peaks(self) -> dict[str, Any]:
+        names = ("stock", "on")
+        return {"peak_bytes": {name: peak_bytes(self.all[name], self.args.device) for name in names}}
 
 
 def row(figures: dict[str, Any]) -> list[str]:
@@ -147,7 +150,10 @@ def main() -> int:
         f"{args.arch} {args.size}, {stock.config.num_hidden_layers} layers, {args.dtype}, {args.attention}, {device}"
     )
     print(f"{policy}\n")
-    results = [measure(stock, ours, length, policy, args) for length in args.lengths]
+    runs = [Runs(stock, ours, length, policy, args) for length in args.lengths]
+    results = [run.times() for run in tqdm(runs, desc="times", leave=False)]
+    for run, figures in zip(runs, results, strict=True):
+        figures |= run.peaks()
     print(table(HEADER, [row(figures) for figures in results]))
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")

@@ -144,7 +144,7 @@ class DistillModelMixin(PolicyMixin):
             "use_cache": use_cache,
         }
         chosen = self._resolve(policy)
-        if chosen is None and not holds_kept_layers(past_key_values):
+        if chosen is None and prefill_chunk_size is None and not holds_kept_layers(past_key_values):
             return super().forward(**kwargs)  # type: ignore[misc]
         return run_decoder(
             self,
@@ -200,7 +200,7 @@ class DistillCausalLMMixin(PolicyMixin):
             "use_cache": use_cache,
         }
         chosen = self._resolve(policy)
-        if chosen is None and not holds_kept_layers(past_key_values):
+        if chosen is None and prefill_chunk_size is None and not holds_kept_layers(past_key_values):
             return super().forward(  # type: ignore[misc]
                 **inputs, labels=labels, logits_to_keep=logits_to_keep, policy=None, **kwargs
             )

@@ -59,6 +59,14 @@ def test_chunked_prefill_on_a_conversation(implementation):
     assert torch.equal(results[0][1], results[1][1])
 
 
+def test_chunks_without_a_policy():
+    stock, ours = tiny_pair("llama")
+    ids = prompt(30)
+    for model in (ours, ours.model):
+        out = model(ids, prefill_chunk_size=8, use_cache=True)[0]
+        torch.testing.assert_close(out, (stock if model is ours else stock.model)(ids)[0], atol=1e-5, rtol=1e-5)
+
+
 def test_the_peak_falls_while_the_prompt_is_read():
     """With truncation the early layers are short before the later ones are filled."""
     ours, held = tiny("llama", POLICY), []
