@@ -58,7 +58,7 @@ class Encoder:
         special = set(tokenizer.all_special_ids)
         # what the tokenizer itself puts before a text: BOS, nothing, or (GLM) several special tokens
         self.prefix: list[int] = list(itertools.takewhile(special.__contains__, tokenizer("x").input_ids))
-        self.opening = str(tokenizer.decode(self.prefix)) if self.prefix else ""
+        self.opening = "".join(tokenizer.convert_ids_to_tokens(self.prefix))
 
     def plain(self, text: str) -> list[int]:
         """Ids of `text` alone: no BOS is added, and a spelled-out BOS inside the text stays text."""
