@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,11 @@ def write_png(task: Mapping[str, Any], path: Path) -> None:
 
     lengths, depths, values = grid(task)
     header = task["header"]
-    figure = Figure(figsize=(max(5.0, 1.6 + 0.34 * len(lengths)), max(3.0, 1.7 + 0.26 * len(depths))), dpi=130)
+    width = max(5.0, 1.6 + 0.34 * len(lengths))
+    at = "" if header.get("budget") is None else f" @ {header['budget']}"
+    title = textwrap.wrap(header["label"] + at, int(12 * width))
+    title.append(f"{header['protocol']}: {task['score']:.1f} ({header['task']}, n = {task['n']})")
+    figure = Figure(figsize=(width, max(3.0, 1.5 + 0.26 * len(depths)) + 0.18 * len(title)), dpi=130)
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     numbers = [[float("nan") if value is None else value for value in row] for row in values]
@@ -58,10 +63,12 @@ def write_png(task: Mapping[str, Any], path: Path) -> None:
     axes.set_yticks(range(len(depths)), [str(depth) for depth in depths], fontsize=8)
     axes.set_xlabel("context length (tokens)")
     axes.set_ylabel("depth of the needle (%)")
-    axes.set_title(
-        f"{header['label']}, {header['protocol']}: {task['score']:.1f} ({header['task']}, n = {task['n']})",
-        fontsize=10,
-    )
+    # thin lines between the cells
+    axes.set_xticks([n + 0.5 for n in range(len(lengths) - 1)], minor=True)
+    axes.set_yticks([n + 0.5 for n in range(len(depths) - 1)], minor=True)
+    axes.grid(which="minor", color="white", linewidth=0.8)
+    axes.tick_params(which="minor", length=0)
+    axes.set_title("\n".join(title), fontsize=9)
     figure.colorbar(image, label="score")
     figure.tight_layout()
     figure.savefig(path)
