@@ -62,10 +62,8 @@ def make(edition: str, arguments: Mapping[str, Any], budget: int | float | None 
         if name not in names:
             allowed = ", ".join(map(_flag, names))
             raise ValueError(f"{_flag(name)} has no meaning for edition {edition}; it takes {allowed}")
-    if budget is not None:
-        given |= _budget(edition, names, given, budget)
-    made = policy(edition, **given)
-    return Method(edition, _label(edition, made, budget), made, budget)
+    swept = {} if budget is None else _budget(edition, given, budget)
+    return Method(edition, _label(edition, given), policy(edition, **given | swept), budget)
 
 
 def parse(text: str, budget: int | float | None = None) -> Method:
@@ -79,22 +77,34 @@ def parse(text: str, budget: int | float | None = None) -> Method:
 
 
 def parse_arguments(text: str) -> dict[str, Any]:
-    """`a=1,b=[2,3],c=word` as a dictionary.
+    """`a=1,b=[2,3],c=word,d={"name":"x"}` as a dictionary.
 
     Raises:
         ValueError: the text does not have this form.
     """
     arguments: dict[str, Any] = {}
-    while text:
-        match = re.match(r"(\w+)=(\[[^\]]*\]|[^,\[\]]+)(?:,|$)", text)
+    place = 0
+    while place < len(text):
+        match = re.compile(r"(\w+)=").match(text, place)
         if match is None:
-            raise ValueError(f"method arguments must look like name=value,name=[value,value], not {text!r}")
-        try:
-            arguments[match.group(1)] = json.loads(match.group(2))
-        except json.JSONDecodeError:
-            arguments[match.group(1)] = match.group(2)
-        text = text[match.end() :]
+            raise ValueError(f"method arguments must look like name=value,name=[value,value], not {text[place:]!r}")
+        value, place = _value(text, match.end())
+        arguments[match.group(1)] = value
     return arguments
+
+
+def _value(text: str, start: int) -> tuple[Any, int]:
+    """The value that starts there, and where the next argument starts."""
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, start)
+        if text[end : end + 1] in ("", ","):
+            return value, end + 1
+    except json.JSONDecodeError:
+        pass
+    word = re.compile(r"[^,\[\]{}]+(?=,|$)").match(text, start)
+    if word is None:
+        raise ValueError(f"method arguments must look like name=value,name=[value,value], not {text[start:]!r}")
+    return word.group(0), word.end() + 1
 
 
 def parse_budget(text: str) -> int | float:
@@ -112,22 +122,27 @@ def parse_budget(text: str) -> int | float:
     raise ValueError(f"budget must be tokens (an integer of at least 1) or a fraction in (0, 1), not {text!r}")
 
 
-def _budget(edition: str, names: list[str], given: Mapping[str, Any], budget: int | float) -> dict[str, Any]:
+def _budget(edition: str, given: Mapping[str, Any], budget: int | float) -> dict[str, Any]:
+    """The arguments that set a method's budget: its own, or that of the policy it wraps."""
+    names = [field.name for field in dataclasses.fields(policy_class(edition))]
     if "budget" in names:
         return {"budget": budget}
     if "n_topks" in names:
         return {"n_topks": [budget] * max(1, len(given.get("selection_layers", ())))}
+    inner = given.get("policy")
+    if inner is not None:
+        arguments = {"name": inner} if isinstance(inner, str) else dict(inner)
+        return {"policy": arguments | _budget(arguments["name"], arguments, budget)}
     raise ValueError(f"edition {edition} has no budget to set; it takes {', '.join(names)}")
 
 
-def _label(edition: str, made: Policy, budget: int | float | None) -> str:
-    """The name and every setting that differs from the default, except the swept budget."""
-    fields = {field.name: field.default for field in dataclasses.fields(made)}
+def _label(edition: str, given: Mapping[str, Any]) -> str:
+    """The name, and every setting given that is not the default; the swept budget is told apart from it."""
     settings = []
-    for name, value in made.to_dict().items():
-        swept = budget is not None and name in ("budget", "n_topks")
-        if name != "name" and not swept and value != fields[name]:
-            settings.append(f"{name}={json.dumps(value, separators=(',', ':'))}")
+    for field in dataclasses.fields(policy_class(edition)):
+        default = list(field.default) if isinstance(field.default, tuple) else field.default
+        if field.name in given and given[field.name] != default:
+            settings.append(f"{field.name}={json.dumps(given[field.name], separators=(',', ':'))}")
     return f"{edition}({', '.join(settings)})" if settings else edition
 
 

@@ -46,9 +46,22 @@ class NewestRun(Run):
         return rows[None]
 
 
+@dataclass(frozen=True)
+class Wrapped(Policy):
+    """Changes another policy, which brings the budget."""
+
+    name = "wrapped"
+    policy: Newest
+    strength: float = 0.5
+
+    def __post_init__(self):
+        object.__setattr__(self, "policy", registry.as_policy(self.policy))
+
+
 @pytest.fixture
 def newest(monkeypatch):
     monkeypatch.setitem(registry._REGISTRY, "newest", Newest)
+    monkeypatch.setitem(registry._REGISTRY, "wrapped", Wrapped)
 
 
 def test_it_is_found_swept_and_told_apart(newest):
@@ -57,6 +70,33 @@ def test_it_is_found_swept_and_told_apart(newest):
     assert [m.policy for m in sweep(["newest"], [4, 0.5])] == [None, Newest(4), Newest(0.5)]
     with pytest.raises(ValueError, match="--n-topks has no meaning for edition newest; it takes --budget"):
         methods.make("newest", {"n_topks": [3]})
+
+
+def test_the_budget_of_a_wrapped_policy(newest):
+    method = methods.parse("wrapped:policy=newest,strength=1", 16)
+    assert method.policy == Wrapped(Newest(16), 1) and method.label == 'wrapped(policy="newest", strength=1)'
+    nested = methods.parse('wrapped:policy={"name":"wrapped","policy":"newest"}', 0.5)
+    assert nested.policy == Wrapped(Wrapped(Newest(0.5)))
+    assert {methods.parse("wrapped:policy=newest", n).label for n in (4, 8)} == {'wrapped(policy="newest")'}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", {}),
+        ("a=1,b=[2,3],c=word", {"a": 1, "b": [2, 3], "c": "word"}),
+        ('d={"name":"x","y":[1,2]},e=0.5,f=true', {"d": {"name": "x", "y": [1, 2]}, "e": 0.5, "f": True}),
+        ("a=1e,b=kv_head", {"a": "1e", "b": "kv_head"}),
+    ],
+)
+def test_arguments(text, expected):
+    assert methods.parse_arguments(text) == expected
+
+
+@pytest.mark.parametrize("text", ["a", "a=", "a=1,,b=2", "a=[1", "=1", "a={b}"])
+def test_arguments_that_are_none(text):
+    with pytest.raises(ValueError, match="must look like name=value"):
+        methods.parse_arguments(text)
 
 
 @pytest.mark.parametrize("protocol", ["query-aware", "query-agnostic"])
