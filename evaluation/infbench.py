@@ -37,6 +37,7 @@ MAX_NEW_TOKENS = {
 CHOICE = ("code_debug", "longbook_choice_eng")
 # these prompts name what is asked before the context
 QUESTION_LEADS = ("math_find", "code_run")
+# other architectures as Llama; its H2O runs used 8,192
 PROMPTDISTILL_LIMITS = {"llama": 100_000, "phi3": 50_000, "qwen2": 31_500}
 OFFICIAL_LIMIT = 128 * 1024
 

@@ -53,7 +53,7 @@ NOT_IN_E = (*CHINESE, "narrativeqa", "musique", "qmsum")
 ALL = tuple(task for group in GROUPS.values() for task in group)
 FEW_SHOT = GROUPS["few-shot"]
 BUCKETS = (("0-4k", 4000), ("4-8k", 8000), ("8k+", None))
-# PromptDistill's limits in prompt tokens by architecture; its H2O runs used 8,192
+# PromptDistill's limits in prompt tokens by architecture, others as Llama; its H2O runs used 8,192
 PROMPTDISTILL_LIMITS = {"llama": 128_000, "phi3": 128_000, "qwen2": 32_200}
 
 

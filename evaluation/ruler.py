@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -162,22 +163,23 @@ class _Material:
 
     def _variables(self, size: int, seed: str, index: int) -> Made:
         example, example_prefix, names = tracking.variable_chain(
-            self._example_size(), f"{seed} example", self.template, self.prefix, name_length=3
+            self._example_size, f"{seed} example", self.template, self.prefix, name_length=3
         )
         prompt, prefix, answer = tracking.variable_chain(size, seed, self.template, self.prefix)
         before = tracking.worked_example(example, example_prefix, " ".join(names))
         return Prompt(f"{before}\n\n\n\n{prompt.context}", prompt.question), prefix, answer
 
+    @functools.cached_property
     def _example_size(self) -> int:
-        """Noise units of the in-context example, which RULER fits into 500 tokens."""
-        if not hasattr(self, "_fitted"):
+        """Noise units of the in-context example, which RULER fits into 500 tokens, 30 of them for the answer."""
+        smallest = tracking.HOPS + 1
 
-            def tokens(size: int) -> int:
-                made = tracking.variable_chain(size, "example", self.template, self.prefix, name_length=3)
-                return len(self.source.encoder.encode(tracking.worked_example(made[0], made[1], " ".join(made[2]))))
+        def tokens(size: int) -> int:
+            made = tracking.variable_chain(size, "example", self.template, self.prefix, name_length=3)
+            return len(self.source.encoder.encode(tracking.worked_example(made[0], made[1], " ".join(made[2]))))
 
-            self._fitted = largest_size(tokens, max(500 - 30, tokens(tracking.HOPS + 1)), tracking.HOPS + 1, 1)
-        return self._fitted
+        # a tokenizer of bytes cannot fit even the smallest example: then it is that one
+        return largest_size(tokens, max(500 - 30, tokens(smallest)), smallest, 1)
 
     def _question(self, size: int, seed: str, index: int) -> Made:
         question = self.questions[index]

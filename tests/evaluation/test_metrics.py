@@ -1,4 +1,9 @@
-"""Scorers against outputs of the official scorers, and laws that hold for any text."""
+"""Scorers against outputs of the official scorers, and laws that hold for any text.
+
+golden_metrics.json was made by running the scorers of THUDM/LongBench @2e00731 and OpenBMB/InfiniteBench @88b3daa
+(later rules: kvpress 8bb29b9) on inputs written for it, with rouge 1.0.1, jieba 0.42.1, fuzzywuzzy 0.18.0 and
+rapidfuzz 3.14.6.
+"""
 
 from __future__ import annotations
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
+import distill.mini
 from distill.evaluation import prompts
 from distill.evaluation.prompting import Encoder, Prompt, chat, fill, truncate, truncate_prompt
 
@@ -43,6 +45,21 @@ def test_truncation_is_the_published_rule(tokenizer, encoder, rule, limit, text)
     cut, was = truncate(encoder, text, limit, rule)
     assert was
     assert cut == reference_cut(tokenizer, text, limit, rule)
+
+
+@pytest.mark.parametrize("rule", ["longbench", "infinitebench", "longbench2"])
+@pytest.mark.parametrize("limit", [16, 17, 100, 101])
+@pytest.mark.parametrize("name", ["mini-llama", "qwen2.5"])
+def test_truncation_with_trained_tokenizers(shared, name, rule, limit):
+    """With merges, cutting and encoding again is not the identity."""
+    folder = shared("data", "tokenizers", name) if name == "qwen2.5" else distill.mini.path("llama")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = Encoder(tokenizer)
+    text = "".join(TEXTS[:3]) * 12
+    assert encoder.encode(text) == tokenizer(text).input_ids
+    cut, was = truncate(encoder, text, limit, rule)
+    assert was and cut == reference_cut(tokenizer, text, limit, rule)
+    assert abs(len(encoder.encode(cut)) - limit) <= 8
 
 
 def test_halves_inside_a_character_are_decoded_apart_or_together(encoder):
