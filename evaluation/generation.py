@@ -162,10 +162,12 @@ class Generator:
             pad_token_id=self._padding(),
             do_sample=False,
             num_beams=1,
-            # the library's defaults, spelled out: a model's own sampling settings would only raise warnings
+            # the library's defaults, spelled out, because what is left open comes from the model's own settings
             temperature=1.0,
             top_p=1.0,
             top_k=50,
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
             return_dict_in_generate=True,
         )
         inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}

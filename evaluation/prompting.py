@@ -79,8 +79,8 @@ class Encoder:
         return self.prefix + self.plain(text.removeprefix(self.opening))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        """Text of `ids` without special tokens, as the official code decodes: with the tokenizer's own defaults."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _ids(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False).input_ids) if text else []

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -88,6 +89,21 @@ def test_stock_generation_is_transformers_own(model, encoder):
     # 3 layers, keys and values, 2 KV heads of 8, float32; the last token is never read
     held = ids.shape[1] + made.new_tokens - 1
     assert made.cache_bytes == made.peak_cache_bytes == 3 * 2 * 2 * 8 * 4 * held
+
+
+def test_a_models_own_sampling_settings_do_not_matter(model, encoder, monkeypatch):
+    plain = Generator(model, encoder)(PROMPT, 12)
+    own = {"do_sample": True, "temperature": 3.0, "top_p": 0.1, "top_k": 3, "repetition_penalty": 9.0}
+    for name, value in (own | {"no_repeat_ngram_size": 1, "max_length": 5}).items():
+        monkeypatch.setattr(model.generation_config, name, value)
+    assert Generator(model, encoder)(PROMPT, 12).text == plain.text
+
+
+def test_a_tokenizer_without_eos_runs_to_the_limit(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    bare = deepcopy(tokenizer)
+    bare.eos_token = None
+    assert Generator(model, Encoder(bare))(PROMPT, 30).new_tokens == 30
 
 
 def test_query_aware_and_agnostic_agree_on_the_stock_model(model, encoder):
@@ -369,9 +385,7 @@ def test_questions_that_lead_cannot_be_hidden(model, tokenizer, tmp_path):
 
 
 def test_chat_needs_a_chat_template(model, tokenizer, tmp_path):
-    from copy import copy
-
-    bare = copy(tokenizer)
+    bare = deepcopy(tokenizer)
     bare.chat_template = None
     with pytest.raises(ValueError, match="--preset chat"):
         predict(Plan(benchmark("kv"), preset="chat"), methods.make("default", {}), model, bare, tmp_path)
