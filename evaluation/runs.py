@@ -141,7 +141,8 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(f"no tokenizer was found at {name}: name one with --tokenizer ({error})") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"no tokenizer was found at {name}: name one with --tokenizer ({reason})") from error
 
 
 def draw(folder: Path, scores: Mapping[str, Any]) -> None:
