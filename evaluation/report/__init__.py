@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation import catalogue, heatmap
+from distill.evaluation.generation import PROTOCOLS
 from distill.evaluation.intervals import interval, paired_difference
 from distill.evaluation.methods import STOCK
 from distill.evaluation.scoring import SCORES
@@ -52,6 +53,7 @@ def write(folders: Sequence[Path], path: Path) -> None:
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
     """The data of the page. Raises ValueError as `write`."""
+    folders = sorted(folders, key=lambda folder: _place(_scores(folder)))
     scored = [_scores(folder) for folder in folders]
     names = {scores["benchmark"] for scores in scored}
     if len(names) > 1:
@@ -81,6 +83,19 @@ def _scores(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} is not a scored run: it has no {SCORES}")
     scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return scores
+
+
+def _place(scores: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Order of the runs: by protocol, the stock model first, then by method and budget, fractions behind tokens."""
+    header = next(iter(scores["tasks"].values()))["header"]
+    budget = header["budget"]
+    return (
+        PROTOCOLS.index(header["protocol"]),
+        header["edition"] != STOCK,
+        header["label"],
+        isinstance(budget, float),
+        budget or 0,
+    )
 
 
 def _run(scores: Mapping[str, Any]) -> dict[str, Any]:

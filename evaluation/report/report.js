@@ -205,8 +205,9 @@ function drill(sample) {
   // the run with the fewest kept tokens says most about what a method throws away
   const share = (answer) => [...answer.kept].reduce((sum, digit) => sum + Number(digit), 0);
   if (kept.length) byId("drill-run").value = kept.reduce((a, b) => share(b[1]) < share(a[1]) ? b : a)[0];
-  prompt(kept.length ? sample.answers[byId("drill-run").value] : null);
+  // opened first: what is not shown cannot be scrolled
   if (!byId("drill").open) byId("drill").showModal();
+  prompt(kept.length ? sample.answers[byId("drill-run").value] : null);
 }
 
 function prompt(answer) {
@@ -232,6 +233,8 @@ function prompt(answer) {
   });
   flush();
   box.replaceChildren(parts);
+  const first = box.querySelector("mark");
+  box.scrollTop = first ? Math.max(0, first.offsetTop - box.offsetTop - 80) : 0;
 }
 
 function show(task) {
