@@ -13,10 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from distill.pruning.names import DEFAULT_RATE
 from distill.pruning.tokenization import Counter
 from distill.pruning.units import Layout, Units, join, rebuild
 
-DEFAULT_RATE = 0.5
 FILL_TRIES = 48
 LONG = 50_000  # characters; beyond, a handful of tokens is far below a per mille and each count costs milliseconds
 LONG_FILL_TRIES = 4
@@ -68,7 +68,8 @@ def make_budget(
 ) -> Budget:
     """The budget meant by the arguments; `rate=0.5` if none is given.
 
-    `reduce_rate` is the share to remove, in [0, 1). Raises ValueError if more than one is given or one is out of range.
+    `reduce_rate` is the share to remove, in [0, 1). Raises ValueError if more than one is given or one is out of
+    range.
     """
     given = {
         name: value
@@ -86,7 +87,9 @@ def make_budget(
         removed = _number("reduce_rate", reduce_rate, "in [0, 1), the share to remove", lambda v: 0 <= v < 1)
         return Budget(rate=1 - removed)
     if target_tokens is not None:
-        tokens = _number("target_tokens", target_tokens, "a whole number of at least 1", lambda v: v >= 1 and v == int(v))
+        tokens = _number(
+            "target_tokens", target_tokens, "a whole number of at least 1", lambda v: v >= 1 and v == int(v)
+        )
         return Budget(target_tokens=int(tokens))
     if threshold is not None:
         return Budget(threshold=_number("threshold", threshold, "in [0, 1]", lambda v: 0 <= v <= 1))
@@ -202,9 +205,9 @@ class _Search:
 def solve(drafts: Sequence[Draft], ranking: np.ndarray, budget: int, counter: Counter) -> Solution:
     """Keeps every forced unit and as many ranked ones as `budget` tokens allow.
 
-    `ranking`: int [m], the units that are not forced, best first, numbered through all drafts. The result is never over
-    the budget, except when the forced units alone are, or when the best unit alone is and nothing else would be left:
-    then `over` says so. The next unit of the ranking would not have fitted.
+    `ranking`: int [m], the units that are not forced, best first, numbered through all drafts. The result is never
+    over the budget, except when the forced units alone are, or when the best unit alone is and nothing else would be
+    left: then `over` says so. The next unit of the ranking would not have fitted.
     """
     search = _Search(drafts, ranking, counter)
     if not len(search.forced):

@@ -8,19 +8,8 @@ from typing import Any
 from distill.pruning import scorers
 from distill.pruning.loading import Loaded, architecture, load, shipped_model, short_name
 from distill.pruning.masks.ner import DEFAULT_NER, CapitalNames, NerMask
+from distill.pruning.names import SCORERS
 
-# scorer: the head its model must have; None needs no model
-SCORERS: dict[str, str | None] = {
-    "self-information": "causal-lm",
-    "question-likelihood": "causal-lm",
-    "attention": "causal-lm",
-    "gradient": "causal-lm",
-    "classifier": "token-classification",
-    "cross-encoder": "sequence-classification",
-    "lexical": None,
-    "baseline": None,
-    "random": None,
-}
 # head: what scores without a question, and with one
 AUTOMATIC = {
     "causal-lm": ("self-information", "question-likelihood"),
@@ -54,7 +43,9 @@ class ScorerSource:
             return
         if model is not None:
             self.head = _head_of(model)
-            self.loaded = Loaded(model.eval(), tokenizer, short_name(model.config.name_or_path or type(model).__name__))
+            self.loaded = Loaded(
+                model.eval(), tokenizer, short_name(model.config.name_or_path or type(model).__name__)
+            )
             self._check_head()
             return
         source: str | Path = shipped_model() if model_name is None else model_name
@@ -65,15 +56,28 @@ class ScorerSource:
         if model_name is None:
             self.loaded = self.loaded._replace(name="the shipped small model")
 
+    @property
+    def label(self) -> str:
+        """What scores a call without a question."""
+        if self._given is not None:
+            return self._given.name
+        if self.choice == "auto" and self.head is not None:
+            return self._make(AUTOMATIC[self.head][0]).name
+        return self._make(self.choice).name
+
     def _label(self) -> str:
         return self._given.name if self._given is not None else str(self.choice)
 
     def _check_head(self) -> None:
         if self.choice != "auto" and self.head != SCORERS[self.choice]:
-            raise ValueError(f"scorer {self.choice!r} needs a {SCORERS[self.choice]} model; model_name is a {self.head}")
+            raise ValueError(
+                f"scorer {self.choice!r} needs a {SCORERS[self.choice]} model; model_name is a {self.head}"
+            )
 
     def scorer(self, question: str | None) -> scorers.Scorer:
-        """The scorer for a call with or without a question. ValueError if a chosen scorer would ignore the question."""
+        """The scorer for a call with or without a question. ValueError if a chosen scorer would ignore the
+        question.
+        """
         if self._given is not None:
             found = self._given
         elif self.choice == "auto":
@@ -90,7 +94,11 @@ class ScorerSource:
 
     def _make(self, name: str) -> scorers.Scorer:
         if name not in self._made:
-            without = {"lexical": scorers.LexicalRelevance, "baseline": scorers.Baseline, "random": scorers.RandomScorer}
+            without = {
+                "lexical": scorers.LexicalRelevance,
+                "baseline": scorers.Baseline,
+                "random": scorers.RandomScorer,
+            }
             if name in without:
                 self._made[name] = without[name]()
             else:
@@ -123,8 +131,8 @@ def _head_of(model: Any) -> str:
 def build_ner(ner: Any, device_map: str) -> tuple[NerMask | CapitalNames | None, list[str]]:
     """The NER mask that `ner` means, and what to tell the reader.
 
-    None or False: no mask. "auto": `DEFAULT_NER` if it is already on this machine (nothing is downloaded), else names by
-    their capitals. "capitals": that rule. Otherwise a checkpoint's name, a pipeline or a `NerMask`.
+    None or False: no mask. "auto": `DEFAULT_NER` if it is already on this machine (nothing is downloaded), else names
+    by their capitals. "capitals": that rule. Otherwise a checkpoint's name, a pipeline or a `NerMask`.
     """
     if ner is None or ner is False:
         return None, []

@@ -2,8 +2,8 @@
 
 Follows the published package (llmlingua 0.2.2; Pan et al., ACL 2024) so that its outputs come back character for
 character: text is detokenised, chunks lose white space at their seams, thresholds are per chunk, and words that the
-vocabulary lacks vanish. The pruner of this package (`Distill` without `compat`) does none of that. What differs here is
-only what cannot change a result: remote code is never run, the model family is read from the tokenizer rather than
+vocabulary lacks vanish. The pruner of this package (`Distill` without `compat`) does none of that. What differs here
+is only what cannot change a result: remote code is never run, the model family is read from the tokenizer rather than
 from the model's name, and chunks are padded to the longest of the batch.
 """
 
@@ -29,7 +29,9 @@ SEED = 42
 
 @dataclass(frozen=True)
 class _Forced:
-    """`tokens`: strings to force. `mapped`: those that are not one token, with the placeholder that stands for each."""
+    """`tokens`: strings to force. `mapped`: those that are not one token, with the placeholder that stands for
+    each.
+    """
 
     tokens: list[str]
     mapped: dict[str, str]
@@ -76,7 +78,9 @@ class LLMLingua2:
         elif any(p.startswith("▁") for p in pieces):
             self.wordpiece = False
         else:
-            raise ValueError(f"model_name {str(model_name)!r}: compat needs a WordPiece or SentencePiece tokenizer; got {pieces}")
+            raise ValueError(
+                f"model_name {str(model_name)!r}: compat needs a WordPiece or SentencePiece tokenizer; got {pieces}"
+            )
         self._skip = self._special_tokens()
         self._placeholders = [f"[NEW{i}]" for i in range(MAX_FORCED)]
         with torch.random.fork_rng(devices=[]):
@@ -179,7 +183,9 @@ class LLMLingua2:
         for group in chunks:
             values = [v for _ in group for v in _per_word(next(scored).plain, how)]
             if not values:
-                raise ValueError("context holds a text without words; leave it out or set use_context_level_filter=False")
+                raise ValueError(
+                    "context holds a text without words; leave it out or set use_context_level_filter=False"
+                )
             means.append(sum(values) / len(values))
         bar = np.percentile(means, int(100 * (1 - share)))
         return [i for i, mean in enumerate(means) if mean >= bar or i in always]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +17,7 @@ from distill.pruning.compat import LLMLingua2
 from distill.pruning.masks.anchor import Anchor
 from distill.pruning.masks.rules import check_rules, rule_anchors
 from distill.pruning.masks.user import Stripped, UserMask, strip_keep_tags
-from distill.pruning.result import MASK_ORDER, MaskUse, Result
+from distill.pruning.result import MASK_ORDER, MaskUse, Result, blame
 from distill.pruning.scorers.base import AGGREGATES, Aggregate, Scorer, Scores, to_units
 from distill.pruning.scorers.baseline import rarity
 from distill.pruning.segments import (
@@ -57,13 +58,13 @@ class Distill:
     """Shortens texts before a model reads them.
 
     `model_name`: what scores the text: a causal LM, a token classifier (LLMLingua-2 checkpoints) or, for calls with a
-    question, a cross-encoder; the name or folder of a checkpoint. None: the small causal LM that ships with the package.
-    `model` and `tokenizer` give loaded ones instead. Remote code is never run.
+    question, a cross-encoder; the name or folder of a checkpoint. None: the small causal LM that ships with the
+    package. `model` and `tokenizer` give loaded ones instead. Remote code is never run.
     `scorer`: "auto" chooses by the model and by whether there is a question; or a name from `SCORERS`, or a `Scorer`.
-    `ner`: "auto" (bert-base-NER if it is on this machine, else capitals), None, "capitals", a checkpoint, a pipeline or a
-    `NerMask`. `rules`: True, False, or names from `RULES`.
-    `target_tokenizer`: counts the budget: a tokenizer, its name or folder, or "tiktoken:NAME"; without one the scorer's
-    own counts, and results are labelled estimates.
+    `ner`: "auto" (bert-base-NER if it is on this machine, else capitals), None, "capitals", a checkpoint, a pipeline
+    or a `NerMask`. `rules`: True, False, or names from `RULES`.
+    `target_tokenizer`: counts the budget: a tokenizer, its name or folder, or "tiktoken:NAME"; without one the
+    scorer's own counts, and results are labelled estimates.
     `aggregate`: how sub-tokens make a word's score: "mean", "max" or "first". `layout`: "keep" every line break and
     indentation, or "compact": drop lines that lost all they had.
     `compat="llmlingua2"`: `compress_prompt` reproduces LLMLingua-2 step by step, defects included.
@@ -99,7 +100,9 @@ class Distill:
         self.compat: LLMLingua2 | None = None
         if compat is not None:
             if model_name is None:
-                raise ValueError("compat='llmlingua2' needs model_name: a token classifier such as an LLMLingua-2 checkpoint")
+                raise ValueError(
+                    "compat='llmlingua2' needs model_name: a token classifier such as an LLMLingua-2 checkpoint"
+                )
             self.compat = LLMLingua2(model_name, device_map, counter=target_tokenizer)
             return
         self._source = ScorerSource(scorer, model_name, device_map, model, tokenizer)
@@ -112,12 +115,23 @@ class Distill:
         loaded = self._source.loaded
         return EstimateCounter() if loaded is None else Estimated(make_counter(loaded.tokenizer))
 
+    @property
+    def scorer_name(self) -> str:
+        """What scores a call without a question (with one, if the model needs one)."""
+        return self._source.label
+
+    def counting_with(self, target_tokenizer: Any) -> Distill:
+        """The same pruner, sharing its models, with another reader's tokenizer to count the budget."""
+        other = copy.copy(self)
+        other.counter = make_counter(target_tokenizer)
+        return other
+
     def compress_prompt(self, texts: str | Sequence[str], rate: float | None = None, **options: Any) -> list[str]:
         """The texts, shortened: a list of strings as long as the input.
 
         Takes every option of `compress` (`reduce_rate`, `target_tokens`, `threshold`, `question`, `force_tokens`,
-        `keywords`, ...). A text whose anchors need more than its budget comes back over it, with a `BudgetWarning`; with
-        `on_over_budget="error"` that is a `BudgetError`. In compat mode the options are LLMLingua-2's.
+        `keywords`, ...). A text whose anchors need more than its budget comes back over it, with a `BudgetWarning`;
+        with `on_over_budget="error"` that is a `BudgetError`. In compat mode the options are LLMLingua-2's.
         """
         batch = [texts] if isinstance(texts, str) else texts
         if self.compat is not None:
@@ -128,7 +142,7 @@ class Distill:
             first = results[over[0]]
             warnings.warn(
                 f"{len(over)} of {len(results)} texts are over their budget: text {over[0]} has {first.tokens} tokens "
-                f"for a budget of {first.budget}, because of {_blame(first)}",
+                f"for a budget of {first.budget}, because of {blame(first)}",
                 BudgetWarning,
                 stacklevel=2,
             )
@@ -277,7 +291,9 @@ class Distill:
             key, limit = (score, rank), budget.tokens(job.tokens) or 0
             if rates is not None:
                 common = limit / max(job.tokens, 1)
-                priority, ratios = segment_priority(job.segments, job.units, -rank.astype(float), job.cost, rates, common)
+                priority, ratios = segment_priority(
+                    job.segments, job.units, -rank.astype(float), job.cost, rates, common
+                )
                 assert job.draft is not None
                 if not explicit:
                     limit = int((job.cost * np.where(job.draft.forced, 1.0, ratios)).sum() + job.gap_cost.sum())
@@ -331,7 +347,7 @@ class Distill:
             notes=[*notes, *self._notes],
         )
         if result.over_budget:
-            result.notes.append(f"over the budget because of {_blame(result)}")
+            result.notes.append(f"over the budget because of {blame(result)}")
         return result
 
 
@@ -378,23 +394,10 @@ def _mask_use(job: _Job, keep: np.ndarray) -> dict[str, MaskUse]:
     return found
 
 
-def _blame(result: Result) -> str:
-    spent = [
-        f"{name} ({use.tokens})"
-        for name, use in sorted(result.masks.items(), key=lambda item: -item[1].tokens)
-        if use.tokens and name != "statistical"
-    ]
-    if not spent:
-        return "the one unit that is always left"
-    return "what must stay, in tokens: " + ", ".join(spent)
-
-
 def _raise_over(results: Sequence[Result]) -> None:
     for i, result in enumerate(results):
         if result.over_budget:
             raise BudgetError(
-                f"texts[{i}]: a budget of {result.budget} tokens cannot be met: {result.tokens} are needed by {_blame(result)}; "
-                "raise the budget, or turn masks off"
+                f"texts[{i}]: {result.tokens} tokens are needed for a budget of {result.budget}, because of "
+                f"{blame(result)}; raise the budget, or turn masks off"
             )
-
-

@@ -54,7 +54,8 @@ def architecture(name: str | Path) -> str:
         if any(head.endswith(suffix) for head in heads):
             return kind
     raise ValueError(
-        f"model_name {str(name)!r} must be a causal LM, a token classifier or a sequence classifier; its config says {heads}"
+        f"model_name {str(name)!r} must be a causal LM, a token classifier or a sequence classifier; "
+        f"its config says {heads}"
     )
 
 

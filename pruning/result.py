@@ -29,10 +29,11 @@ class Result:
     `original` and `text`: before (keep tags included) and after. `spans`: the characters `[start, end)` of `original`
     that stayed; joined they are `text`. `anchors`: what had to stay, in the same offsets.
     `original_tokens`, `tokens`: as `counter` counts, without special tokens and without keep tags; `exact` is False
-    where that is an estimate. `budget`: the most tokens allowed (None with a threshold); `over_budget`: anchors, or the
-    one unit that is always left, need more.
-    `masks`: tokens spent per mask, in `MASK_ORDER`. `timings`: seconds of the whole call that made this result ("masks",
-    "score", "solve", "total"); a call for several texts has one set of timings. `notes`: what a reader should know.
+    where that is an estimate. `budget`: the most tokens allowed (None with a threshold); `over_budget`: anchors, or
+    the one unit that is always left, need more.
+    `masks`: tokens spent per mask, in `MASK_ORDER`. `timings`: seconds of the whole call that made this result
+    ("masks", "score", "solve", "total"); a call for several texts has one set of timings. `notes`: what a reader
+    should know.
     """
 
     original: str
@@ -72,11 +73,23 @@ class Result:
         assert all(b <= c for (_, b), (c, _) in zip(self.spans[:-1], self.spans[1:], strict=True))
 
 
+def blame(result: Result) -> str:
+    """In words, what keeps a result from its budget: the masks that spent most, first."""
+    spent = [
+        f"{name} ({use.tokens})"
+        for name, use in sorted(result.masks.items(), key=lambda item: -item[1].tokens)
+        if use.tokens and name != "statistical"
+    ]
+    return f"what must stay, in tokens: {', '.join(spent)}" if spent else "the one unit that is always left"
+
+
 def report(result: Result) -> str:
     """A block of plain text for people: what was asked for, what came out, and who spent the tokens."""
     limit = "a score threshold" if result.budget is None else f"at most {result.budget}"
     kind = "tokens" if result.exact else "estimated tokens"
-    verdict = "OVER THE BUDGET" if result.over_budget else "within the budget" if result.budget is not None else "no budget"
+    verdict = (
+        "OVER THE BUDGET" if result.over_budget else "within the budget" if result.budget is not None else "no budget"
+    )
     lines = [
         f"{kind:<18}{result.original_tokens} -> {result.tokens} ({result.rate:.1%} kept; {limit}: {verdict})",
         f"{'counted by':<18}{result.counter}",
@@ -86,7 +99,9 @@ def report(result: Result) -> str:
     lines.append(f"{'tokens by mask':<18}{', '.join(spent) or 'none'}")
     if result.segments:
         kinds = sorted({s.kind for s in result.segments})
-        lines.append(f"{'segments':<18}" + ", ".join(f"{k} {sum(s.kind == k for s in result.segments)}" for k in kinds))
+        lines.append(
+            f"{'segments':<18}" + ", ".join(f"{k} {sum(s.kind == k for s in result.segments)}" for k in kinds)
+        )
     if result.timings:
         parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in result.timings.items())
         lines.append(f"{'seconds':<18}{parts}")

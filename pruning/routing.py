@@ -29,14 +29,17 @@ _CONSTRAINT = re.compile(
     r"|schema|json|strictly|required?|between|each of|all of|in order)\b"
 )
 _REASONING = re.compile(
-    r"(?i)\b(?:why|prove|proof|derive|compare|contrast|trade-?offs?|step by step|analy[sz]e|design|debug|refactor|optimi[sz]e"
-    r"|explain|evaluate|plan|estimate|infer|implications?|therefore|suppose|how (?:many|much|would|should))\b"
+    r"(?i)\b(?:why|prove|proof|derive|compare|contrast|trade-?offs?|step by step|analy[sz]e|design|debug"
+    r"|refactor|optimi[sz]e|explain|evaluate|plan|estimate|infer|implications?|therefore|suppose"
+    r"|how (?:many|much|would|should))\b"
 )
 
 
 @dataclass(frozen=True)
 class Route:
-    """A configured model: used for scores up to `up_to` (in (0, 1]) and prompts of at most `max_tokens` (None: any)."""
+    """A configured model: used for scores up to `up_to` (in (0, 1]) and prompts of at most `max_tokens` (None:
+    any).
+    """
 
     model: str
     up_to: float = 1.0
@@ -106,13 +109,15 @@ def suggest(
 ) -> Suggestion:
     """The first route, in order of `up_to`, whose bounds hold for `text`, with the reasons.
 
-    `weights`: other weights for the features named in `WEIGHTS`; missing ones count 0. ValueError for an unknown feature,
-    a negative weight, weights that are all 0, or a bad table.
+    `weights`: other weights for the features named in `WEIGHTS`; missing ones count 0. ValueError for an unknown
+    feature, a negative weight, weights that are all 0, or a bad table.
     """
     table = check_routes(routes)
     weights = WEIGHTS if weights is None else weights
     if set(weights) - set(WEIGHTS) or any(w < 0 for w in weights.values()) or not sum(weights.values()):
-        raise ValueError(f"weights must be non-negative, not all 0, and among {', '.join(WEIGHTS)}; got {dict(weights)}")
+        raise ValueError(
+            f"weights must be non-negative, not all 0, and among {', '.join(WEIGHTS)}; got {dict(weights)}"
+        )
     tokens = (counter or EstimateCounter()).count([check_text(text)])[0]
     values, said = features(text, tokens)
     total = sum(weights.values())

@@ -1,7 +1,7 @@
 """Kinds of text inside a prompt, and a ratio for each.
 
-Line-based and deliberately plain: a block is what its lines look like. Blank lines separate blocks. What is doubtful is
-prose, which gets the common ratio.
+Line-based and deliberately plain: a block is what its lines look like. Blank lines separate blocks. What is doubtful
+is prose, which gets the common ratio.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
     (
         "code",
         regex.compile(
-            r"\s*(?:def \w+\(|class \w+[(:{]|import [\w.{*]|from [\w.]+ import |return\b.*[;)\w]$|#include\b|@\w+(?:\(|$)"
+            r"\s*(?:def \w+\(|class \w+[(:{]|import [\w.{*]|from [\w.]+ import |return\b.*[;)\w]$|#include\b"
+            r"|@\w+(?:\(|$)"
             r"|(?:public|private|protected|static|const|let|var|fn|func|function|async) \w"
             r"|(?:if|for|while|switch|elif|else|try|except|with)\b.*[:{]$"
             r"|SELECT\b.+\bFROM\b|[\w.\[\]\"']+ [-+*/]?= \S.*[;)\]}\w\"']$|[}\])]+[;,)]*$|.*[;{]$|\$ \w)"
@@ -45,10 +46,10 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
     (
         "instruction",
         regex.compile(
-            r"(?i)(?:system|instructions?|task|rules?|role)\s*:|#{0,4}\s*(?:instruction|task)s?\s*$|you (?:are|must|should|will)\b"
-            r"|(?:please|do not|don't|always|never)\s|(?:answer|summari[sz]e|translate|write|explain|list|describe|return"
-            r"|output|extract|classify|compare|generate|rewrite|respond|reply|use|read|given|find|identify)\s"
-            r"(?:the|a|an|in|all|only|each|this|these|those|to|your|with|it|them|me|any|every|from|following|as)\b"
+            r"(?i)(?:system|instructions?|task|rules?|role)\s*:|#{0,4}\s*(?:instruction|task)s?\s*$"
+            r"|you (?:are|must|should|will)\b|(?:please|do not|don't|always|never)\s|(?:answer|summari[sz]e|translate|write"
+            r"|explain|list|describe|return|output|extract|classify|compare|generate|rewrite|respond|reply|use|read"
+            r"|given|find|identify)\s(?:the|a|an|in|all|only|each|this|these|those|to|your|with|it|them|me|any|every|from|following|as)\b"
         ),
     ),
 )
@@ -115,7 +116,11 @@ def split_segments(text: str) -> list[Segment]:
             kind, fence, fresh = "code", mark.group(1), True
         elif not line.strip():
             kind = None
-        elif line.lstrip()[0] in "{[" and json_tries and (stop := _json_end(text, begin + len(line) - len(line.lstrip()))):
+        elif (
+            line.lstrip()[0] in "{["
+            and json_tries
+            and (stop := _json_end(text, begin + len(line) - len(line.lstrip())))
+        ):
             end = text.find("\n", stop) + 1 or len(text)
             kind, fresh = "json", True
         else:
@@ -172,13 +177,18 @@ def is_protected(kind: str, rates: Mapping[str, float]) -> bool:
 
 
 def segment_priority(
-    segments: Sequence[Segment], units: Units, values: np.ndarray, cost: np.ndarray, rates: Mapping[str, float], rate: float
+    segments: Sequence[Segment],
+    units: Units,
+    values: np.ndarray,
+    cost: np.ndarray,
+    rates: Mapping[str, float],
+    rate: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores that make one common threshold give each kind its own ratio.
 
-    Units are pooled by kind (a redundant segment is its own pool, with a lower ratio) and ordered by score in the pool.
-    A unit that is at share q of its pool's tokens has the priority -q / ratio: at -1 and above, each pool has just its
-    ratio. Returns the priorities, float [n], and the ratio of each unit's pool, float [n].
+    Units are pooled by kind (a redundant segment is its own pool, with a lower ratio) and ordered by score in the
+    pool. A unit that is at share q of its pool's tokens has the priority -q / ratio: at -1 and above, each pool has
+    just its ratio. Returns the priorities, float [n], and the ratio of each unit's pool, float [n].
     """
     priority = np.zeros(len(units))
     ratios = np.ones(len(units))

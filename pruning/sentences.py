@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import regex
 
 # Titles and shortenings after which a full stop does not end a sentence.
-_SHORT = frozenset(
-    "mr mrs ms dr prof sr jr st vs etc fig no vol pp ch sec eq inc ltd co corp gen col lt sgt capt rev hon gov sen rep"
-    " jan feb mar apr jun jul aug sep sept oct nov dec approx est ca cf al e.g i.e a.m p.m u.s u.k u.n d.c ph.d".split()
-)
+_TITLES = """
+mr mrs ms dr prof sr jr st vs etc fig no vol pp ch sec eq inc ltd co corp gen col lt sgt capt rev hon gov sen
+rep jan feb mar apr jun jul aug sep sept oct nov dec approx est ca cf al e.g i.e a.m p.m u.s u.k u.n d.c ph.d
+"""
+_SHORT = frozenset(_TITLES.split())
 _END = regex.compile(
     r"(?P<mark>[.!?…]+)[\"'”’»)\]]*(?=\s+[\"'“‘«(\[]*[\p{Lu}\p{Lt}\p{N}\p{Lo}\p{Extended_Pictographic}])"
     r"|[。！？]+[」』”]*|\s*[\n\r]+\s*"
@@ -28,7 +31,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
         cuts.append(match.end())
     cuts.append(len(text))
     found = []
-    for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+    for begin, end in itertools.pairwise(cuts):
         stretch = text[begin:end]
         if stripped := stretch.strip():
             start = begin + len(stretch) - len(stretch.lstrip())
@@ -37,6 +40,8 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 
 def sentence_of(starts: np.ndarray, sentences: list[tuple[int, int]]) -> np.ndarray:
-    """The index of the sentence that each character offset of `starts` lies in, int64 [n]; `sentences` is not empty."""
+    """The index of the sentence that each character offset of `starts` lies in, int64 [n]; `sentences` is not
+    empty.
+    """
     begins = np.array([s for s, _ in sentences], dtype=np.int64)
     return np.clip(np.searchsorted(begins, starts, side="right") - 1, 0, None)

@@ -147,8 +147,8 @@ class Estimated:
 def load_tiktoken(name: str) -> TiktokenCounter:
     """The counter of a tiktoken encoding (`cl100k_base`) or of an OpenAI model (`gpt-4o`).
 
-    Raises ValueError if tiktoken is not installed, does not know the name, or cannot read the encoding here (it fetches
-    encodings on first use; offline, set TIKTOKEN_CACHE_DIR to a folder that holds it).
+    Raises ValueError if tiktoken is not installed, does not know the name, or cannot read the encoding here (it
+    fetches encodings on first use; offline, set TIKTOKEN_CACHE_DIR to a folder that holds it).
     """
     try:
         import tiktoken
@@ -177,7 +177,8 @@ def make_counter(target: Any) -> Counter:
         return Encoder(target)
     if not isinstance(target, (str, Path)):
         raise ValueError(
-            f"target_tokenizer must be a tokenizer, its name or folder, or 'tiktoken:NAME'; got {type(target).__name__}"
+            "target_tokenizer must be a tokenizer, its name or folder, or 'tiktoken:NAME'; "
+            f"got {type(target).__name__}"
         )
     name = str(target)
     if name.startswith("tiktoken:"):

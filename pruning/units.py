@@ -3,13 +3,14 @@
 Nothing here detokenises. A pruned text is made of slices of the original string, so it cannot contain a character that
 was not there, and keeping every unit gives the original back, character for character.
 
-A *unit* is a word with its inner punctuation (`v1.5.2`, `don't`), a run of outer punctuation, one CJK character, or one
-emoji with its modifiers. Very long runs are cut at `MAX_UNIT` characters, so that a text without spaces has units too.
-A *gap* is the white space before a unit; gap `n` is what follows the last unit.
+A *unit* is a word with its inner punctuation (`v1.5.2`, `don't`), a run of outer punctuation, one CJK character, or
+one emoji with its modifiers. Very long runs are cut at `MAX_UNIT` characters, so that a text without spaces has units
+too. A *gap* is the white space before a unit; gap `n` is what follows the last unit.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -167,7 +168,7 @@ def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, 
 
 def _compact(units: Units, kept: np.ndarray, gaps: np.ndarray) -> None:
     """Between kept units that had line breaks between them, keeps the gap with the most breaks, the last of equals."""
-    for a, b in zip(kept[:-1], kept[1:], strict=True):
+    for a, b in itertools.pairwise(kept):
         run = units.breaks[a + 1 : b + 1]
         if b > a + 1 and run.any():
             gaps[a + 1 + len(run) - 1 - int(np.argmax(run[::-1]))] = True

@@ -6,7 +6,9 @@ from typing import NamedTuple
 
 
 class Anchor(NamedTuple):
-    """Characters `[start, end)` of a text, kept by `mask` ("user", "rules", "ner", "protected") for the reason `label`."""
+    """Characters `[start, end)` of a text, kept by `mask` ("user", "rules", "ner", "protected") for the reason
+    `label`.
+    """
 
     start: int
     end: int

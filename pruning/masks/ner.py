@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -52,8 +53,8 @@ class NerMask:
     """Anchors named entities.
 
     `model`: the name or folder of a token-classification checkpoint, or a `TokenClassificationPipeline`. Overlapping
-    windows of the model's own length, sub-tokens merged to words by their first one. `min_score`: entities the model is
-    less sure of are not anchored. `labels`: entity groups to anchor (None: all). Raises ValueError for a model that
+    windows of the model's own length, sub-tokens merged to words by their first one. `min_score`: entities the model
+    is less sure of are not anchored. `labels`: entity groups to anchor (None: all). Raises ValueError for a model that
     cannot be loaded, a `min_score` outside [0, 1], or an unknown label.
     """
 
@@ -109,9 +110,9 @@ def _load(name: str, device_map: str, local_files_only: bool) -> Any:
 class CapitalNames:
     """A stand-in without a model: capitalised words, for scripts that have capitals.
 
-    A capitalised word inside a sentence is a name, with the capitalised words beside it. The first word of a sentence is
-    one only if it is followed by another or is a name elsewhere in the text. Weaker than a model: German nouns are all
-    "names", and lower-case names are missed.
+    A capitalised word inside a sentence is a name, with the capitalised words beside it. The first word of a sentence
+    is one only if it is followed by another or is a name elsewhere in the text. Weaker than a model: German nouns are
+    all "names", and lower-case names are missed.
     """
 
     name = "capitals"
@@ -124,9 +125,7 @@ class CapitalNames:
         words = [m for m in self._WORD.finditer(text) if m.group() != "I" and not m.group().startswith(("I'", "I’"))]
         inside = [not self._AFTER_STOP.search(text, max(0, m.start() - 4), m.start()) for m in words]
         known = {m.group() for m, yes in zip(words, inside, strict=True) if yes and not _common(m.group())}
-        joined = [
-            bool(self._JOIN.fullmatch(text, a.end(), b.start())) for a, b in zip(words[:-1], words[1:], strict=True)
-        ]
+        joined = [bool(self._JOIN.fullmatch(text, a.end(), b.start())) for a, b in itertools.pairwise(words)]
         found = []
         for i, match in enumerate(words):
             beside = (i < len(joined) and joined[i] and inside[i + 1]) or (i > 0 and joined[i - 1] and inside[i])

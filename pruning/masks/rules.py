@@ -1,7 +1,7 @@
 """The rule mask: patterns for what a reader cannot guess back once it is gone.
 
-Each rule is a regular expression with no unbounded backtracking, so the mask is linear in the text. Quotes are anchored
-up to 60 characters: a quoted term or error message, not a page of dialogue.
+Each rule is a regular expression with no unbounded backtracking, so the mask is linear in the text. Quotes are
+anchored up to 60 characters: a quoted term or error message, not a page of dialogue.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ _PATTERNS: dict[str, str] = {
         r"|\b[^\W_]{1,64}(?:_[^\W_]{1,64}){1,12}\b|\b_{1,2}\w{1,64}\b|\b[a-z]{1,32}(?:[A-Z][a-z0-9]{1,32}){1,8}\b"
         r"|(?<!\w)--?[a-zA-Z][\w-]{0,40}(?==)|(?<!\S)--[a-z][\w-]{1,40}\b"
     ),
-    "quote": r"\"[^\s\"\n][^\"\n]{0,59}\"|“[^”\n]{1,60}”|«[^»\n]{1,60}»|「[^」\n]{1,60}」|(?<!\w)'[^\s'\n][^'\n]{0,59}'(?!\w)",
+    "quote": (
+        r"\"[^\s\"\n][^\"\n]{0,59}\"|“[^”\n]{1,60}”|«[^»\n]{1,60}»|「[^」\n]{1,60}」"
+        r"|(?<!\w)'[^\s'\n][^'\n]{0,59}'(?!\w)"
+    ),
     "negation": (
         r"(?i)\b(?:not|no|never|none|nobody|nothing|neither|nor|nowhere|cannot|without|unless|except|[a-z]{2,8}n['’]t)\b"
     ),

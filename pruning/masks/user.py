@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -96,7 +97,7 @@ class Stripped:
         for start, end in spans:
             inside = self.cuts[(self.cuts > start) & (self.cuts < end)]
             edges = [start, *sorted({int(c) for c in inside}), end]
-            for a, b in zip(edges[:-1], edges[1:], strict=True):
+            for a, b in itertools.pairwise(edges):
                 moved = int(shift[np.searchsorted(self.cuts, a, side="right")])
                 found.append((a + moved, b + moved))
         return found
@@ -128,7 +129,9 @@ def strip_keep_tags(text: str) -> Stripped:
                 anchors.append(Anchor(opened, length, "user", "keep tag"))
             opened = None
     if opened is not None:
-        raise ValueError(f"text: <keep> at character {opened_at} is never closed; set keep_tags=False if tags are text")
+        raise ValueError(
+            f"text: <keep> at character {opened_at} is never closed; set keep_tags=False if tags are text"
+        )
     parts.append(text[position:])
     as_ints = [np.array(values, dtype=np.int64) for values in (cuts, widths)]
     return Stripped("".join(parts), anchors, *as_ints)

@@ -17,7 +17,9 @@ AGGREGATES: tuple[Aggregate, ...] = ("mean", "max", "first")
 
 
 class Scores(NamedTuple):
-    """Importance of stretches of one text: `starts`, `ends` int64 [n] in characters, `values` float64 [n] in [0, 1]."""
+    """Importance of stretches of one text: `starts`, `ends` int64 [n] in characters, `values` float64 [n] in [0,
+    1].
+    """
 
     starts: np.ndarray
     ends: np.ndarray
@@ -27,9 +29,9 @@ class Scores(NamedTuple):
 class Scorer(ABC):
     """Says how much each stretch of a text matters.
 
-    `name` appears in reports. `level`: "word" (sub-tokens, to be aggregated to units) or "sentence" (stretches of whole
-    sentences, to be kept in that order). `uses_question`: whether a question changes the scores. The same input must
-    give the same scores.
+    `name` appears in reports. `level`: "word" (sub-tokens, to be aggregated to units) or "sentence" (stretches of
+    whole sentences, to be kept in that order). `uses_question`: whether a question changes the scores. The same input
+    must give the same scores.
     """
 
     name: str
@@ -51,7 +53,8 @@ def to_units(scores: Scores, units: Units, how: Aggregate = "mean") -> np.ndarra
     """Scores of sub-tokens as scores of units, float64 [n].
 
     A sub-token counts for every unit that it overlaps. Units that no sub-token touches (a character that a tokenizer's
-    normaliser drops) get the mean of the others, so they are neither always lost nor always kept; 0.5 if there are none.
+    normaliser drops) get the mean of the others, so they are neither always lost nor always kept; 0.5 if there are
+    none.
     """
     first = np.searchsorted(units.ends, scores.starts, side="right")
     last = np.searchsorted(units.starts, scores.ends, side="left")
@@ -86,8 +89,8 @@ class Window(NamedTuple):
 def windows(row: int, length: int, size: int, overlap: int, *, causal: bool) -> Iterator[Window]:
     """Covers `length` tokens with windows of `size` that share `overlap`; each token is scored in exactly one.
 
-    A causal model scores a shared token in the earlier window, where it has more context; any other in the window where
-    it is further from the edge.
+    A causal model scores a shared token in the earlier window, where it has more context; any other in the window
+    where it is further from the edge.
     """
     begin = 0
     while True:

@@ -1,4 +1,6 @@
-"""Scorers without a model: word statistics of the text itself, and random numbers as the control of every benchmark."""
+"""Scorers without a model: word statistics of the text itself, and random numbers as the control of every
+benchmark.
+"""
 
 from __future__ import annotations
 

@@ -28,10 +28,7 @@ class TokenClassifier(Scorer):
     ) -> None:
         if not 0 <= keep_label < model.config.num_labels:
             raise ValueError(f"keep_label must be in [0, {model.config.num_labels}); got {keep_label}")
-        ends = [
-            next((i for i in (getattr(tokenizer, f"{a}_token_id"), getattr(tokenizer, f"{b}_token_id")) if i is not None), None)
-            for a, b in (("cls", "bos"), ("sep", "eos"))
-        ]  # fmt: skip
+        ends = [_special(tokenizer, "cls", "bos"), _special(tokenizer, "sep", "eos")]
         if None in ends:
             raise ValueError(f"model_name {name!r}: its tokenizer has no cls and sep (or bos and eos) tokens")
         self._head, self._tail = np.array(ends[:1], dtype=np.int64), np.array(ends[1:], dtype=np.int64)
@@ -69,3 +66,9 @@ class TokenClassifier(Scorer):
             for row, w in zip(keep, batch, strict=True):
                 values[w.row][w.first : w.last] = row[w.first - w.begin : w.last - w.begin]
         return [Scores(e.starts, e.ends, v) for e, v in zip(encoded, values, strict=True)]
+
+
+def _special(tokenizer: Any, *names: str) -> int | None:
+    """The first of the named special tokens that the tokenizer has."""
+    ids = (getattr(tokenizer, f"{name}_token_id") for name in names)
+    return next((i for i in ids if i is not None), None)

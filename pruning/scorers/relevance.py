@@ -1,4 +1,5 @@
-"""Sentence-level relevance to a question: by a cross-encoder, by a causal LM's likelihood of the question, or by words.
+"""Sentence-level relevance to a question: by a cross-encoder, by a causal LM's likelihood of the question, or by
+words.
 
 For a question over documents, choosing whole sentences beats deleting tokens (Jha et al. 2024; Provence, 2025).
 """
@@ -63,8 +64,8 @@ class _Relevance(Scorer):
 class CrossEncoder(_Relevance):
     """A sequence classifier over (question, sentence) pairs, such as a reranker.
 
-    One output: its sigmoid; two or more: the softmax of the last. A sentence longer than the model's window is scored in
-    parts, and the best part counts.
+    One output: its sigmoid; two or more: the softmax of the last. A sentence longer than the model's window is scored
+    in parts, and the best part counts.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 512) -> None:
@@ -72,7 +73,9 @@ class CrossEncoder(_Relevance):
         self.window = window if limit is None else min(window, limit)
         self.model, self.tokenizer, self.name = model, tokenizer, f"cross-encoder({name})"
         self.encoder = Encoder(tokenizer)
-        self._special = len(tokenizer("a", "a").input_ids) - 2 * len(tokenizer("a", add_special_tokens=False).input_ids)
+        self._special = len(tokenizer("a", "a").input_ids) - 2 * len(
+            tokenizer("a", add_special_tokens=False).input_ids
+        )
 
     def _parts(self, sentences: list[str], room: int) -> list[tuple[int, str]]:
         parts = []
@@ -94,7 +97,9 @@ class CrossEncoder(_Relevance):
             if check is not None:
                 check()
             pairs = [(question, parts[i][1]) for i in group]
-            inputs = self.tokenizer(pairs, padding=True, truncation="only_second", max_length=self.window, return_tensors="pt")
+            inputs = self.tokenizer(
+                pairs, padding=True, truncation="only_second", max_length=self.window, return_tensors="pt"
+            )
             logits = self.model(**inputs.to(self.model.device)).logits.float()
             found = logits[:, 0].sigmoid() if logits.shape[1] == 1 else logits.softmax(-1)[:, -1]
             np.maximum.at(values, [parts[i][0] for i in group], found.double().cpu().numpy())
@@ -138,7 +143,9 @@ class QuestionLikelihood(_Relevance):
         return values
 
     def _bits(self, contexts: list[np.ndarray], asked: np.ndarray) -> np.ndarray:
-        """Surprisal of the question's tokens after each context but the first (a line break), [contexts, asked - 1]."""
+        """Surprisal of the question's tokens after each context but the first (a line break), [contexts, asked -
+        1].
+        """
         rows = [np.concatenate([self._prefix, context, asked]) for context in contexts]
         ids, _ = pad(rows, 0)
         found = surprisal(self.model, ids)

@@ -87,8 +87,8 @@ class AttentionSaliency(_Saliency):
 
 
 class GradientSaliency(_Saliency):
-    """|gradient x input| of the loss with respect to a token's embedding: the loss of the question's tokens if there is
-    a question, else of the window's own."""
+    """|gradient x input| of the loss with respect to a token's embedding: the loss of the question's tokens if there
+    is a question, else of the window's own."""
 
     def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 256, overlap: int = 32) -> None:
         super().__init__(model, tokenizer, name, window, overlap)
