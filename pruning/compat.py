@@ -224,7 +224,8 @@ class LLMLingua2:
             else:
                 found.words[-1] += bare
                 found.forced[-1].append(raised)
-                found.plain[-1].append(value)
+                # the original goes on with the word's first probability here, so "mean" is "first" for whole contexts
+                found.plain[-1].append(found.plain[-1][0])
         return found
 
     def _begins(self, token: str, forced: _Forced) -> bool:
