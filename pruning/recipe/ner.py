@@ -2,8 +2,8 @@
 
     python -m distill.pruning.recipe.ner OUT --train wikigold.conll.txt wnut17train.conll --test emerging.dev.conll
 
-A two-layer BERT with its own cased WordPiece vocabulary, trained from scratch. Entity types are merged to one, ENT: what
-the mask needs to know is where a name is, not what it names.
+A two-layer BERT with its own cased WordPiece vocabulary, trained from scratch. Entity types are merged to one, ENT:
+what the mask needs to know is where a name is, not what it names.
 """
 
 from __future__ import annotations

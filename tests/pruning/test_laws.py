@@ -1,4 +1,6 @@
-"""Laws that hold for any text: slices of the original, identity at 1, forced spans verbatim, line breaks, determinism."""
+"""Laws that hold for any text: slices of the original, identity at 1, forced spans verbatim, line breaks,
+determinism.
+"""
 
 from __future__ import annotations
 
