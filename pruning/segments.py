@@ -47,8 +47,8 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
         "instruction",
         regex.compile(
             r"(?i)(?:system|instructions?|task|rules?|role)\s*:|#{0,4}\s*(?:instruction|task)s?\s*$"
-            r"|you (?:are|must|should|will)\b|(?:please|do not|don't|always|never)\s|(?:answer|summari[sz]e|translate|write"
-            r"|explain|list|describe|return|output|extract|classify|compare|generate|rewrite|respond|reply|use|read"
+            r"|you (?:are|must|should|will)\b|(?:please|do not|don't|always|never)\s|(?:answer|summari[sz]e"
+            r"|translate|write|explain|list|describe|return|output|extract|classify|compare|generate|rewrite|respond|reply|use|read"
             r"|given|find|identify)\s(?:the|a|an|in|all|only|each|this|these|those|to|your|with|it|them|me|any|every|from|following|as)\b"
         ),
     ),

@@ -63,21 +63,21 @@ async def _bad_value(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": [{"loc": ["body"], "msg": str(error), "type": "value_error"}]}, status_code=422)
 
 
-def _key_check(settings: Settings) -> Callable[..., None]:
-    header = APIKeyHeader(name="X-API-Key", auto_error=False, description="Needed if the server was given a key.")
+_HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The key that the server was started with.")
 
-    def check(key: Annotated[str | None, Depends(header)]) -> None:
-        wanted = settings.api_key
-        if wanted is not None and not secrets.compare_digest((key or "").encode(), wanted.encode()):
-            raise HTTPException(401, "the header X-API-Key is missing or wrong", {"WWW-Authenticate": "APIKey"})
 
-    return check
+def check_key(request: Request, key: Annotated[str | None, Depends(_HEADER)]) -> None:
+    """401 unless the request carries the server's key."""
+    wanted = request.app.state.settings.api_key
+    if not secrets.compare_digest((key or "").encode(), wanted.encode()):
+        raise HTTPException(401, "the header X-API-Key is missing or wrong", {"WWW-Authenticate": "APIKey"})
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
-    key = Depends(_key_check(settings))
+    # a server without a key does not describe itself as one that needs it
+    locked = [Depends(check_key)] if settings.api_key is not None else []
 
-    @app.post("/compress_prompt", responses=_RESPONSES, dependencies=[key])
+    @app.post("/compress_prompt", responses=_RESPONSES, dependencies=locked)
     async def compress_prompt(body: CompressRequest, request: Request) -> CompressResponse:
         """Shortens each text of the context to its budget."""
         results = await _answer(request, body, settings)
@@ -101,7 +101,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
 
     @app.get(
         "/metrics",
-        dependencies=[key],
+        dependencies=locked,
         response_class=Response,
         responses={200: {"content": {"text/plain": {}}}, 401: _RESPONSES[401]},
     )

@@ -70,26 +70,29 @@ class BodyLimit:
         if declared.isdigit() and int(declared) > self.limit:
             await self._refuse(send)
             return
-        received, started = 0, False
+        received, refused = 0, False
 
         async def counted() -> Any:
             nonlocal received
             message = await receive()
-            if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self.limit:
-                    raise _TooLarge
+            received += len(message.get("body", b""))
+            if received > self.limit:
+                raise _TooLarge
             return message
 
         async def watch(message: Any) -> None:
-            nonlocal started
-            started = True
-            await send(message)
+            # the application catches the error and has its own word for a body that ends early; ours is the true one
+            nonlocal refused
+            if received <= self.limit:
+                await send(message)
+            elif not refused:
+                refused = True
+                await self._refuse(send)
 
         try:
             await self.app(scope, counted, watch)
         except _TooLarge:
-            if not started:
+            if not refused:
                 await self._refuse(send)
 
     async def _refuse(self, send: Any) -> None:

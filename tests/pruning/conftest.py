@@ -26,16 +26,17 @@ from distill.pruning import Distill
 torch.set_num_threads(1)
 
 PROSE = """\
-The committee met on Tuesday in Geneva and agreed that the old bridge should not be repaired before the winter. Maria
-Lopez, who had drafted the report, said that the cost of $1,250.00 was far too low. "We cannot build anything with
-that," she told the members. The engineers measured the river at 10:45 and again at noon, and found that the water had
-risen by 12 cm. Nobody expected such a change in so short a time. Version v1.5.2 of the plan, which is stored under the
-number AB12CD, describes three ways to cross the valley. The first way follows the railway and needs a tunnel of 2.4 km.
-The second way is longer, but it never leaves the public land. The third way was proposed by Acme Industries in 1998
-and is described at https://example.org/plans?id=7&lang=en in more detail. If the council agrees, the work will start
-in spring and end before the first snow falls. Several farmers asked whether their fields would be flooded. The answer
-was that nothing is certain, except that the decision cannot wait for another year. Letters may be sent to
-office@bridge.example, and the minutes are kept in /srv/minutes/2024 for everyone to read.
+The committee met on Tuesday in Geneva and agreed that the old bridge should not be repaired before the winter.
+Maria Lopez, who had drafted the report, said that the cost of $1,250.00 was far too low. "We cannot build anything
+with that," she told the members. The engineers measured the river at 10:45 and again at noon, and found that the
+water had risen by 12 cm. Nobody expected such a change in so short a time. Version v1.5.2 of the plan, which is
+stored under the number AB12CD, describes three ways to cross the valley. The first way follows the railway and
+needs a tunnel of 2.4 km. The second way is longer, but it never leaves the public land. The third way was proposed
+by Acme Industries in 1998 and is described at https://example.org/plans?id=7&lang=en in more detail. If the council
+agrees, the work will start in spring and end before the first snow falls. Several farmers asked whether their
+fields would be flooded. The answer was that nothing is certain, except that the decision cannot wait for another
+year. Letters may be sent to office@bridge.example, and the minutes are kept in /srv/minutes/2024 for everyone to
+read.
 """
 SENTENCES = [s.strip() for s in PROSE.replace("\n", " ").split(". ")]
 
@@ -169,7 +170,7 @@ def checkpoints(tmp_path_factory) -> SimpleNamespace:
             eos_token_id=0,
             **_SIZES,
             **wide,
-        )  # fmt: skip
+        )
     ).save_pretrained(folders["llama"])
     return SimpleNamespace(**{name: str(folder) for name, folder in folders.items()})
 
@@ -198,8 +199,16 @@ NAMES = [
     "Porto",
     "Nordic Steel",
 ]
-FRAMES = ["{} met the members of {}", "the report of {} was late", "we went from {} to {}", "{} said that {} is closed",
-          "nobody asked {}", "in {} the river rose", "the council of {} agreed", "letters from {} were read"]  # fmt: skip
+FRAMES = [
+    "{} met the members of {}",
+    "the report of {} was late",
+    "we went from {} to {}",
+    "{} said that {} is closed",
+    "nobody asked {}",
+    "in {} the river rose",
+    "the council of {} agreed",
+    "letters from {} were read",
+]
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from distill.pruning import RULES, Distill, NerMask, UserMask
@@ -68,21 +70,8 @@ def test_rules_can_be_chosen(checkpoints, prose):
         Distill(checkpoints.llama, rules=["monney"])
 
 
-def test_must_keep_survives_in_the_default_mode(checkpoints, ner_model, prose, long_prose):
-    """The promise: versions, money, times, codes, negations and every NER entity at rate 0.3, within the budget."""
-    text = prose + "\n" + long_prose(300)
-    ner = NerMask(ner_model)
-    result = Distill(checkpoints.llama, ner=ner, target_tokenizer=checkpoints.llama).compress(text, 0.45)
-    entities = [text[a.start : a.end] for a in ner.anchors(text)]
-    assert {"Maria Lopez", "Geneva"} <= set(entities)
-    for wanted in [*MUST, *entities]:
-        assert wanted in result.text
-    for anchor in result.anchors:
-        assert any(a <= anchor.start and anchor.end <= b for a, b in result.spans)
-    assert not result.over_budget and result.tokens <= result.budget
-
-
 def test_promise_at_three_tenths(checkpoints, ner_model):
+    """Versions, money, times, codes, negations and every NER entity stay at rate 0.3, and the budget holds."""
     filler = (
         "the old river ran slowly past the quiet houses and the children played there all day long in the warm sun. "
     )
@@ -90,8 +79,12 @@ def test_promise_at_three_tenths(checkpoints, ner_model):
     text = filler * 6 + facts + filler * 6
     pruner = Distill(checkpoints.llama, ner=NerMask(ner_model), target_tokenizer=checkpoints.llama)
     result = pruner.compress(text, 0.3)
-    for wanted in [*MUST, "Maria Lopez", "Geneva"]:
+    entities = [text[a.start : a.end] for a in pruner.ner.anchors(text)]
+    assert {"Maria Lopez", "Geneva"} <= set(entities)
+    for wanted in [*MUST, *entities]:
         assert wanted in result.text
+    for anchor in result.anchors:
+        assert any(a <= anchor.start and anchor.end <= b for a, b in result.spans)
     assert result.tokens <= 0.3 * result.original_tokens and not result.over_budget
     assert result.masks["ner"].tokens > 0 and result.masks["rules"].tokens > 0
 
@@ -100,7 +93,7 @@ def test_ner_windows_long_texts_and_bounds_blocks(ner_model):
     text = "the river rose and the day was long. " * 400 + "Maria Lopez went to Geneva."
     blocks = _blocks(text)
     assert len(blocks) > 2 and blocks[0][0] == 0 and blocks[-1][1] == len(text)
-    assert all(a[1] == b[0] for a, b in zip(blocks, blocks[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(blocks))
     found = {text[a.start : a.end] for a in NerMask(ner_model).anchors(text)}
     assert {"Maria Lopez", "Geneva"} <= found
     assert NerMask(ner_model).anchors("  \n ") == []
