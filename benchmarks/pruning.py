@@ -12,6 +12,7 @@ Data come from DISTILL_SHARED (default ../shared). One CPU thread. Speeds are ra
 from __future__ import annotations
 
 import argparse
+import functools
 import gzip
 import json
 import os
@@ -23,15 +24,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distill.pruning import Distill, RandomScorer
-from distill.pruning.loading import shipped_model
+from distill.pruning import SCORERS, Distill, RandomScorer, Scorer, Scores
+from distill.pruning.loading import load, shipped_model
 from distill.pruning.recipe.ner import entities, read_conll, train_tokenizer
+from distill.pruning.scorers import (
+    AttentionSaliency,
+    Baseline,
+    GradientSaliency,
+    LexicalRelevance,
+    QuestionLikelihood,
+    SelfInformation,
+)
 from distill.pruning.sentences import sentence_spans
 
 SHARED = Path(os.environ.get("DISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -83,6 +92,38 @@ def texts(count: int) -> list[str]:
     return [*paragraphs, *grouped, *news, *pages]
 
 
+class Remembered(Scorer):
+    """A scorer that remembers: the same texts are pruned here at many rates."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.name, self.level = scorer, scorer.name, scorer.level
+        self.uses_question = scorer.uses_question
+        self._known: dict[tuple[str, str | None], Scores] = {}
+
+    def score_many(self, texts: Sequence[str], question: str | None = None, check: Any = None) -> list[Scores]:
+        """The scores of each text, computed at most once."""
+        for text in texts:
+            if (text, question) not in self._known:
+                self._known[text, question] = self.scorer.score_many([text], question, check)[0]
+        return [self._known[text, question] for text in texts]
+
+
+@functools.cache
+def scorer(name: str) -> Scorer:
+    """A scorer of the shipped small model, or one that needs no model, by the name the library gives it."""
+    if SCORERS[name] is None:
+        return {"lexical": LexicalRelevance, "baseline": Baseline}[name]()
+    eager = {"attn_implementation": "eager"} if name == "attention" else {}
+    loaded = load(model_folder(), "causal-lm", **eager)
+    classes = {
+        "self-information": SelfInformation,
+        "question-likelihood": QuestionLikelihood,
+        "attention": AttentionSaliency,
+        "gradient": GradientSaliency,
+    }
+    return Remembered(classes[name](*loaded))
+
+
 def survives(spans: Spans, start: int, end: int) -> bool:
     """Whether the characters [start, end) are all there, in one piece."""
     return any(a <= start and end <= b for a, b in spans)
@@ -93,15 +134,16 @@ def budget(args: argparse.Namespace) -> None:
     folder, sample, rates = model_folder(), texts(args.count), (0.2, 0.3, 0.5, 0.7, 0.9)
     print(f"{len(sample)} texts x rates {rates}, {sum(map(len, sample))} characters")
     for label, options in (("no masks", BARE), ("default masks", MASKED)):
-        pruner = Distill(folder, target_tokenizer=folder, **options)
+        pruner = Distill(scorer=scorer("self-information"), target_tokenizer=folder, **options)
         found = [pruner.compress(text, rate) for rate in rates for text in sample]
         met = [r for r in found if not r.over_budget]
         silent = sum(r.tokens > (r.budget or 0) for r in met)
         missing = [(r.budget or 0) - r.tokens for r in met]
         short = [m / max(r.budget or 0, 1) for m, r in zip(missing, met, strict=True)]
         print(
-            f"{label:14} over without saying so {silent}/{len(found)}; flagged, because what must stay exceeds the budget, "
-            f"{len(found) - len(met)}/{len(found)}; shortfall mean {statistics.mean(short):.3%}, worst {max(missing)} tokens",
+            f"{label:14} over without saying so {silent}/{len(found)}; "
+            f"flagged, because what must stay exceeds the budget, {len(found) - len(met)}/{len(found)}; "
+            f"shortfall mean {statistics.mean(short):.3%}, worst {max(missing)} tokens",
             flush=True,
         )
 
@@ -113,8 +155,8 @@ def answers(args: argparse.Namespace) -> None:
     for label, options in (("no masks", BARE), ("default masks", MASKED)):
         common = {"target_tokenizer": folder, **options}
         runs = {f"random, seed {i}": (Distill(scorer=RandomScorer(i, "sentence"), **common), False) for i in range(3)}
-        runs["lexical"] = (Distill(scorer="lexical", **common), True)
-        runs["likelihood"] = (Distill(folder, **common), True)
+        runs["lexical"] = (Distill(scorer=scorer("lexical"), **common), True)
+        runs["likelihood"] = (Distill(scorer=scorer("question-likelihood"), **common), True)
         chance = []
         for name, (pruner, ask) in runs.items():
             whole, string = [], []
@@ -162,18 +204,16 @@ def retention(args: argparse.Namespace) -> None:
     pruners = {
         "random words": Distill(scorer=RandomScorer(0), **bare),
         "random sentences": Distill(scorer=RandomScorer(0, "sentence"), **bare),
-        "baseline": Distill(scorer="baseline", **bare),
-        "self-information": Distill(folder, **bare),
-        "attention": Distill(folder, scorer="attention", **bare),
-        "gradient": Distill(folder, scorer="gradient", **bare),
-        "lexical + question": Distill(scorer="lexical", **bare),
-        "likelihood + question": Distill(folder, **bare),
-        "default, all masks": Distill(folder, target_tokenizer=folder, **MASKED),
+        "baseline": Distill(scorer=scorer("baseline"), **bare),
+        "self-information": Distill(scorer=scorer("self-information"), **bare),
+        "attention": Distill(scorer=scorer("attention"), **bare),
+        "gradient": Distill(scorer=scorer("gradient"), **bare),
+        "lexical + question": Distill(scorer=scorer("lexical"), **bare),
+        "likelihood + question": Distill(scorer=scorer("question-likelihood"), **bare),
+        "default, all masks": Distill(scorer=scorer("self-information"), target_tokenizer=folder, **MASKED),
     }
     counts = [sum(len(spans) for *_, spans in group) for group in groups]
-    print(
-        f"share kept in one piece of {counts[0]} entities, {counts[1]} numbers, {counts[2]} answers; - : no question there"
-    )
+    print(f"share kept in one piece of {counts[0]} entities, {counts[1]} numbers, {counts[2]} answers")
     print(f"{'scorer':22} rate  entities  numbers  answers  flagged as over the budget")
     for name, pruner in pruners.items():
         ask = name.endswith("question")
@@ -194,7 +234,7 @@ def retention(args: argparse.Namespace) -> None:
 
 
 def classifier(folder: Path, hidden: int, layers: int) -> str:
-    """A random BERT token classifier with a WordPiece vocabulary of real text; llmlingua looks at the folder's name."""
+    """A random BERT token classifier with a vocabulary of real text; llmlingua goes by the folder's name."""
     from transformers import BertConfig, BertForTokenClassification
 
     out = folder / f"bert-base-multilingual-cased-{hidden}"
@@ -229,14 +269,16 @@ def byte_encoding() -> Any:
     return tiktoken.Encoding("words", pat_str=r"\s?\w+|\s?[^\s\w]+|\s+", mergeable_ranks=ranks, special_tokens={})
 
 
-def seconds(work: Callable[[], Any], repeats: int) -> float:
-    """The median time of `work`."""
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+def best(works: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """The least time of each piece of work over `rounds` in which they take turns, so that a busy moment of the
+    machine hits all of them."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for work, mine in zip(works, times, strict=True):
+            began = time.perf_counter()
+            work()
+            mine.append(time.perf_counter() - began)
+    return [min(mine) for mine in times]
 
 
 def speed(args: argparse.Namespace) -> None:
@@ -250,7 +292,7 @@ def speed(args: argparse.Namespace) -> None:
     tiktoken.encoding_for_model = lambda name: encoding
     counter = TiktokenCounter(encoding)
     novel = " ".join(read(NOVEL)[40_000:640_000].split())
-    print("rate 0.5; medians; one thread; ratios within this run; tokens as the shared counter counts them")
+    print("rate 0.5; best of several rounds in turn; one thread; tokens as the shared counter counts them")
     for hidden, layers in ((64, 2), (128, 4), (256, 6)):
         with tempfile.TemporaryDirectory() as folder:
             path = classifier(Path(folder), hidden, layers)
@@ -258,7 +300,7 @@ def speed(args: argparse.Namespace) -> None:
             plain = Distill(path, target_tokenizer=counter, **BARE)
             masked = Distill(path, target_tokenizer=counter, **MASKED)
         size = sum(p.numel() for p in theirs.model.parameters()) / 1e6
-        for characters, repeats in ((150, 9), (600, 9), (20_000, 3), (100_000, 3)):
+        for characters, rounds in ((150, 15), (380, 15), (20_000, 5), (100_000, 3)):
             text = novel[:characters]
             tokens = counter.count([text])[0]
 
@@ -271,7 +313,7 @@ def speed(args: argparse.Namespace) -> None:
             def run_masked(text: str = text, pruner: Distill = masked) -> None:
                 pruner.compress(text, 0.5)
 
-            base, mine, full = (seconds(work, repeats) for work in (run_theirs, run_plain, run_masked))
+            base, mine, full = best((run_theirs, run_plain, run_masked), rounds)
             print(
                 f"{size:5.2f}M parameters, {tokens:6d} tokens: llmlingua {tokens / base:7.0f}/s; "
                 f"distill {tokens / mine:7.0f}/s = {base / mine:5.2f} x; "
@@ -297,7 +339,7 @@ def memory(args: argparse.Namespace) -> None:
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
         f"{result.original_tokens:6d} tokens -> {result.tokens} (budget {result.budget}): peak {after:.0f} MiB, "
-        f"{after - before:+.0f} MiB over a process that has pruned 6,000; {result.original_tokens / took:.0f} tokens/s",
+        f"{after - before:+.0f} MiB over a warm process; {result.original_tokens / took:.0f} tokens/s",
         flush=True,
     )
 

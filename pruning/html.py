@@ -86,11 +86,11 @@ def _runs(result: Result) -> list[tuple[int, int, str | None, str]]:
         active = [i for i in active if result.anchors[i].end > start] + opening.get(start, [])
         kept = span[0] <= start and end <= span[1]
         masks = [result.anchors[i] for i in active]
-        first = min(masks, key=lambda a: MASK_ORDER.index(a.mask), default=None)
+        first = min(masks, key=lambda a: (MASK_ORDER.index(a.mask), a.start - a.end), default=None)
         state = None if not kept else first.mask if first else ""
         title = f"{first.mask}: {first.label}" if kept and first else ""
-        if found and found[-1][2:] == (state, title):
-            found[-1] = (found[-1][0], end, state, title)
+        if found and found[-1][2] == state:
+            found[-1] = (found[-1][0], end, state, found[-1][3])
         else:
             found.append((start, end, state, title))
     return found

@@ -76,14 +76,20 @@ class Encoder:
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
         """Ids and offsets of each text, no special tokens added."""
         found = []
-        for encoding in self._backend.encode_batch(list(texts), add_special_tokens=False):
+        for encoding in self._encodings(texts):
             offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
             found.append(Encoded(np.array(encoding.ids, dtype=np.int64), offsets[:, 0], offsets[:, 1]))
         return found
 
     def count(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text, no special tokens added."""
-        return [len(e) for e in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return [len(encoding) for encoding in self._encodings(texts)]
+
+    def _encodings(self, texts: Sequence[str]) -> list[Any]:
+        # a batch of one pays for threads that it does not use, more than a short text costs
+        if len(texts) == 1:
+            return [self._backend.encode(texts[0], add_special_tokens=False)]
+        return self._backend.encode_batch(list(texts), add_special_tokens=False)
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Character offsets of the tokens of `text`."""

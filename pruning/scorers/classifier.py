@@ -11,20 +11,20 @@ import torch
 from distill.pruning.scorers.base import Check, Scorer, Scores, batches, pad, positions_of, windows
 from distill.pruning.tokenization import Encoder
 
-# small batches: on a CPU a batch whose activations fit the cache beats a large one
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 4096
 
 
 class TokenClassifier(Scorer):
     """Scores each token by the probability of the class "keep".
 
     `keep_label`: that class's index. `window`: tokens with the two special ones; `overlap`: tokens that two windows
-    share. Nothing is padded to the window, and the special tokens are the tokenizer's own. Raises ValueError for a
-    model without the label, or a tokenizer that lacks the two special tokens.
+    share. Attention costs grow with the window, and what to delete is a local question, so it is half of what these
+    models can take. Nothing is padded to the window, and the special tokens are the tokenizer's own. Raises ValueError
+    for a model without the label, or a tokenizer that lacks the two special tokens.
     """
 
     def __init__(
-        self, model: Any, tokenizer: Any, name: str, *, keep_label: int = 1, window: int = 512, overlap: int = 32
+        self, model: Any, tokenizer: Any, name: str, *, keep_label: int = 1, window: int = 256, overlap: int = 16
     ) -> None:
         if not 0 <= keep_label < model.config.num_labels:
             raise ValueError(f"keep_label must be in [0, {model.config.num_labels}); got {keep_label}")
