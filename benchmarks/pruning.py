@@ -137,12 +137,13 @@ def budget(args: argparse.Namespace) -> None:
         pruner = Distill(scorer=scorer("self-information"), target_tokenizer=folder, **options)
         found = [pruner.compress(text, rate) for rate in rates for text in sample]
         met = [r for r in found if not r.over_budget]
+        flags = [sum(r.over_budget for r in found[i : i + len(sample)]) for i in range(0, len(found), len(sample))]
         silent = sum(r.tokens > (r.budget or 0) for r in met)
         missing = [(r.budget or 0) - r.tokens for r in met]
         short = [m / max(r.budget or 0, 1) for m, r in zip(missing, met, strict=True)]
         print(
             f"{label:14} over without saying so {silent}/{len(found)}; "
-            f"flagged, because what must stay exceeds the budget, {len(found) - len(met)}/{len(found)}; "
+            f"flagged, because what must stay exceeds the budget, {len(found) - len(met)} ({flags} by rate); "
             f"shortfall mean {statistics.mean(short):.3%}, worst {max(missing)} tokens",
             flush=True,
         )

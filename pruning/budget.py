@@ -35,7 +35,7 @@ class Budget:
     """What was asked for; exactly one of the three is set.
 
     `rate`: share of tokens to keep, in (0, 1]. `target_tokens`: tokens to keep, at least 1. `threshold`: the score, in
-    [0, 1], from which on a unit is kept, however many that are.
+    [0, 1], from which on a unit is kept, however many that are, and at least one.
     """
 
     rate: float | None = None

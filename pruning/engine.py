@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from distill.pruning.accounting import mask_use
 from distill.pruning.budget import Budget, BudgetError, BudgetWarning, Draft, Solution, make_budget, price, solve
 from distill.pruning.build import ScorerSource, build_ner
 from distill.pruning.compat import LLMLingua2
 from distill.pruning.masks.anchor import Anchor
 from distill.pruning.masks.rules import check_rules, rule_anchors
 from distill.pruning.masks.user import Stripped, UserMask, strip_keep_tags
-from distill.pruning.result import MASK_ORDER, MaskUse, Result, blame
+from distill.pruning.result import Result, blame
 from distill.pruning.scorers.base import AGGREGATES, Aggregate, Scorer, Scores, to_units
 from distill.pruning.scorers.baseline import rarity
 from distill.pruning.segments import (
@@ -30,7 +31,7 @@ from distill.pruning.segments import (
 )
 from distill.pruning.sentences import sentence_of, sentence_spans
 from distill.pruning.tokenization import Counter, EstimateCounter, Estimated, check_text, make_counter
-from distill.pruning.units import LAYOUTS, Layout, Units, cover, join, kept_gaps, split_units
+from distill.pruning.units import LAYOUTS, Layout, Units, cover, join, split_units
 
 Check = Callable[[], None]
 
@@ -99,6 +100,8 @@ class Distill:
         self.rules = check_rules(rules)
         self.compat: LLMLingua2 | None = None
         if compat is not None:
+            if (model, scorer, ner, rules, aggregate, layout) != (None, "auto", "auto", True, "mean", "keep"):
+                raise ValueError("compat='llmlingua2' takes model_name, device_map and target_tokenizer only")
             if model_name is None:
                 raise ValueError(
                     "compat='llmlingua2' needs model_name: a token classifier such as an LLMLingua-2 checkpoint"
@@ -179,7 +182,8 @@ class Distill:
         `keep_tags`: `<keep>...</keep>` in a text marks what stays; the tags themselves go.
         `segments`: True lets instructions, questions, code and JSON pass through and lowers the ratio of repetition; a
         mapping gives kinds of text their own ratios (without a budget of its own, the call's is what these add up to).
-        `scope`: "each" text has the budget, or "all" share one, so that better texts keep more.
+        `scope`: "each" text has the budget, or "all" share one, so that better texts keep more and a poor one may lose
+        all its words.
         `on_over_budget`: what to do when anchors need more than the budget: "flag" it in the result, or "error".
         `check` is called between batches of work and may raise to cancel.
 
@@ -209,7 +213,7 @@ class Distill:
         values = self._scores(jobs, scorer, question, check) if not budget.keeps_all else None
         clock.lap("score")
         explicit = any(v is not None for v in (rate, reduce_rate, target_tokens))
-        solved = self._solve(jobs, scorer, values, budget, rates, scope, explicit, check)
+        solved = self._solve(jobs, values, budget, rates, scope, explicit, check)
         clock.lap("solve")
         results = [
             self._result(job, solution, allowed, scorer, clock.laps)
@@ -268,7 +272,6 @@ class Distill:
     def _solve(
         self,
         jobs: list[_Job],
-        scorer: Scorer,
         values: list[tuple[np.ndarray, np.ndarray]] | None,
         budget: Budget,
         rates: dict[str, float] | None,
@@ -283,7 +286,10 @@ class Distill:
             ]
         drafts = [j.draft for j in jobs if j.draft is not None]
         if budget.threshold is not None:
-            keeps = [d.forced | (v >= budget.threshold) for d, (v, _) in zip(drafts, values, strict=True)]
+            keeps = [
+                _above(d.forced, score, rank, budget.threshold)
+                for d, (score, rank) in zip(drafts, values, strict=True)
+            ]
             texts = [d.text(k) for d, k in zip(drafts, keeps, strict=True)]
             return [(Solution([k], n, False), None) for k, n in zip(keeps, self.counter.count(texts), strict=True)]
         keys, limits = [], []
@@ -301,7 +307,7 @@ class Distill:
             keys.append(key)
             limits.append(limit)
         if scope == "all":
-            return self._solve_all(drafts, keys, budget, limits, jobs)
+            return self._solve_all(drafts, keys, budget, limits)
         found: list[tuple[Solution, int | None]] = []
         for draft, key, limit in zip(drafts, keys, limits, strict=True):
             if check is not None:
@@ -310,7 +316,7 @@ class Distill:
         return found
 
     def _solve_all(
-        self, drafts: list[Draft], keys: list[Any], budget: Budget, limits: list[int], jobs: list[_Job]
+        self, drafts: list[Draft], keys: list[Any], budget: Budget, limits: list[int]
     ) -> list[tuple[Solution, int | None]]:
         if not drafts:
             return []
@@ -341,7 +347,7 @@ class Distill:
             counter=self.counter.name,
             exact=self.counter.exact,
             scorer=scorer.name,
-            masks=_mask_use(job, keep),
+            masks=mask_use(job.draft, job.gap_cost, job.anchors, keep),
             segments=job.segments,
             timings=timings,
             notes=[*notes, *self._notes],
@@ -364,34 +370,18 @@ class _Clock:
         self.last = now
 
 
+def _above(forced: np.ndarray, score: np.ndarray, rank: np.ndarray, threshold: float) -> np.ndarray:
+    """Units that are forced or score at least `threshold`; the best one if there are none."""
+    keep = forced | (score >= threshold)
+    return keep if keep.any() else rank == 0
+
+
 def _ranking(keys: Sequence[tuple[np.ndarray, np.ndarray]], forced: np.ndarray) -> np.ndarray:
     """Units of all texts that are not forced, best first: by score, then by rank in their text, then by position."""
     score = np.concatenate([k[0] for k in keys])
     rank = np.concatenate([k[1] for k in keys])
     order = np.lexsort((np.arange(len(score)), rank, -score))
     return order[~forced[order]]
-
-
-def _mask_use(job: _Job, keep: np.ndarray) -> dict[str, MaskUse]:
-    assert job.draft is not None
-    paid = np.zeros(len(job.units), dtype=bool)
-    paid_gaps = np.zeros(len(job.units) + 1, dtype=bool)
-    breaks = kept_gaps(job.units, keep, job.draft.forced_gaps, job.draft.layout) & (job.units.breaks > 0)
-    found = {}
-    for name in MASK_ORDER:
-        spans = [(a.start, a.end) for a in job.anchors if a.mask == name]
-        if name == "layout":
-            mine, mine_gaps = np.zeros_like(paid), breaks & ~paid_gaps
-        elif name == "statistical":
-            mine, mine_gaps = keep & ~paid, np.zeros_like(paid_gaps)
-        else:
-            touched = cover(job.units, spans)
-            mine, mine_gaps = touched.units & ~paid, touched.gaps & ~paid_gaps
-        tokens = int(job.cost[mine].sum() + job.gap_cost[mine_gaps].sum())
-        found[name] = MaskUse(int(mine_gaps.sum()) if name == "layout" else len(spans), tokens)
-        paid |= mine
-        paid_gaps |= mine_gaps
-    return found
 
 
 def _raise_over(results: Sequence[Result]) -> None:

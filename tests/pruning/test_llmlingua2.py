@@ -92,3 +92,5 @@ def test_needs_a_checkpoint_of_its_kind(checkpoints):
         Distill(compat="llmlingua2")
     with pytest.raises(ValueError, match="compat"):
         Distill(checkpoints.bert, compat="llmlingua1")
+    with pytest.raises(ValueError, match="only"):
+        Distill(checkpoints.bert, compat="llmlingua2", aggregate="max")
