@@ -13,8 +13,10 @@ from distill.pruning.units import cover, kept_gaps
 
 
 def mask_use(draft: Draft, gap_cost: np.ndarray, anchors: Sequence[Anchor], keep: np.ndarray) -> dict[str, MaskUse]:
-    """What each mask of `MASK_ORDER` asked for and paid, for the kept units `keep` (bool [n]); `gap_cost` float [n + 1]
-    in tokens of the original text."""
+    """What each mask of `MASK_ORDER` asked for and paid, for the kept units `keep` (bool [n]).
+
+    `gap_cost`: float [n + 1], what each gap costs in tokens of the original text.
+    """
     units = draft.units
     paid = np.zeros(len(units), dtype=bool)
     paid_gaps = np.zeros(len(units) + 1, dtype=bool)

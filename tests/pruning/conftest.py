@@ -226,7 +226,7 @@ def ner_model(tmp_path_factory) -> str:
             words += name or [part]
             tags += ["B-ENT" if i == 0 else "I-ENT" for i in range(len(name))] or ["O"]
         sentences.append((words, tags))
-    model, tokenizer = train(sentences, epochs=4, hidden=32, rate=5e-3)
+    model, tokenizer = train(sentences, epochs=8, hidden=32, rate=5e-3)
     folder = str(tmp_path_factory.mktemp("ner"))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -72,11 +72,10 @@ def test_rules_can_be_chosen(checkpoints, prose):
 
 def test_promise_at_three_tenths(checkpoints, ner_model):
     """Versions, money, times, codes, negations and every NER entity stay at rate 0.3, and the budget holds."""
-    filler = (
-        "the old river ran slowly past the quiet houses and the children played there all day long in the warm sun. "
-    )
+    # words that the tiny model was trained on, so that it does not take them for names
+    filler = "the council agreed that the report was late and the letters were read, in the river that rose. "
     facts = "Maria Lopez went to Geneva. Do not ship v1.5.2 at 10:45; part AB12CD costs $1,250.00. "
-    text = filler * 6 + facts + filler * 6
+    text = filler * 8 + facts + filler * 8
     pruner = Distill(checkpoints.llama, ner=NerMask(ner_model), target_tokenizer=checkpoints.llama)
     result = pruner.compress(text, 0.3)
     entities = [text[a.start : a.end] for a in pruner.ner.anchors(text)]
