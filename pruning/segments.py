@@ -206,6 +206,6 @@ def segment_priority(
             continue
         order = index[np.lexsort((index, -values[index]))]
         share = np.cumsum(cost[order]) / max(cost[order].sum(), 1e-9)
-        priority[order] = -share / ratio_of[pool]
+        priority[order] = -share / max(ratio_of[pool], 1e-9)  # a budget of no tokens has the ratio 0
         ratios[order] = ratio_of[pool]
     return priority, ratios

@@ -81,6 +81,11 @@ def test_repetition_lowers_the_ratio(plain, long_prose):
     assert kept[1] < kept[0]
 
 
+def test_a_budget_of_no_tokens(plain):
+    assert plain.compress("a", 0.1, segments=True).over_budget
+    assert plain.compress("", 0.1, segments=True).text == ""
+
+
 @pytest.mark.parametrize("segments", [{"poem": 0.5}, {"prose": 0}, {"prose": 1.5}, {"prose": True}])
 def test_bad_ratios(plain, segments):
     with pytest.raises(ValueError, match="segments"):
