@@ -34,7 +34,11 @@ def matches(text: str, rule: str) -> list[str]:
             "at 8edbf80 or 123e4567-e89b-12d3-a456-426614174000",
             ["8edbf80", "123e4567-e89b-12d3-a456-426614174000"],
         ),
-        ("identifier", "AB12CD, max_tokens, camelCase, PROJ-17", ["AB12CD", "max_tokens", "camelCase", "PROJ-17"]),
+        (
+            "identifier",
+            "AB12CD, max_tokens, camelCase, PROJ-17, <|im_end|>",
+            ["AB12CD", "max_tokens", "camelCase", "PROJ-17", "<|im_end|>"],
+        ),
         ("code", "run `pip list` or\n```py\nx = 1\n```\nthen", ["`pip list`", "```py\nx = 1\n```"]),
         ("quote", 'he said "no way" and “never again”', ['"no way"', "“never again”"]),
         ("negation", "Do not go; it isn't and can’t be, unless never", ["not", "isn't", "can’t", "unless", "never"]),
