@@ -1,0 +1,366 @@
+"""What input-level pruning costs and keeps: budgets, speed against llmlingua, and what survives.
+
+    python benchmarks/pruning.py budget      # how exactly budgets are met, 200 real texts x 5 rates
+    python benchmarks/pruning.py answers     # does the sentence with the answer survive, XQuAD
+    python benchmarks/pruning.py retention   # entities, numbers and answers at 0.7/0.5/0.3, each scorer and random
+    python benchmarks/pruning.py speed       # tokens a second against llmlingua 0.2.2, same classifier, one run
+    python benchmarks/pruning.py memory      # peak memory of 1k, 10k and 100k tokens
+
+Data come from DISTILL_SHARED (default ../shared). One CPU thread. Speeds are ratios within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import gzip
+import json
+import os
+import random
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.pruning import SCORERS, Distill, RandomScorer, Scorer, Scores
+from distill.pruning.loading import load, shipped_model
+from distill.pruning.recipe.ner import entities, read_conll, train_tokenizer
+from distill.pruning.scorers import (
+    AttentionSaliency,
+    Baseline,
+    GradientSaliency,
+    LexicalRelevance,
+    QuestionLikelihood,
+    SelfInformation,
+)
+from distill.pruning.sentences import sentence_spans
+
+SHARED = Path(os.environ.get("DISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+RATES = (0.7, 0.5, 0.3)
+NOVEL = "gutenberg/Moby-Dick--Or-The-Whale_2701.txt.gz"
+BARE: dict[str, Any] = {"ner": None, "rules": False}
+MASKED: dict[str, Any] = {"ner": "capitals"}
+Spans = list[tuple[int, int]]
+
+
+def model_folder() -> str:
+    """The shipped small model, or its first version beside the repository."""
+    try:
+        return str(shipped_model())
+    except ValueError:
+        return str(SHARED / "data/models/first-mini-llama")
+
+
+def read(path: str) -> str:
+    """A gzipped text of the shared data."""
+    return gzip.decompress((SHARED / "data" / path).read_bytes()).decode()
+
+
+def rows(path: str, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows of a gzipped JSON-lines file of the shared data."""
+    return [json.loads(line) for line in read(path).splitlines()[:count]]
+
+
+def xquad(count: int) -> list[tuple[str, str, Spans]]:
+    """(paragraph, question, span of the answer), a fixed random sample."""
+    found = []
+    for article in json.loads(read("xquad/xquad.en.json.gz"))["data"]:
+        for paragraph in article["paragraphs"]:
+            for qa in paragraph["qas"]:
+                start, answer = qa["answers"][0]["answer_start"], qa["answers"][0]["text"]
+                found.append((paragraph["context"], qa["question"], [(start, start + len(answer))]))
+    return random.Random(0).sample(found, count)
+
+
+def texts(count: int) -> list[str]:
+    """A mix of real texts: encyclopaedia paragraphs, word problems, news, pages of a novel with hard line breaks."""
+    share = count // 4
+    paragraphs = sorted({context for context, *_ in xquad(900)})[:share]
+    problems = [row["question"] for row in rows("gsm8k/test.jsonl.gz", 4 * share)]
+    grouped = ["\n\n".join(problems[i : i + 4]) for i in range(0, len(problems), 4)]
+    news = [row["context"][:6000] for row in rows("longbench/multi_news.jsonl.gz", share)]
+    novel = read(NOVEL)
+    pages = [novel[50_000 + 4000 * i : 54_000 + 4000 * i] for i in range(count - 3 * share)]
+    return [*paragraphs, *grouped, *news, *pages]
+
+
+class Remembered(Scorer):
+    """A scorer that remembers: the same texts are pruned here at many rates."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self.scorer, self.name, self.level = scorer, scorer.name, scorer.level
+        self.uses_question = scorer.uses_question
+        self._known: dict[tuple[str, str | None], Scores] = {}
+
+    def score_many(self, texts: Sequence[str], question: str | None = None, check: Any = None) -> list[Scores]:
+        """The scores of each text, computed at most once."""
+        for text in texts:
+            if (text, question) not in self._known:
+                self._known[text, question] = self.scorer.score_many([text], question, check)[0]
+        return [self._known[text, question] for text in texts]
+
+
+@functools.cache
+def scorer(name: str) -> Scorer:
+    """A scorer of the shipped small model, or one that needs no model, by the name the library gives it."""
+    if SCORERS[name] is None:
+        return {"lexical": LexicalRelevance, "baseline": Baseline}[name]()
+    eager = {"attn_implementation": "eager"} if name == "attention" else {}
+    loaded = load(model_folder(), "causal-lm", **eager)
+    classes = {
+        "self-information": SelfInformation,
+        "question-likelihood": QuestionLikelihood,
+        "attention": AttentionSaliency,
+        "gradient": GradientSaliency,
+    }
+    return Remembered(classes[name](*loaded))
+
+
+def survives(spans: Spans, start: int, end: int) -> bool:
+    """Whether the characters [start, end) are all there, in one piece."""
+    return any(a <= start and end <= b for a, b in spans)
+
+
+def budget(args: argparse.Namespace) -> None:
+    """Shortfall and overshoot, counted by the shipped model's tokenizer, with and without masks."""
+    folder, sample, rates = model_folder(), texts(args.count), (0.2, 0.3, 0.5, 0.7, 0.9)
+    print(f"{len(sample)} texts x rates {rates}, {sum(map(len, sample))} characters")
+    for label, options in (("no masks", BARE), ("default masks", MASKED)):
+        pruner = Distill(scorer=scorer("self-information"), target_tokenizer=folder, **options)
+        found = [pruner.compress(text, rate) for rate in rates for text in sample]
+        met = [r for r in found if not r.over_budget]
+        flags = [sum(r.over_budget for r in found[i : i + len(sample)]) for i in range(0, len(found), len(sample))]
+        silent = sum(r.tokens > (r.budget or 0) for r in met)
+        missing = [(r.budget or 0) - r.tokens for r in met]
+        short = [m / max(r.budget or 0, 1) for m, r in zip(missing, met, strict=True)]
+        print(
+            f"{label:14} over without saying so {silent}/{len(found)}; "
+            f"flagged, because what must stay exceeds the budget, {len(found) - len(met)} ({flags} by rate); "
+            f"shortfall mean {statistics.mean(short):.3%}, worst {max(missing)} tokens",
+            flush=True,
+        )
+
+
+def answers(args: argparse.Namespace) -> None:
+    """Survival of the sentence that holds the answer, question known, against the same removal at random."""
+    folder, items = model_folder(), xquad(args.count)
+    print(f"XQuAD English, {len(items)} questions, rate {args.rate}; ± is a 95 % interval by normal approximation")
+    for label, options in (("no masks", BARE), ("default masks", MASKED)):
+        common = {"target_tokenizer": folder, **options}
+        runs = {f"random, seed {i}": (Distill(scorer=RandomScorer(i, "sentence"), **common), False) for i in range(3)}
+        runs["lexical"] = (Distill(scorer=scorer("lexical"), **common), True)
+        runs["likelihood"] = (Distill(scorer=scorer("question-likelihood"), **common), True)
+        chance = []
+        for name, (pruner, ask) in runs.items():
+            whole, string = [], []
+            for context, question, [(start, end)] in items:
+                result = pruner.compress(context, args.rate, **({"question": question} if ask else {}))
+                begin, stop = next(s for s in sentence_spans(context) if s[0] <= start < s[1])
+                whole.append(survives(result.spans, begin, stop))
+                string.append(survives(result.spans, start, end))
+            share = statistics.mean(whole)
+            half = 1.96 * (share * (1 - share) / len(items)) ** 0.5
+            chance += [] if ask else [share]
+            ratio = f"  {share / statistics.mean(chance):.2f} x random" if ask else ""
+            print(
+                f"{label:14} {name:15} whole sentence {share:.3f} ± {half:.3f}  "
+                f"answer string {statistics.mean(string):.3f}{ratio}",
+                flush=True,
+            )
+
+
+def conll_texts(count: int) -> list[tuple[str, Spans]]:
+    """Passages of wikigold, eight sentences each, with their gold entities as character spans."""
+    sentences = read_conll(SHARED / "data/ner/wikigold/wikigold.conll.txt")
+    found = []
+    for i in range(0, min(8 * count, len(sentences)), 8):
+        text, spans = "", []
+        for words, tags in sentences[i : i + 8]:
+            starts = []
+            for word in words:
+                text += " " if text else ""
+                starts.append(len(text))
+                text += word
+            spans += [(starts[a], starts[b - 1] + len(words[b - 1])) for a, b in entities(tags)]
+        found.append((text, spans))
+    return found
+
+
+def retention(args: argparse.Namespace) -> None:
+    """Entities (wikigold), numbers (GSM8K) and answers (XQuAD) that are still there in one piece, by scorer."""
+    folder = model_folder()
+    problems = [row["question"] for row in rows("gsm8k/test.jsonl.gz", args.count)]
+    gold = [(text, None, spans) for text, spans in conll_texts(args.count)]
+    numbers = [(text, None, [m.span() for m in re.finditer(r"\d+(?:[.,]\d+)*", text)]) for text in problems]
+    groups: list[list[tuple[str, str | None, Spans]]] = [gold, numbers, list(xquad(args.count))]
+    bare = {"target_tokenizer": folder, **BARE}
+    pruners = {
+        "random words": Distill(scorer=RandomScorer(0), **bare),
+        "random sentences": Distill(scorer=RandomScorer(0, "sentence"), **bare),
+        "baseline": Distill(scorer=scorer("baseline"), **bare),
+        "self-information": Distill(scorer=scorer("self-information"), **bare),
+        "attention": Distill(scorer=scorer("attention"), **bare),
+        "gradient": Distill(scorer=scorer("gradient"), **bare),
+        "lexical + question": Distill(scorer=scorer("lexical"), **bare),
+        "likelihood + question": Distill(scorer=scorer("question-likelihood"), **bare),
+        "default, all masks": Distill(scorer=scorer("self-information"), target_tokenizer=folder, **MASKED),
+    }
+    counts = [sum(len(spans) for *_, spans in group) for group in groups]
+    print(f"share kept in one piece of {counts[0]} entities, {counts[1]} numbers, {counts[2]} answers")
+    print(f"{'scorer':22} rate  entities  numbers  answers  flagged as over the budget")
+    for name, pruner in pruners.items():
+        ask = name.endswith("question")
+        for rate in RATES:
+            cells, flags = [], []
+            for group in groups:
+                hits = []
+                for text, question, spans in group:
+                    if ask and question is None:
+                        continue
+                    result = pruner.compress(text, rate, **({"question": question} if ask else {}))
+                    hits += [survives(result.spans, a, b) for a, b in spans]
+                    flags.append(result.over_budget)
+                cells.append(f"{statistics.mean(hits):.3f}" if hits else "-")
+            print(
+                f"{name:22} {rate}  {cells[0]:>8} {cells[1]:>8} {cells[2]:>8}  {sum(flags)}/{len(flags)}", flush=True
+            )
+
+
+def classifier(folder: Path, hidden: int, layers: int) -> str:
+    """A random BERT token classifier with a vocabulary of real text; llmlingua goes by the folder's name."""
+    from transformers import BertConfig, BertForTokenClassification
+
+    out = folder / f"bert-base-multilingual-cased-{hidden}"
+    words = read("wikitext-2/valid.txt.gz").split()[:60_000]
+    tokenizer = train_tokenizer([(words[i : i + 20], []) for i in range(0, len(words), 20)], vocabulary=8000)
+    tokenizer.model_max_length = 512
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        intermediate_size=4 * hidden,
+        num_labels=2,
+        initializer_range=0.2,
+    )
+    BertForTokenClassification(config).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return str(out)
+
+
+def byte_encoding() -> Any:
+    """A tiktoken encoding without a download: bytes, and each frequent word as one token."""
+    import tiktoken
+
+    pieces = re.findall(r"\s?\w+|\s?[^\s\w]+|\s+", read("wikitext-2/valid.txt.gz"))
+    frequent = sorted({p.encode() for p in pieces if 1 < len(p) < 12}, key=lambda p: (len(p), p))[:4000]
+    ranks = {bytes([i]): i for i in range(256)}
+    for piece in frequent:
+        for end in range(2, len(piece) + 1):
+            ranks.setdefault(piece[:end], len(ranks))
+    return tiktoken.Encoding("words", pat_str=r"\s?\w+|\s?[^\s\w]+|\s+", mergeable_ranks=ranks, special_tokens={})
+
+
+def best(works: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """The least time of each piece of work over `rounds` in which they take turns, so that a busy moment of the
+    machine hits all of them."""
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(rounds):
+        for work, mine in zip(works, times, strict=True):
+            began = time.perf_counter()
+            work()
+            mine.append(time.perf_counter() - began)
+    return [min(mine) for mine in times]
+
+
+def speed(args: argparse.Namespace) -> None:
+    """Tokens a second with the same random classifier and the same counter, ours and llmlingua's in turn."""
+    import llmlingua
+    import tiktoken
+
+    from distill.pruning.tokenization import TiktokenCounter
+
+    encoding = byte_encoding()
+    tiktoken.encoding_for_model = lambda name: encoding
+    counter = TiktokenCounter(encoding)
+    novel = " ".join(read(NOVEL)[40_000:640_000].split())
+    print("rate 0.5; best of several rounds in turn; one thread; tokens as the shared counter counts them")
+    for hidden, layers in ((64, 2), (128, 4), (256, 6)):
+        with tempfile.TemporaryDirectory() as folder:
+            path = classifier(Path(folder), hidden, layers)
+            theirs = llmlingua.PromptCompressor(path, device_map="cpu", use_llmlingua2=True)
+            plain = Distill(path, target_tokenizer=counter, **BARE)
+            masked = Distill(path, target_tokenizer=counter, **MASKED)
+        size = sum(p.numel() for p in theirs.model.parameters()) / 1e6
+        for characters, rounds in ((150, 15), (380, 15), (20_000, 5), (100_000, 3)):
+            text = novel[:characters]
+            tokens = counter.count([text])[0]
+
+            def run_theirs(text: str = text, theirs: Any = theirs) -> None:
+                theirs.compress_prompt([text], rate=0.5)
+
+            def run_plain(text: str = text, pruner: Distill = plain) -> None:
+                pruner.compress(text, 0.5)
+
+            def run_masked(text: str = text, pruner: Distill = masked) -> None:
+                pruner.compress(text, 0.5)
+
+            base, mine, full = best((run_theirs, run_plain, run_masked), rounds)
+            print(
+                f"{size:5.2f}M parameters, {tokens:6d} tokens: llmlingua {tokens / base:7.0f}/s; "
+                f"distill {tokens / mine:7.0f}/s = {base / mine:5.2f} x; "
+                f"with all masks {tokens / full:7.0f}/s = {base / full:5.2f} x",
+                flush=True,
+            )
+
+
+def memory(args: argparse.Namespace) -> None:
+    """Peak resident memory of a fresh process for each length, with the shipped model and all masks."""
+    if not args.tokens:
+        for tokens in (1000, 10_000, 100_000):
+            subprocess.run([sys.executable, __file__, "memory", "--tokens", str(tokens)], check=True)
+        return
+    folder = model_folder()
+    pruner = Distill(folder, target_tokenizer=folder, **MASKED)
+    novel = read(NOVEL)[40_000:]
+    pruner.compress(novel[:20_000], 0.5)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    began = time.perf_counter()
+    result = pruner.compress(novel[: int(args.tokens * 3.4)], 0.5)
+    took = time.perf_counter() - began
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(
+        f"{result.original_tokens:6d} tokens -> {result.tokens} (budget {result.budget}): peak {after:.0f} MiB, "
+        f"{after - before:+.0f} MiB over a warm process; {result.original_tokens / took:.0f} tokens/s",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Runs one of the benchmarks."""
+    runs = {"budget": budget, "answers": answers, "retention": retention, "speed": speed, "memory": memory}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=runs)
+    parser.add_argument("--count", type=int, default=200, help="samples (default 200)")
+    parser.add_argument("--rate", type=float, default=0.5, help="rate of `answers` (default 0.5)")
+    parser.add_argument("--tokens", type=int, help="one length only, in this process (used by `memory` itself)")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    runs[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Input-level pruning: text in, shorter text out, to an exact budget, keeping what must be kept. CPU, no network.
+
+Names are imported on first use, so that `distill prune --help` answers without PyTorch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distill.pruning.budget import BudgetError, BudgetWarning
+    from distill.pruning.compose import Answer, PruneThenGenerate
+    from distill.pruning.engine import Distill
+    from distill.pruning.masks import RULES, Anchor, NerMask, UserMask
+    from distill.pruning.names import SCORERS
+    from distill.pruning.result import MaskUse, Result, report
+    from distill.pruning.routing import Route, Suggestion, suggest
+    from distill.pruning.scorers import RandomScorer, Scorer, Scores
+    from distill.pruning.segments import KINDS
+
+_HOMES = {
+    "budget": ("BudgetError", "BudgetWarning"),
+    "compose": ("Answer", "PruneThenGenerate"),
+    "engine": ("Distill",),
+    "masks": ("RULES", "Anchor", "NerMask", "UserMask"),
+    "names": ("SCORERS",),
+    "result": ("MaskUse", "Result", "report"),
+    "routing": ("Route", "Suggestion", "suggest"),
+    "scorers": ("RandomScorer", "Scorer", "Scores"),
+    "segments": ("KINDS",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "KINDS",
+    "RULES",
+    "SCORERS",
+    "Anchor",
+    "Answer",
+    "BudgetError",
+    "BudgetWarning",
+    "Distill",
+    "MaskUse",
+    "NerMask",
+    "PruneThenGenerate",
+    "RandomScorer",
+    "Result",
+    "Route",
+    "Scorer",
+    "Scores",
+    "Suggestion",
+    "UserMask",
+    "report",
+    "suggest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME_OF:
+        return getattr(importlib.import_module(f"distill.pruning.{_HOME_OF[name]}"), name)
+    raise AttributeError(f"module 'distill.pruning' has no attribute {name!r}")

@@ -1,0 +1,8 @@
+"""Masks: what may not be removed, whatever its score. Each mask is a list of anchors; the union of them is kept."""
+
+from distill.pruning.masks.anchor import Anchor
+from distill.pruning.masks.ner import DEFAULT_NER, NerMask
+from distill.pruning.masks.rules import RULES, rule_anchors
+from distill.pruning.masks.user import UserMask, strip_keep_tags
+
+__all__ = ["DEFAULT_NER", "RULES", "Anchor", "NerMask", "UserMask", "rule_anchors", "strip_keep_tags"]

@@ -1,0 +1,97 @@
+"""The rule mask: patterns for what a reader cannot guess back once it is gone.
+
+Every repetition inside a rule is bounded, so the mask is linear in the text whatever the text is. Quotes are
+anchored up to 60 characters: a quoted term or error message, not a page of dialogue.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from distill.pruning.masks.anchor import Anchor
+
+_MONTH = (
+    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
+    r"|Nov(?:ember)?|Dec(?:ember)?)\.?"
+)
+_NUMBER = r"\d{1,40}(?:[.,]\d{1,40}){0,6}"
+_UNIT = (
+    r"(?:%|‰|°[CFK]?|[kMGTP]i?[Bb](?:/s|ps)?|[Bb]ytes?|bits?|[kMGT]?Hz|[kMGm]?[WVA]h?|mAh|[kcmµnp]?m[²³]?|km/h|mph|[kmµ]?g"
+    r"|lbs?|oz|[mc]?[lL]|[mµn]?s|secs?|seconds?|mins?|minutes?|hrs?|hours?|days?|weeks?|months?|years?|percent"
+    r"|kilomet(?:er|re)s?|met(?:er|re)s?|miles?|feet|ft|inch(?:es)?|tokens?|px|dpi|rpm|degrees?|x)"
+)
+_CURRENCY = r"(?:USD|EUR|GBP|JPY|CHF|CNY|INR|AUD|CAD|dollars?|euros?|pounds?|cents?|yen|yuan|rupees?)"
+_SCALE = r"(?:\s?(?:hundred|thousand|million|billion|trillion|bn|[kKmM])\b)?"
+_SUFFIX = (
+    r"(?:py|js|ts|tsx|jsx|json|jsonl|ya?ml|toml|ini|cfg|conf|txt|md|rst|csv|tsv|html?|css|xml|c|h|cc|cpp|hpp|rs|go|java|kt"
+    r"|rb|php|sh|sql|log|pdf|docx?|xlsx?|png|jpe?g|gif|svg|zip|gz|tar|exe|dll|so|lock|ipynb|safetensors|gguf)"
+)
+
+_PATTERNS: dict[str, str] = {
+    "code": r"(?ms)^[ \t]*(```|~~~)[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|`[^`\n]{1,200}`",
+    "url": r"(?:\b(?:https?|ftp|file|ssh|git|s3|wss?)://|\bwww\.)[^\s<>\"'`]{0,2000}[^\s<>\"'`.,;:!?)\]}]",
+    "email": r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b",
+    "path": (
+        r"(?<![\w/.~:<])(?:~|\.{1,2})?/[\w.@+-]{1,255}(?:/[\w.@+-]{1,255}){0,40}/?|\b[A-Za-z]:\\[^\s\"<>|?*]{1,255}"
+        rf"|\b[\w-]{{1,80}}(?:[/.][\w-]{{1,80}}){{0,20}}\.{_SUFFIX}\b"
+    ),
+    "date": (
+        r"\b\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?"
+        r"|\b\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b"
+        rf"|\b{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s\d{{4}})?\b|\b\d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH}(?:,?\s\d{{4}})?\b"
+        rf"|\b{_MONTH},?\s\d{{4}}\b|\b(?:1[0-9]|20)\d{{2}}(?:s\b|\s?[–-]\s?\d{{2,4}}\b)"
+    ),
+    "time": r"\b\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:\s?[aApP]\.?[mM]\b\.?)?|\b\d{1,2}\s?[aApP]\.?[mM]\b\.?",
+    "money": (
+        rf"(?:[A-Z]{{1,3}})?[$€£¥₹₩₽]\s?{_NUMBER}{_SCALE}|\b{_NUMBER}{_SCALE}\s?(?:[€£¥₹₩₽]|{_CURRENCY}\b)"
+        rf"|\b(?:USD|EUR|GBP|JPY|CHF|CNY|INR)\s?{_NUMBER}{_SCALE}"
+    ),
+    "version": (
+        r"\b[vV]\.?\s?\d{1,9}(?:\.\d{1,9}){0,8}(?:[-+.][0-9A-Za-z]{1,20}){0,6}\b"
+        r"|\b\d{1,9}(?:\.\d{1,9}){2,8}(?:[-+.]?[0-9A-Za-z]{1,20}){0,4}\b|(?:[<>=~^!]=?|==)\s?\d{1,9}(?:\.\d{1,9}){1,8}\b"
+    ),
+    "number": rf"[+\-−±~≈]?(?<![\w.]){_NUMBER}(?:\s?{_UNIT}(?![\w]))?",
+    "hash": (
+        r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
+        r"|\b(?=[0-9a-fA-F]{0,127}\d)(?=[0-9a-fA-F]{0,127}[a-fA-F])[0-9a-fA-F]{7,128}\b"
+    ),
+    "identifier": (
+        r"\b(?=\w{0,63}\d)(?=\w{0,63}[^\W\d_])\w{2,64}(?:-\w{1,64}){0,8}\b|\b[A-Z]{2,10}-\d{1,10}\b"
+        r"|\b[^\W_]{1,64}(?:_[^\W_]{1,64}){1,12}\b|\b_{1,2}\w{1,64}\b|\b[a-z]{1,32}(?:[A-Z][a-z0-9]{1,32}){1,8}\b"
+        r"|(?<!\w)--?[a-zA-Z][\w-]{0,40}(?==)|(?<!\S)--[a-z][\w-]{1,40}\b|<\|[\w-]{1,40}\|>"
+    ),
+    "quote": (
+        r"\"[^\s\"\n][^\"\n]{0,59}\"|“[^”\n]{1,60}”|«[^»\n]{1,60}»|「[^」\n]{1,60}」"
+        r"|(?<!\w)'[^\s'\n][^'\n]{0,59}'(?!\w)"
+    ),
+    "negation": (
+        r"(?i)\b(?:not|no|never|none|nobody|nothing|neither|nor|nowhere|cannot|without|unless|except|[a-z]{2,8}n['’]t)\b"
+    ),
+}
+_COMPILED = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
+RULES: tuple[str, ...] = tuple(_PATTERNS)
+
+
+def check_rules(rules: bool | Iterable[str]) -> tuple[str, ...]:
+    """The names of the rules to apply: all for True, none for False. ValueError for a name that is not in `RULES`."""
+    if isinstance(rules, bool):
+        return RULES if rules else ()
+    names = (rules,) if isinstance(rules, str) else tuple(rules)
+    unknown = [name for name in names if name not in RULES]
+    if unknown:
+        raise ValueError(f"rules must be True, False or names from {', '.join(RULES)}; got {unknown[0]!r}")
+    return names
+
+
+def rule_anchors(text: str, rules: Iterable[str] = RULES) -> list[Anchor]:
+    """Every match of the named rules in `text`, labelled with the rule, in the order of the rules.
+
+    Matches overlap freely ("10:45" is a time, and its parts are numbers): the mask is their union.
+    """
+    return [
+        Anchor(match.start(), match.end(), "rules", name)
+        for name in rules
+        for match in _COMPILED[name].finditer(text)
+        if match.end() > match.start()
+    ]

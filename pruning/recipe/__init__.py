@@ -1,0 +1,1 @@
+"""How the tiny models of this room are made. Not needed to use it."""

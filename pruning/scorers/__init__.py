@@ -1,0 +1,24 @@
+"""Scorers: how much each stretch of a text matters. One protocol (`Scorer`), many sources of importance."""
+
+from distill.pruning.scorers.base import AGGREGATES, Scorer, Scores, to_units
+from distill.pruning.scorers.baseline import Baseline, RandomScorer
+from distill.pruning.scorers.causal import SelfInformation
+from distill.pruning.scorers.classifier import TokenClassifier
+from distill.pruning.scorers.relevance import CrossEncoder, LexicalRelevance, QuestionLikelihood
+from distill.pruning.scorers.saliency import AttentionSaliency, GradientSaliency
+
+__all__ = [
+    "AGGREGATES",
+    "AttentionSaliency",
+    "Baseline",
+    "CrossEncoder",
+    "GradientSaliency",
+    "LexicalRelevance",
+    "QuestionLikelihood",
+    "RandomScorer",
+    "Scorer",
+    "Scores",
+    "SelfInformation",
+    "TokenClassifier",
+    "to_units",
+]

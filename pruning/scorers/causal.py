@@ -1,0 +1,97 @@
+"""Self-information from a causal language model: a token that the model expected says little (Selective-Context,
+Li et al. 2023), in one forward pass per window instead of one per segment."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.pruning.scorers.base import Check, Scorer, Scores, Window, batches, pad, positions_of, windows
+from distill.pruning.tokenization import Encoded, Encoder
+
+LOGITS_BYTES = 256 * 2**20  # what one batch's logits may take
+BATCH_TOKENS = 4096
+
+
+def bos_prefix(tokenizer: Any) -> np.ndarray:
+    """The beginning-of-text id that the tokenizer itself would put first, as int64 [0 or 1]."""
+    ids = tokenizer("", add_special_tokens=True).input_ids
+    return np.array(ids[:1], dtype=np.int64)
+
+
+def batch_tokens(model: Any) -> int:
+    """Padded tokens a batch may have, so that its logits stay under `LOGITS_BYTES`."""
+    vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 50_000))
+    return max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * vocabulary)))
+
+
+@torch.no_grad()
+def surprisal(model: Any, ids: torch.Tensor) -> np.ndarray:
+    """-log2 p(token | tokens before it), float64 [rows, length - 1], of `ids` int64 [rows, length].
+
+    Rows may be padded on the right: a causal model never looks there.
+    """
+    ids = ids.to(model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    rows = [
+        torch.nn.functional.cross_entropy(row[:-1].float(), target[1:], reduction="none")
+        for row, target in zip(logits, ids, strict=True)
+    ]
+    return torch.stack(rows).double().cpu().numpy() / math.log(2)
+
+
+class SelfInformation(Scorer):
+    """Scores each token by b / (b + log2 |V|), b its surprisal in bits: a token as likely as a blind guess scores 0.5.
+
+    `window`, `overlap` in tokens. The first token of a text whose tokenizer has no beginning-of-text token has no
+    context at all: it gets the mean of the others.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 512, overlap: int = 64) -> None:
+        limit = positions_of(model)
+        self.window = window if limit is None else min(window, limit - 1)
+        if not 0 <= overlap < self.window:
+            raise ValueError(f"overlap must be in [0, {self.window}); got {overlap}")
+        self.model, self.overlap = model, overlap
+        self.name = f"self-information({name})"
+        self.encoder = Encoder(tokenizer)
+        self._prefix = bos_prefix(tokenizer)
+        self._uniform = math.log2(model.config.get_text_config().vocab_size)
+
+    def score_many(
+        self, texts: Sequence[str], question: str | None = None, check: Check | None = None
+    ) -> list[Scores]:
+        """Scores each text; a question changes nothing."""
+        encoded = self.encoder.encode(texts)
+        bits = [np.full(len(e.ids), np.nan) for e in encoded]
+        todo = [
+            w
+            for row, e in enumerate(encoded)
+            if len(e.ids)
+            for w in windows(row, len(e.ids), self.window, self.overlap, causal=True)
+        ]
+        for batch in batches(todo, batch_tokens(self.model)):
+            if check is not None:
+                check()
+            self._fill(batch, encoded, bits)
+        return [self._scores(e, b) for e, b in zip(encoded, bits, strict=True)]
+
+    def _fill(self, batch: list[Window], encoded: list[Encoded], bits: list[np.ndarray]) -> None:
+        rows = [np.concatenate([self._prefix, encoded[w.row].ids[w.begin : w.end]]) for w in batch]
+        ids, _ = pad(rows, 0)
+        if ids.shape[1] < 2:
+            return
+        found = surprisal(self.model, ids)
+        lead = 1 - len(self._prefix)  # without a prefix the first token of a window has no prediction
+        for row, w in zip(found, batch, strict=True):
+            first = max(w.first, w.begin + lead)
+            bits[w.row][first : w.last] = row[first - w.begin - lead : w.last - w.begin - lead]
+
+    def _scores(self, encoded: Encoded, bits: np.ndarray) -> Scores:
+        known = ~np.isnan(bits)
+        bits = np.where(known, bits, bits[known].mean() if known.any() else self._uniform)
+        return Scores(encoded.starts, encoded.ends, bits / (bits + self._uniform))

@@ -1,0 +1,74 @@
+"""A token classifier that was trained to say which tokens to keep, such as the LLMLingua-2 checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from distill.pruning.scorers.base import Check, Scorer, Scores, batches, pad, positions_of, windows
+from distill.pruning.tokenization import Encoder
+
+BATCH_TOKENS = 4096
+
+
+class TokenClassifier(Scorer):
+    """Scores each token by the probability of the class "keep".
+
+    `keep_label`: that class's index. `window`: tokens with the two special ones; `overlap`: tokens that two windows
+    share. Attention costs grow with the window, and what to delete is a local question, so it is half of what these
+    models can take. Nothing is padded to the window, and the special tokens are the tokenizer's own. Raises ValueError
+    for a model without the label, or a tokenizer that lacks the two special tokens.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, name: str, *, keep_label: int = 1, window: int = 256, overlap: int = 16
+    ) -> None:
+        if not 0 <= keep_label < model.config.num_labels:
+            raise ValueError(f"keep_label must be in [0, {model.config.num_labels}); got {keep_label}")
+        ends = [_special(tokenizer, "cls", "bos"), _special(tokenizer, "sep", "eos")]
+        if None in ends:
+            raise ValueError(f"model_name {name!r}: its tokenizer has no cls and sep (or bos and eos) tokens")
+        self._head, self._tail = np.array(ends[:1], dtype=np.int64), np.array(ends[1:], dtype=np.int64)
+        limit = positions_of(model)
+        self.window = (window if limit is None else min(window, limit)) - 2
+        if not 0 <= overlap < self.window:
+            raise ValueError(f"overlap must be in [0, {self.window}); got {overlap}")
+        self.model, self.keep_label, self.overlap = model, keep_label, overlap
+        self.name = f"classifier({name})"
+        self.encoder = Encoder(tokenizer)
+        self._pad = tokenizer.pad_token_id or 0
+
+    @torch.inference_mode()
+    def score_many(
+        self, texts: Sequence[str], question: str | None = None, check: Check | None = None
+    ) -> list[Scores]:
+        """Scores each text; a question changes nothing."""
+        encoded = self.encoder.encode(texts)
+        values = [np.empty(len(e.ids)) for e in encoded]
+        todo = [
+            w
+            for row, e in enumerate(encoded)
+            if len(e.ids)
+            for w in windows(row, len(e.ids), self.window, self.overlap, causal=False)
+        ]
+        for batch in batches(todo, BATCH_TOKENS):
+            if check is not None:
+                check()
+            rows = [np.concatenate([self._head, encoded[w.row].ids[w.begin : w.end], self._tail]) for w in batch]
+            ids, mask = pad(rows, self._pad)
+            ids = ids.to(self.model.device)
+            attention = None if bool(mask.all()) else mask.to(self.model.device)
+            logits = self.model(input_ids=ids, attention_mask=attention).logits
+            keep = logits.float().softmax(-1)[:, 1:, self.keep_label].double().cpu().numpy()
+            for row, w in zip(keep, batch, strict=True):
+                values[w.row][w.first : w.last] = row[w.first - w.begin : w.last - w.begin]
+        return [Scores(e.starts, e.ends, v) for e, v in zip(encoded, values, strict=True)]
+
+
+def _special(tokenizer: Any, *names: str) -> int | None:
+    """The first of the named special tokens that the tokenizer has."""
+    ids = (getattr(tokenizer, f"{name}_token_id") for name in names)
+    return next((i for i in ids if i is not None), None)

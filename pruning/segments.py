@@ -1,0 +1,211 @@
+"""Kinds of text inside a prompt, and a ratio for each.
+
+Line-based and deliberately plain: a block is what its lines look like. Blank lines separate blocks. What is doubtful
+is prose, which gets the common ratio.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import regex
+
+from distill.pruning.units import Units
+
+KINDS = ("instruction", "question", "heading", "prose", "list", "code", "table", "json", "log")
+PROTECTED = frozenset({"instruction", "question", "code", "json"})
+SHINGLE = 5
+JSON_LIMIT = 200_000  # characters that one JSON value may have
+REDUNDANCY_STRENGTH = 0.8  # a segment that is nothing but repetition keeps a fifth of its ratio
+
+_FENCE = regex.compile(r"\s*(```|~~~)")
+_LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
+    ("heading", regex.compile(r"#{1,6}\s+\S")),
+    ("table", regex.compile(r"\s*\|.*\|.*\|?\s*$|[^\t\n]+\t[^\t\n]+\t[^\t\n]")),
+    (
+        "log",
+        regex.compile(
+            r"\[?\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}|\[?\d{2}:\d{2}:\d{2}|[A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2} "
+            r"|\[?(?:TRACE|DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL|CRITICAL)\b[\]:]?\s"
+        ),
+    ),
+    (
+        "code",
+        regex.compile(
+            r"\s*(?:def \w+\(|class \w+[(:{]|import [\w.{*]|from [\w.]+ import |return\b.*[;)\w]$|#include\b"
+            r"|@\w+(?:\(|$)"
+            r"|(?:public|private|protected|static|const|let|var|fn|func|function|async) \w"
+            r"|(?:if|for|while|switch|elif|else|try|except|with)\b.*[:{]$"
+            r"|SELECT\b.+\bFROM\b|[\w.\[\]\"']+ [-+*/]?= \S.*[;)\]}\w\"']$|[}\])]+[;,)]*$|.*[;{]$|\$ \w)"
+        ),
+    ),
+    ("list", regex.compile(r"\s*(?:[-*+•‣]|\d{1,3}[.)]|\([a-z\d]\))\s+\S")),
+    (
+        "instruction",
+        regex.compile(
+            r"(?i)(?:system|instructions?|task|rules?|role)\s*:|#{0,4}\s*(?:instruction|task)s?\s*$"
+            r"|you (?:are|must|should|will)\b|(?:please|do not|don't|always|never)\s|(?:answer|summari[sz]e"
+            r"|translate|write|explain|list|describe|return|output|extract|classify|compare|generate|rewrite|respond|reply|use|read"
+            r"|given|find|identify)\s(?:the|a|an|in|all|only|each|this|these|those|to|your|with|it|them|me|any|every|from|following|as)\b"
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Characters `[start, end)` of one kind. `redundancy` in [0, 1]: the share of its five-word runs seen before."""
+
+    start: int
+    end: int
+    kind: str
+    redundancy: float = 0.0
+
+
+def _line_kind(line: str, previous: str | None) -> str:
+    bare = line.rstrip("\r\n")
+    if bare[:1] in " \t" and previous == "code":
+        return "code"
+    for kind, pattern in _LINE_KINDS:
+        if pattern.match(bare) and not (kind == "instruction" and len(bare) > 400):
+            return kind
+    if bare.rstrip().endswith(("?", "？")) and len(bare) <= 300:
+        return "question"
+    return "prose"
+
+
+def _json_end(text: str, start: int) -> int | None:
+    """Where the JSON object or array that starts at `start` ends, if it is one and ends its line."""
+    try:
+        value, length = json.JSONDecoder().raw_decode(text[start : start + JSON_LIMIT])
+    except (ValueError, RecursionError):
+        return None
+    end = start + length
+    rest = text[end : end + 200].split("\n", 1)[0]
+    return end if value and not rest.strip() else None
+
+
+def _lines(text: str) -> list[tuple[int, int]]:
+    found, begin = [], 0
+    while begin < len(text):
+        end = text.find("\n", begin) + 1 or len(text)
+        found.append((begin, end))
+        begin = end
+    return found
+
+
+def split_segments(text: str) -> list[Segment]:
+    """Partitions `text` into segments, ascending, covering every character; redundancy is left at 0."""
+    found: list[Segment] = []
+    json_tries, position = 1000, 0
+    fence: str | None = None
+    fresh = True  # whether the next line starts a block of its own
+    for begin, end in _lines(text):
+        if begin < position:
+            continue
+        line = text[begin:end]
+        mark = _FENCE.match(line)
+        kind: str | None
+        if fence is not None:
+            kind, fresh = "code", False
+            fence = None if mark and mark.group(1) == fence else fence
+        elif mark:
+            kind, fence, fresh = "code", mark.group(1), True
+        elif not line.strip():
+            kind = None
+        elif (
+            line.lstrip()[0] in "{["
+            and json_tries
+            and (stop := _json_end(text, begin + len(line) - len(line.lstrip())))
+        ):
+            end = text.find("\n", stop) + 1 or len(text)
+            kind, fresh = "json", True
+        else:
+            json_tries -= line.lstrip()[0] in "{["
+            kind = _line_kind(line, found[-1].kind if found and not fresh else None)
+        position = end
+        if kind is None and found:
+            found[-1] = Segment(found[-1].start, end, found[-1].kind)
+            fresh = fence is None
+        elif found and not fresh and kind == found[-1].kind:
+            found[-1] = Segment(found[-1].start, end, found[-1].kind)
+        else:
+            found.append(Segment(begin, end, kind or "prose"))
+            fresh = kind == "json"
+    return found
+
+
+def with_redundancy(segments: Sequence[Segment], units: Units) -> list[Segment]:
+    """The segments with their redundancy: the share of five-word runs that occurred earlier in the text."""
+    words = [
+        (int(s), units.text[s:e].casefold())
+        for s, e, w in zip(units.starts, units.ends, units.wordlike, strict=True)
+        if w
+    ]
+    starts = np.array([s for s, _ in words], dtype=np.int64)
+    seen: set[tuple[str, ...]] = set()
+    found = []
+    for segment in segments:
+        a, b = np.searchsorted(starts, [segment.start, segment.end])
+        mine = [tuple(word for _, word in words[i : i + SHINGLE]) for i in range(a, b - SHINGLE + 1)]
+        known = sum(shingle in seen for shingle in mine)
+        seen.update(mine)
+        found.append(Segment(segment.start, segment.end, segment.kind, known / len(mine) if mine else 0.0))
+    return found
+
+
+def check_rates(segments: bool | Mapping[str, float]) -> dict[str, float] | None:
+    """Rates by kind: None for False (no segmentation), {} for True. ValueError for an unknown kind or a rate outside
+    (0, 1]; 1 protects a kind."""
+    if isinstance(segments, bool):
+        return {} if segments else None
+    rates = dict(segments)
+    for kind, rate in rates.items():
+        if kind not in KINDS:
+            raise ValueError(f"segments: kinds are {', '.join(KINDS)}; got {kind!r}")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
+            raise ValueError(f"segments: the rate of {kind!r} must be in (0, 1]; got {rate!r}")
+    return rates
+
+
+def is_protected(kind: str, rates: Mapping[str, float]) -> bool:
+    """Whether segments of this kind pass through untouched: by their nature, or because their rate is 1."""
+    return rates[kind] == 1 if kind in rates else kind in PROTECTED
+
+
+def segment_priority(
+    segments: Sequence[Segment],
+    units: Units,
+    values: np.ndarray,
+    cost: np.ndarray,
+    rates: Mapping[str, float],
+    rate: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores that make one common threshold give each kind its own ratio.
+
+    Units are pooled by kind (a redundant segment is its own pool, with a lower ratio) and ordered by score in the
+    pool. A unit that is at share q of its pool's tokens has the priority -q / ratio: at -1 and above, each pool has
+    just its ratio. Returns the priorities, float [n], and the ratio of each unit's pool, float [n].
+    """
+    priority = np.zeros(len(units))
+    ratios = np.ones(len(units))
+    pools: dict[object, list[np.ndarray]] = {}
+    ratio_of: dict[object, float] = {}
+    for i, segment in enumerate(segments):
+        a, b = np.searchsorted(units.starts, [segment.start, segment.end])
+        own = segment.redundancy > 0.1
+        pool: object = (segment.kind, i) if own else segment.kind if segment.kind in rates else "rest"
+        ratio_of[pool] = rates.get(segment.kind, rate) * (1 - REDUNDANCY_STRENGTH * segment.redundancy * own)
+        pools.setdefault(pool, []).append(np.arange(a, b))
+    for pool, members in pools.items():
+        index = np.concatenate(members)
+        if not len(index):
+            continue
+        order = index[np.lexsort((index, -values[index]))]
+        share = np.cumsum(cost[order]) / max(cost[order].sum(), 1e-9)
+        priority[order] = -share / max(ratio_of[pool], 1e-9)  # a budget of no tokens has the ratio 0
+        ratios[order] = ratio_of[pool]
+    return priority, ratios

@@ -1,0 +1,92 @@
+"""`distill serve`: loads a model once and prunes over HTTP."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import ipaddress
+import sys
+
+from distill.serving.settings import API_KEY_VARIABLE, Settings
+
+EXAMPLES = f"""\
+examples:
+  distill serve --port 8000
+      the shipped small model, on this machine only
+  curl -s localhost:8000/compress_prompt -H 'Content-Type: application/json' \\
+       -d '{{"context": ["A long text."], "rate": 0.5, "force_tokens": ["\\n"]}}'
+  {API_KEY_VARIABLE}=secret distill serve --host 0.0.0.0 --target-tokenizer tiktoken:o200k_base
+      for others too; they send the header X-API-Key: secret
+
+GET /docs explains the API, GET /healthz says what runs, GET /metrics is for Prometheus. One request is worked on at a
+time; --queue bounds how many may wait, the rest are told to come back (503). A client that leaves, or waits longer
+than --timeout, frees its place.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `distill serve`."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = EXAMPLES
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine only)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
+    parser.add_argument("--model", metavar="NAME", help="scores the texts; default: the shipped small model")
+    parser.add_argument("--scorer", default="auto", help="as in distill prune (default auto)")
+    parser.add_argument("--ner", default="auto", metavar="NAME", help="names: auto, capitals, none, or a model")
+    parser.add_argument(
+        "--target-tokenizer", metavar="NAME", help="counts the budget: a tokenizer, or tiktoken:ENCODING"
+    )
+    parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the model; default: PyTorch's choice")
+    parser.add_argument("--queue", type=int, default=64, help="requests that may wait or run (default 64)")
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds a request may take (default 30)")
+    parser.add_argument(
+        "--max-body", type=int, default=4 * 2**20, metavar="BYTES", help="largest request (default 4 MiB)"
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until it is stopped. ValueError for bad settings, or where the extra `serve` is not installed."""
+    settings = Settings(queue=args.queue, timeout=args.timeout, max_body=args.max_body)
+    if not 0 < args.port < 65536:
+        raise ValueError(f"--port must be in 1..65535; got {args.port}")
+    if args.threads is not None and args.threads < 1:
+        raise ValueError(f"--threads must be at least 1; got {args.threads}")
+    try:
+        import uvicorn
+
+        from distill.serving.app import create_app
+    except ImportError as error:
+        raise ValueError(f"the server needs the package {error.name}: pip install 'distill-llm[serve]'") from None
+    import torch
+
+    from distill.pruning import Distill
+
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    if settings.api_key is None and not _is_loopback(args.host):
+        print(
+            f"distill serve: anyone who reaches {args.host} can use this server; set {API_KEY_VARIABLE}",
+            file=sys.stderr,
+        )
+    load = functools.partial(
+        Distill,
+        args.model,
+        args.device,
+        scorer=args.scorer,
+        ner=None if args.ner == "none" else args.ner,
+        target_tokenizer=args.target_tokenizer,
+    )
+    # loaded here rather than at the server's start, so that bad arguments give a message and not a traceback
+    distill = load()
+    uvicorn.run(create_app(lambda: distill, settings), host=args.host, port=args.port, log_level="info")
+    return 0

@@ -1,0 +1,256 @@
+"""Each scorer against its definition, computed the slow way, and laws that hold for all of them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, AutoTokenizer
+
+from distill.pruning import SCORERS, Distill, RandomScorer
+from distill.pruning.scorers import (
+    AttentionSaliency,
+    Baseline,
+    CrossEncoder,
+    GradientSaliency,
+    LexicalRelevance,
+    QuestionLikelihood,
+    Scores,
+    SelfInformation,
+    TokenClassifier,
+    to_units,
+)
+from distill.pruning.scorers.base import windows
+from distill.pruning.sentences import sentence_spans
+from distill.pruning.units import split_units
+
+QUESTION = "What did the engineers measure?"
+
+
+@pytest.fixture(scope="module")
+def llama(checkpoints):
+    folder = checkpoints.llama
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    return model, AutoTokenizer.from_pretrained(folder), "tiny"
+
+
+@pytest.fixture(scope="module")
+def bert(checkpoints):
+    folder = checkpoints.bert
+    return (
+        AutoModelForTokenClassification.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+        "tiny",
+    )
+
+
+@pytest.fixture(scope="module")
+def every(checkpoints, llama, bert):
+    """All scorers by name."""
+    from transformers import AutoModelForSequenceClassification
+
+    cross = AutoModelForSequenceClassification.from_pretrained(checkpoints.cross).eval()
+    return {
+        "self-information": SelfInformation(*llama, window=48, overlap=8),
+        "question-likelihood": QuestionLikelihood(*llama),
+        "attention": AttentionSaliency(*llama, window=48, overlap=8),
+        "gradient": GradientSaliency(*llama, window=48, overlap=8),
+        "classifier": TokenClassifier(*bert, window=50, overlap=8),
+        "cross-encoder": CrossEncoder(cross, AutoTokenizer.from_pretrained(checkpoints.cross), "tiny"),
+        "lexical": LexicalRelevance(),
+        "baseline": Baseline(),
+        "random": RandomScorer(),
+    }
+
+
+@pytest.mark.parametrize("name", SCORERS)
+def test_protocol(every, prose, name):
+    scorer = every[name]
+    texts = [prose, "", "One.", "日本語 😀 <|endoftext|>", " \n "]
+    scores = scorer.score_many(texts, QUESTION if scorer.uses_question else None)
+    again = scorer.score_many(texts, QUESTION if scorer.uses_question else None)
+    for text, found, same in zip(texts, scores, again, strict=True):
+        assert len(found.starts) == len(found.ends) == len(found.values)
+        assert ((found.values >= 0) & (found.values <= 1)).all()
+        assert (found.starts <= found.ends).all() and (found.ends <= len(text)).all()
+        assert np.array_equal(found.values, same.values)
+    assert len(scores[0].values) > 5 and scores[0].values.std() > 0
+    if scorer.level == "word":
+        assert scores[0].ends.max() >= len(prose.rstrip())
+
+
+@pytest.mark.parametrize("name", sorted(set(SCORERS) - {"random"}))
+def test_work_can_be_stopped(every, prose, name):
+    def stop():
+        raise InterruptedError
+
+    scorer = every[name]
+    with pytest.raises(InterruptedError):
+        scorer.score_many([prose], QUESTION if scorer.uses_question else None, stop)
+
+
+@torch.no_grad()
+def test_self_information_is_surprisal(llama, prose):
+    model, tokenizer, _ = llama
+    text = prose[:400]
+    found = SelfInformation(*llama).score(text)
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    p = model(ids).logits[0].log_softmax(-1)
+    bits = -p[torch.arange(ids.shape[1] - 1), ids[0, 1:]].double().numpy() / math.log(2)
+    uniform = math.log2(model.config.vocab_size)
+    wanted = np.concatenate([[bits.mean()], bits])  # no beginning-of-text token: the first token has no prediction
+    assert np.allclose(found.values, wanted / (wanted + uniform), atol=1e-5)
+
+
+@torch.no_grad()
+def test_windows_give_context_and_miss_nothing(llama, prose):
+    whole, parts = SelfInformation(*llama, window=900), SelfInformation(*llama, window=128, overlap=64)
+    a, b = whole.score(prose[:1500]).values, parts.score(prose[:1500]).values
+    assert len(a) > 256 and len(a) == len(b)
+    assert np.allclose(a[1:128], b[1:128], atol=1e-5)  # the first token has no score of its own
+    assert np.isfinite(b).all()
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 300), st.integers(2, 64), st.booleans(), st.data())
+def test_windows_score_each_token_once(length, size, causal, data):
+    overlap = data.draw(st.integers(0, size - 1))
+    found = list(windows(0, length, size, overlap, causal=causal))
+    scored = [t for w in found for t in range(w.first, w.last)]
+    assert scored == list(range(length))
+    assert all(w.begin <= w.first and w.last <= w.end and w.end - w.begin <= size for w in found)
+    if causal:
+        assert all(w.first - w.begin >= overlap for w in found[1:])
+
+
+@torch.no_grad()
+def test_classifier_is_the_models_probability(bert, prose):
+    model, tokenizer, _ = bert
+    text = prose[:300]
+    found = TokenClassifier(*bert).score(text)
+    wanted = model(**tokenizer(text, return_tensors="pt")).logits.softmax(-1)[0, 1:-1, 1].numpy()
+    assert np.allclose(found.values, wanted, atol=1e-5)
+    together = TokenClassifier(*bert).score_many(["One.", text, prose])
+    assert np.allclose(together[1].values, wanted, atol=1e-5)
+
+
+def test_classifier_settings(bert):
+    with pytest.raises(ValueError, match="keep_label"):
+        TokenClassifier(*bert, keep_label=2)
+    with pytest.raises(ValueError, match="overlap"):
+        TokenClassifier(*bert, overlap=510)
+
+
+@torch.no_grad()
+def test_question_likelihood_by_hand(llama):
+    model, tokenizer, _ = llama
+    sentence, question = "The engineers measured the river.", "What was measured?"
+
+    def bits(context: str) -> np.ndarray:
+        asked = tokenizer("\n" + question).input_ids
+        ids = torch.tensor([tokenizer(context).input_ids + asked])
+        p = model(ids).logits[0].log_softmax(-1)
+        rows = torch.arange(ids.shape[1] - len(asked), ids.shape[1] - 1)
+        return -p[rows, ids[0, rows + 1]].double().numpy() / math.log(2)
+
+    gain = np.maximum(bits("") - bits(sentence), 0).mean()
+    found = QuestionLikelihood(*llama).score(sentence, question)
+    assert found.values[0] == pytest.approx(gain / (gain + 1), abs=1e-5)
+
+
+def test_attention_by_hand(llama):
+    model, tokenizer, _ = llama
+    text = "The river rose by 12 cm"
+    ids = tokenizer(text, return_tensors="pt").input_ids
+    with torch.no_grad():
+        layers = model(ids, output_attentions=True).attentions
+    mean = sum(layer[0].mean(0) for layer in layers) / len(layers)
+    raw = np.array([mean[j + 1 :, j].mean() if j + 1 < len(mean) else 0.0 for j in range(len(mean))])
+    assert np.allclose(AttentionSaliency(*llama).score(text).values, raw / (raw + raw.mean()), atol=1e-5)
+
+
+def test_gradient_finds_what_the_loss_depends_on(llama):
+    found = GradientSaliency(*llama).score("The river rose by 12 cm")
+    assert found.values[-1] == pytest.approx(0.0, abs=1e-9)  # nothing is predicted from the last token
+    assert (found.values[:-1] > 0).all()
+
+
+def test_attention_needs_eager(checkpoints):
+    model = AutoModelForCausalLM.from_pretrained(checkpoints.llama, attn_implementation="sdpa")
+    with pytest.raises(ValueError, match="eager"):
+        AttentionSaliency(model, AutoTokenizer.from_pretrained(checkpoints.llama), "tiny")
+
+
+def test_questions_are_used_or_refused(checkpoints, every):
+    with pytest.raises(ValueError, match="question must be given"):
+        every["lexical"].score("text")
+    with pytest.raises(ValueError, match="does not use one"):
+        Distill(checkpoints.llama, scorer="self-information").compress("a b c", 0.5, question="What?")
+    with pytest.raises(ValueError, match="question must"):
+        every["question-likelihood"].score("a text.", "why " * 1000)
+    with pytest.raises(ValueError, match="question must"):
+        every["cross-encoder"].score("a text.", "why " * 1000)
+
+
+def test_lexical_prefers_the_sentence_that_shares_words(prose):
+    flat = prose.replace("\n", " ")
+    result = Distill(scorer="lexical", ner=None, rules=False).compress(
+        flat, 0.3, question="What did the engineers measure?"
+    )
+    assert "The engineers measured the river" in result.text
+    sentences = [flat[a:b] for a, b in sentence_spans(flat)]
+    kept = [s for s in sentences if s in result.text]
+    assert 1 <= len(kept) < len(sentences) / 2  # whole sentences, and at most one in parts
+
+
+@pytest.mark.parametrize(("how", "wanted"), [("mean", [0.5, 0.3]), ("max", [0.9, 0.3]), ("first", [0.1, 0.3])])
+def test_aggregation(how, wanted):
+    units = split_units("unbelievable bridge ☃")
+    scores = Scores(np.array([0, 6, 12]), np.array([6, 12, 19]), np.array([0.1, 0.9, 0.3]))
+    values = to_units(scores, units, how)
+    assert values[:2] == pytest.approx(wanted)
+    assert values[2] == pytest.approx(np.mean(wanted))  # untouched by any sub-token
+
+
+def test_aggregate_is_an_option(checkpoints, prose):
+    texts = {
+        how: Distill(checkpoints.bert, ner=None, rules=False, aggregate=how).compress(prose, 0.5).text
+        for how in ("mean", "max", "first")
+    }
+    assert len(set(texts.values())) == 3
+    with pytest.raises(ValueError, match="aggregate"):
+        Distill(checkpoints.bert, aggregate="median")
+
+
+def test_sentences():
+    text = "Dr. Smith met J. Doe at 3.5 p.m. in Rome. It rained! Did it? Yes.\n- a point\n日本語です。次の文。"
+    first = "Dr. Smith met J. Doe at 3.5 p.m. in Rome."
+    wanted = [first, "It rained!", "Did it?", "Yes.", "- a point", "日本語です。", "次の文。"]
+    assert [text[a:b] for a, b in sentence_spans(text)] == wanted
+    assert sentence_spans(" \n ") == []
+
+
+def test_constructor_refuses_what_does_not_fit(checkpoints, llama):
+    for options, word in (
+        ({"model_name": checkpoints.bert, "scorer": "attention"}, "needs a causal-lm"),
+        ({"model_name": checkpoints.llama, "scorer": "nonsense"}, "scorer must be"),
+        ({"model_name": checkpoints.llama, "scorer": "baseline"}, "uses no model"),
+        ({"model_name": "/no/such/folder"}, "could not be read"),
+        ({"model_name": checkpoints.llama, "model": llama[0], "tokenizer": llama[1]}, "not both"),
+        ({"model": llama[0]}, "together"),
+        ({"model_name": checkpoints.llama, "layout": "none"}, "layout"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            Distill(**options)
+    assert Distill(model=llama[0], tokenizer=llama[1], ner=None).compress("some words to prune here", 0.5).tokens > 0
+
+
+@pytest.mark.parametrize("name", ["attention", "gradient", "question-likelihood"])
+def test_saliency_and_likelihood_through_the_front_door(checkpoints, prose, name):
+    pruner = Distill(checkpoints.llama, scorer=name, ner=None, target_tokenizer=checkpoints.llama)
+    result = pruner.compress(prose, 0.6, question=QUESTION)
+    assert result.tokens <= result.budget and name in result.scorer
