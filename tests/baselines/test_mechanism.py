@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from distill import H2O, Compose, Decoding, GemFilter, Knorm, Policy, PromptDistill, SnapKV
+from distill import H2O, Compose, Decoding, GemFilter, Knorm, Policy, PromptDistill, PyramidKV, SnapKV
 from distill.patches import selection
 from distill.patches.cache import KeptLayer, cache_bytes
 from distill.patches.policy import Run
@@ -231,6 +231,17 @@ def test_a_fraction_smaller_than_the_window_keeps_its_end():
     cache = tiny("llama", SnapKV(0.1, 16))(prompt(60), use_cache=True, logits_to_keep=1).past_key_values
     for layer in cache.layers:
         assert layer.positions.tolist() == [[list(range(54, 60))] * 2]
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(100, [28, 23, 18, 13]), (31, [20, 20, 20, 20]), (32, [28, 23, 18, 13]), (26, [20] * 4)]
+)
+def test_pyramids_of_the_authors(length, expected):
+    """16 tokens beside a window of 4, beta 2: 24 in the first layer, 8 in the last, in whole steps of 5."""
+    policy = PyramidKV(20, 4, beta=2, schedule="authors")
+    cache = tiny("llama", policy)(prompt(length), use_cache=True, logits_to_keep=1).past_key_values
+    assert [layer.held for layer in cache.layers] == expected
+    assert policy.entries_kept(length, tiny("llama").config) == [2 * count for count in expected]
 
 
 # -- H2O of the paper ------------------------------------------------------------------------------------------------
