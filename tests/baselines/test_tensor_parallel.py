@@ -25,6 +25,7 @@ UNABLE = [AdaKV(SnapKV(12, 4)), KVzip(12)]
 RANKS = """
 import os, sys, torch, torch.distributed as dist
 from transformers.distributed import DistributedConfig
+import distill
 model = distill.load("model", distributed_config=DistributedConfig(tp_size=2, tp_plan="auto"))
 able, unable = torch.load("policies.pt")
 ids = torch.load("ids.pt")
