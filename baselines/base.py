@@ -185,7 +185,7 @@ class Eviction(Policy):
         return dataclasses.replace(self, budget=budget)  # type: ignore[call-arg]
 
     def begin(self, call: Call) -> Run | None:
-        if call.cache is None or not bool(call.tokens.droppable.any()):
+        if call.cache is None or call.tokens.count == 1 or not bool(call.tokens.droppable.any()):
             return None
         return EvictionRun(self, call)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
@@ -132,6 +133,9 @@ class DistillModelMixin(PolicyMixin):
         policy: Any = CONFIGURED,
         prompt_ends: Tensor | int | None = None,
         prefill_chunk_size: int | None = None,
+        protect: int = 1,
+        align: bool = False,
+        mesh: Any = None,
         **kwargs: Any,
     ) -> Any:
         """As stock, and: `policy` for this call only; the others as in `distill.patches.decoder.run_decoder`."""
@@ -151,7 +155,9 @@ class DistillModelMixin(PolicyMixin):
             policy=chosen,
             prompt_ends=prompt_ends,
             prefill_chunk_size=prefill_chunk_size,
-            mesh=self._device_mesh,  # type: ignore[attr-defined]
+            protect=protect,
+            align=align,
+            mesh=mesh or self._device_mesh,  # type: ignore[attr-defined]
             **kwargs,
         )
 
@@ -206,8 +212,8 @@ class DistillCausalLMMixin(PolicyMixin):
             )
         wanted = logits_to_keep if isinstance(logits_to_keep, int) else 0
         return_dict = kwargs.pop("return_dict", None)
-        outputs = run_decoder(
-            self.model,  # type: ignore[attr-defined]
+        began_empty = past_key_values is not None and past_key_values.get_seq_length() == 0
+        outputs = self.model(  # type: ignore[attr-defined]
             policy=chosen,
             prompt_ends=prompt_ends,
             prefill_chunk_size=prefill_chunk_size,
@@ -217,7 +223,12 @@ class DistillCausalLMMixin(PolicyMixin):
             **inputs,
             **kwargs,
         )
-        output = self._head(outputs, labels, logits_to_keep, _length(inputs), kwargs)
+        try:
+            output = self._head(outputs, labels, logits_to_keep, _length(inputs), kwargs)
+        except ValueError:
+            if began_empty:  # the call is refused: the caller's cache must not look as if it had read something
+                past_key_values.reset()
+            raise
         return output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
 
     def _head(
@@ -261,29 +272,41 @@ class DistillCausalLMMixin(PolicyMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> Any:
-        """As stock (`generate` reads from the names here what it may pass); the prompt ends in the first call only."""
+        """As stock (`generate` reads from the names here what it may pass); the prompt ends where it is read."""
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
-        if not is_first_iteration:
+        cache = inputs.get("past_key_values")
+        if not is_first_iteration and cache is not None and cache.get_seq_length() > 0:
             inputs.pop("prompt_ends", None)
         chosen = self._resolve(kwargs.get("policy", CONFIGURED))
-        if chosen is not None or holds_kept_layers(inputs.get("past_key_values")):
+        if chosen is not None or holds_kept_layers(cache):
             _count_on_after_right_padding(inputs)
         return inputs
 
     def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        """Under a policy, hands a chunked prefill to `forward` in one piece: the question stands in the last chunk."""
-        chunk = generation_config.prefill_chunk_size
-        if chunk is None or self._resolve(model_kwargs.get("policy", CONFIGURED)) is None:
+        """Under a policy, notes where the prompt ends, and hands a chunked prefill to `forward` in one piece.
+
+        The end is for steps that read everything again (no cache, or Phi3 when its rotary factors switch): the
+        question stays that of the prompt. The piece is because the question stands in the last chunk.
+        """
+        if self._resolve(model_kwargs.get("policy", CONFIGURED)) is None:
             return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)  # type: ignore[misc]
-        generation_config.prefill_chunk_size = None
+        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        if model_kwargs.get("prompt_ends") is None and mask is not None and not (cache and cache.get_seq_length()):
+            columns = torch.arange(mask.shape[1], device=mask.device)
+            model_kwargs["prompt_ends"] = (columns * mask.ne(0)).amax(1)
+        chunk, generation_config.prefill_chunk_size = generation_config.prefill_chunk_size, None
         try:
-            return super()._prefill(  # type: ignore[misc]
-                input_ids, generation_config, model_kwargs | {"prefill_chunk_size": chunk}, **kwargs
-            )
+            chunked = model_kwargs | {"prefill_chunk_size": chunk}
+            return super()._prefill(input_ids, generation_config, chunked, **kwargs)  # type: ignore[misc]
         finally:
             generation_config.prefill_chunk_size = chunk
+
+    def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
+        """An assistant runs under its own policy."""
+        own = {name: value for name, value in model_kwargs.items() if name not in ("policy", "prompt_ends")}
+        return super()._get_candidate_generator(model_kwargs=own, **kwargs)  # type: ignore[misc]
 
 
 def _count_on_after_right_padding(inputs: dict[str, Any]) -> None:

@@ -107,7 +107,7 @@ class PromptDistill(Policy):
             )
 
     def begin(self, call: Call) -> Run | None:
-        if not bool(call.tokens.droppable.any()):
+        if call.tokens.count == 1 or not bool(call.tokens.droppable.any()):
             return None
         return _PromptDistillRun(self, call)
 

@@ -82,6 +82,7 @@ class KeptLayer(DynamicLayer):
         ragged: whether the heads of a row hold unequal numbers of entries, which are then stored without fillers.
         repeats: cache heads per KV head of the model.
         settled: so many seen tokens can no longer be taken back, since entries were dropped on their account.
+        lost_at: a tensor, so that nobody waits for it: as `settled`, since a row's last token itself was dropped.
         shift: `(batch,)` by how much rotary positions lag behind original ones, after a restart; else `None`.
         notes: a policy's numbers per entry, `(batch, heads, held)`; they follow the entries, new ones get 0.
         state: what else a policy remembers from call to call; tensors have the batch first and follow its rows.
@@ -97,6 +98,7 @@ class KeptLayer(DynamicLayer):
         self.layout: Tensor | None = None  # (batch, 1 or heads, held)
         self.incoming: Incoming | None = None
         self.seen, self.settled, self.repeats = 0, 0, 1
+        self.lost_at = torch.zeros((), dtype=torch.long)
         self.padded = self.ragged = False
         self.shift: Tensor | None = None
         self.notes: dict[str, Tensor] = {}
@@ -168,9 +170,12 @@ class KeptLayer(DynamicLayer):
             )
             # the old layout is kept alive with the new one: an id is unique only among living objects
             shared[id(self.layout)] = (self.layout, layout)
+        last = self.layout.amax(-1)
         self.repeats *= max(indices.shape[1] // keys.shape[1], 1)
         self.notes = {name: entries_at(note[..., None], indices)[..., 0] for name, note in self.notes.items()}
         self.layout = shared[id(self.layout)][1]
+        gone = (self.layout.amax(-1) != last).any() if self.held else torch.ones_like(last[0, 0])
+        self.lost_at = torch.maximum(self.lost_at.to(gone.device), gone.long() * self.seen)
         counts = self.real.sum(-1)
         self.padded = bool((counts < self.held).any())
         self.ragged = self.padded and bool((counts != counts[:, :1]).any())
@@ -197,7 +202,7 @@ class KeptLayer(DynamicLayer):
         count = -int(tokens_to_remove)  # Transformers may pass a tensor
         last = self.layout[..., -count:]
         lost = count > self.held or bool((last.diff(dim=-1) != 1).any()) or bool((last < 0).any())
-        if lost or self.seen - count < self.settled:
+        if lost or self.seen - count < max(self.settled, int(self.lost_at)):
             raise ValueError(
                 f"tokens_to_remove: cannot take back {count} tokens, some of them, or others on their account, have "
                 "been evicted from this layer"

@@ -93,6 +93,8 @@ def run_decoder(
         if cache is None:
             raise ValueError("prefill_chunk_size: needs a cache (use_cache=True), got use_cache=False")
 
+    _check_recording(run, tokens.count, prefill_chunk_size, decoder.config, kwargs)
+
     stages = _Stages(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
     selections: list[Selection] = []
     prompt = tokens
@@ -154,6 +156,17 @@ def _tokens(
     return Tokens(hidden, position_ids.expand(batch, -1), valid, padded, rotary, ends)
 
 
+def _check_recording(run: Run, count: int, chunk: int | None, config: Any, kwargs: dict[str, Any]) -> None:
+    """Refuses to record what layers return where they do not run once each, on all tokens alive."""
+    rereads = run.scout is not None or type(run).review is not Run.review
+    for name in ("output_hidden_states", "output_attentions"):
+        if kwargs.get(name, getattr(config, name, False)) and (rereads or (chunk or count) < count):
+            raise ValueError(
+                f"{name}: got True; layers run more than once a call under this policy, or with "
+                "prefill_chunk_size, so what they return is no longer one entry a layer"
+            )
+
+
 class _Stages:
     """Runs the layers between two boundaries on all tokens alive, chunk by chunk, then asks which go on."""
 
@@ -196,9 +209,11 @@ class _Stages:
         before, tokens = tokens, tokens.at(indices_of(retention.keep & tokens.valid))
         renumbered = (tokens.valid.cumsum(1) - 1).clamp(min=0)
         tokens.rotary = self.decoder.rotary_emb(tokens.hidden, position_ids=renumbered)
-        shift = before.valid.sum(1) - tokens.valid.sum(1)
+        last, now = (alive.positions.masked_fill(~alive.valid, -1).amax(1) for alive in (before, tokens))
         for layer in [] if cache is None else cache.layers:
-            layer.shift = shift
+            layer.shift = last - (tokens.valid.sum(1) - 1)
+            if bool((now != last).any()):
+                layer.settled = self.seen
         selections.append(_selection(last, retention, tokens))
         return tokens
 

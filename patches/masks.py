@@ -86,8 +86,7 @@ class Masks:
         if renumbered:
             entries = (valid.cumsum(-1) - 1).masked_fill(~valid, -1)
         new = hidden.shape[1]
-        if entries.shape[1] > 1 and (window is not None or bool((valid != valid[:, :1]).any())):
-            assert kept is not None
+        if kept is not None and (kept.ragged or (entries.shape[1] > 1 and window is not None)):
             return self._per_head(hidden, entries, valid, window, kept.repeats)
         overlay = None if window is None else self._window(entries[:, 0], entries[:, 0, -new:], window)
         padding = valid[:, 0] if incoming.padded or not bool(valid.all()) else None

@@ -72,7 +72,7 @@ class Tokens:
             valid=real,
             padded=not bool(real.all()),
             rotary=(rows(self.rotary[0]), rows(self.rotary[1])),
-            ends=indices.shape[1] - kept_after,
+            ends=(indices.shape[1] - kept_after).clamp(max=indices.shape[1] - 1),
         )
 
 

@@ -1,0 +1,32 @@
+"""The benchmarks by name; each module is imported only when its benchmark is asked for."""
+
+from __future__ import annotations
+
+import importlib
+
+from distill.evaluation.benchmark import Benchmark
+
+# name: (module, class, one line of help)
+BENCHMARKS = {
+    "needle": ("needle", "Needle", "Needle in a Haystack: lengths x depths, classic or random needles"),
+    "longbench": ("longbench", "LongBench", "LongBench v1, 21 tasks, and LongBench-E (--e), 13 tasks"),
+    "longbench2": ("longbench2", "LongBench2", "LongBench v2, 503 four-choice questions"),
+    "infbench": ("infbench", "InfiniteBench", "InfiniteBench, 12 tasks of 100k tokens and more"),
+    "ruler": ("ruler", "Ruler", "RULER, 13 tasks generated for the model's tokenizer"),
+    "babilong": ("babilong", "BABILong", "BABILong, qa1-qa10 at 0k to 1M tokens"),
+    "longchat": ("longchat", "LongChat", "LongChat line retrieval"),
+    "kv": ("kv", "KeyValue", "key-value retrieval of Lost in the Middle"),
+}
+
+
+def benchmark(name: str) -> Benchmark:
+    """The benchmark of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those that exist.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}")
+    module, cls, _ = BENCHMARKS[name]
+    made: Benchmark = getattr(importlib.import_module(f"distill.evaluation.{module}"), cls)()
+    return made

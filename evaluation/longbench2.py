@@ -1,0 +1,129 @@
+"""LongBench v2: 503 four-choice questions, answered in text as in the official pred.py, decoded greedily.
+
+The official protocol samples at temperature 0.1 and so has run-to-run noise; here decoding is greedy. Accuracy counts
+answers that cannot be parsed as wrong and says how many there were; the chance level is 25 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from distill.evaluation import prompts
+from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, mean_by, unique_ids
+from distill.evaluation.data import HubFile, read_json_rows, read_rows, require_columns
+from distill.evaluation.metrics.longbench import choice
+from distill.evaluation.prompting import Prompt
+
+DATA = HubFile("THUDM/LongBench-v2", "data.json", "2b48e494f2c7a2f0af81aae178e05c7e1dde0fe9")
+FIELDS = {"$DOC$": "context", "$Q$": "question", **{f"$C_{x}$": f"choice_{x}" for x in "ABCD"}}
+COLUMNS = ("_id", "difficulty", "length", "answer", *FIELDS.values())
+VARIANTS = {
+    "0shot": "longbench2_0shot.txt",
+    "cot": "longbench2_0shot_cot.txt",
+    "no_context": "longbench2_0shot_no_context.txt",
+}
+COT_TOKENS = 1024
+
+
+def render(template: str, row: Mapping[str, Any]) -> Prompt:
+    """The template with its fields filled, split after the document.
+
+    The official code replaces one field after the other, so that a document containing "$Q$" would be altered; here
+    all fields of the template are filled at once.
+    """
+
+    def filled(text: str) -> str:
+        return re.sub(r"\$(DOC|Q|C_[A-D])\$", lambda match: str(row[FIELDS[match.group(0)]]).strip(), text)
+
+    before, document, after = template.partition("$DOC$")
+    return Prompt(filled(before + document), filled(after)) if document else Prompt("", filled(before))
+
+
+class LongBench2(Benchmark):
+    name = "longbench2"
+    title = "LongBench v2"
+    repo = DATA.repo
+    revision = DATA.revision
+    scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"compensated": (True, False)}
+    template = "auto"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--variant",
+            choices=tuple(VARIANTS),
+            default="0shot",
+            help="prompt: 0shot; cot (1,024 tokens of reasoning, then a second prompt without the document); "
+            "no_context (the question alone: what the model knows by heart)",
+        )
+        parser.add_argument(
+            "--compensated", action="store_true", help="scoring: count answers that cannot be parsed as 0.25"
+        )
+
+    def options(self, args: argparse.Namespace) -> dict[str, Any]:
+        return {"variant": args.variant}
+
+    def scoring_options(self, preset: str) -> dict[str, Any]:
+        return {"compensated": False}
+
+    def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
+        return {"test": Task("test", max_new_tokens=128, metric="choice")}
+
+    def truncation(self, preset: str) -> str:
+        return "longbench2"
+
+    def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
+        # official: 120,000 for models of 128k; for smaller windows the same idea, room for template and answer
+        return 120_000 if window is None or window >= 128_000 else window - 500 - 128
+
+    def samples(self, task: Task, source: Source) -> Sequence[Sample]:
+        if source.data_path is None:
+            rows = read_json_rows(DATA.download(source.revision))
+        else:
+            rows = read_rows(source.data_path, ["data.json", "data.jsonl"])
+        rows = list(require_columns(rows, COLUMNS, "LongBench v2"))
+        variant = source.options["variant"]
+        template = prompts.load(VARIANTS[variant])
+        ids = unique_ids([str(row["_id"]) for row in rows])
+        samples = []
+        for row, key in zip(rows, ids, strict=True):
+            second = render(prompts.load("longbench2_0shot_cot_ans.txt"), row).text if variant == "cot" else None
+            samples.append(
+                Sample(
+                    key,
+                    render(template, row),
+                    {"answer": row["answer"]},
+                    group={"difficulty": row["difficulty"], "length": row["length"]},
+                    follow_up=second,
+                    max_new_tokens=COT_TOKENS if second else None,
+                )
+            )
+        return samples
+
+    def score(self, task: Task, record: Mapping[str, Any], options: Mapping[str, Any]) -> float:
+        answer = choice(record["prediction"])
+        if answer is None:
+            return 0.25 if options["compensated"] else 0.0
+        return float(answer == record["reference"]["answer"])
+
+    def chance(self, task: Task, record: Mapping[str, Any]) -> float:
+        return 0.25
+
+    def breakdown(
+        self, task: Task, records: Sequence[Mapping[str, Any]], scores: Sequence[float]
+    ) -> dict[str, dict[str, Any]]:
+        unparsed = sum(choice(record["prediction"]) is None for record in records)
+        return {
+            "difficulty": mean_by(records, scores, "difficulty"),
+            "length": mean_by(records, scores, "length"),
+            "answers": {"cannot be parsed (%)": 100 * unparsed / len(records)},
+        }
+
+
+if __name__ == "__main__":
+    from distill.evaluation.cli import main
+
+    sys.exit(main([LongBench2.name, *sys.argv[1:]]))

@@ -1,0 +1,307 @@
+"""Prediction: samples through a model into result files. Scoring is apart and never needs the model.
+
+Under `accelerate launch` the samples are dealt out to the processes; one process merges what all have written.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from distill.evaluation import facts, prompting
+from distill.evaluation.benchmark import PRESETS, Benchmark, Sample, Source, Task, check_tasks
+from distill.evaluation.generation import Decoding, Generation, Generator
+from distill.evaluation.methods import Method
+from distill.evaluation.prompting import Encoder, Prompt
+from distill.evaluation.store import ResultFile, Results, summarise
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything about a run but the model.
+
+    Attributes:
+        tasks: names, or None for the benchmark's default.
+        preset: "official", "promptdistill" or "chat".
+        protocol: "query-aware" or "query-agnostic".
+        max_length: truncation limit in prompt tokens; None for the preset's.
+        limit: only the first samples of each task.
+        data_path, revision: see `benchmark.Source`.
+        options: the benchmark's settings, from `Benchmark.options`.
+        drilldown: for so many first samples of a task, which prompt tokens were kept is recorded.
+        restart: discard earlier results instead of continuing them.
+    """
+
+    benchmark: Benchmark
+    tasks: tuple[str, ...] | None = None
+    preset: str = "official"
+    protocol: str = "query-aware"
+    max_length: int | None = None
+    limit: int | None = None
+    data_path: Path | None = None
+    revision: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    drilldown: int = 0
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
+        for name in ("limit", "max_length"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if self.drilldown < 0:
+            raise ValueError(f"drilldown must not be negative, not {self.drilldown}")
+
+
+class Processes:
+    """The processes of an `accelerate launch`, or this one alone."""
+
+    def __init__(self, cpu: bool = False) -> None:
+        from accelerate import PartialState
+
+        # shards take different times, and the first to end waits for the last: the default limit is too short
+        self.state = PartialState(cpu=cpu, timeout=datetime.timedelta(days=7))
+        self.rank, self.world = self.state.process_index, self.state.num_processes
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def wait(self) -> None:
+        self.state.wait_for_everyone()
+
+    def share(self, error: str | None) -> str | None:
+        """The main process's error in every process, so that all end instead of waiting for one that has ended."""
+        if self.world == 1:
+            return error
+        from accelerate.utils import broadcast_object_list
+
+        box = [error]
+        broadcast_object_list(box)
+        return box[0]
+
+
+def predict(
+    plan: Plan, method: Method, model: Any, tokenizer: Any, folder: Path, processes: Processes | None = None
+) -> list[Path]:
+    """Predicts all samples that `folder` does not have yet.
+
+    Args:
+        model: a causal LM, in the state it is to be evaluated in.
+        tokenizer: its tokenizer.
+        folder: gets one result file `<task>.jsonl` a task.
+
+    Returns:
+        The result files, complete for this plan.
+
+    Raises:
+        ValueError: bad settings, data or earlier results; what has been written stays.
+    """
+    encoder = Encoder(tokenizer)
+    tasks = check_tasks(plan.benchmark, plan.tasks, plan.options)
+    _check(plan, tasks, tokenizer)
+    generator = Generator(model, encoder, method.policy, plan.protocol)
+    environment = facts.environment(model.device)
+    paths = []
+    for task in tasks:
+        template = uses_template(plan, task, tokenizer)
+        samples = list(plan.benchmark.samples(task, _source(plan, encoder, template)))[: plan.limit]
+        path = folder / f"{task.name}.jsonl"
+        header = describe(plan, method, task, model, tokenizer, template) | {"environment": environment}
+        _predict_task(plan, task, samples, template, generator, path, header, processes)
+        paths.append(path)
+    return paths
+
+
+def uses_template(plan: Plan, task: Task, tokenizer: Any) -> bool:
+    """Whether the preset puts this task into the tokenizer's chat template."""
+    if plan.preset == "promptdistill" or not task.template:
+        return False
+    if plan.preset == "chat":
+        return True
+    return plan.benchmark.template == "auto" and bool(getattr(tokenizer, "chat_template", None))
+
+
+def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, template: bool) -> tuple[Prompt, bool]:
+    """The prompt as the model gets it, and whether it was truncated: cut, then template, then answer prefix."""
+    split = plan.protocol == "query-agnostic"
+    rule = plan.benchmark.truncation(plan.preset)
+    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, rule, split)
+    if template:
+        prompt = prompting.chat(encoder.tokenizer, prompt)
+    return Prompt(prompt.context, prompt.question + sample.answer_prefix), cut
+
+
+def decoding(plan: Plan, task: Task) -> Decoding:
+    """How the preset decodes this task."""
+    if plan.preset == "promptdistill":
+        return Decoding(tokenizer_eos_only=True, first_token_free=True, strip=True)
+    return Decoding(stop_at_newline=task.stop_at_newline)
+
+
+def new_tokens(plan: Plan, task: Task, sample: Sample) -> int:
+    """Tokens to generate at most. PromptDistill's loop emits one more than its limit: the first comes from prefill."""
+    return (sample.max_new_tokens or task.max_new_tokens) + (plan.preset == "promptdistill")
+
+
+def window(model: Any) -> int | None:
+    """The model's context length in tokens, None where its config does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any, template: bool) -> dict[str, Any]:
+    """The header of a result file, without the environment: what must be equal for a run to be continued."""
+    config = model.config
+    return {
+        "benchmark": plan.benchmark.name,
+        "task": task.name,
+        "preset": plan.preset,
+        "protocol": plan.protocol,
+        "edition": method.edition,
+        "label": method.label,
+        "budget": method.budget,
+        "method": None if method.policy is None else method.policy.to_dict(),
+        "model": config.name_or_path,
+        "model_type": config.model_type,
+        "revision": getattr(config, "_commit_hash", None),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attention": config._attn_implementation,
+        "window": window(model),
+        "tokenizer": tokenizer.name_or_path,
+        "template": template,
+        "truncation": {"rule": plan.benchmark.truncation(plan.preset), "limit": limit_of(plan, model)},
+        "max_new_tokens": task.max_new_tokens + (plan.preset == "promptdistill"),
+        "decoding": vars(decoding(plan, task)),
+        "data": _data(plan),
+        "options": dict(plan.options),
+        "drilldown": plan.drilldown,
+    }
+
+
+def limit_of(plan: Plan, model: Any) -> int | None:
+    """The truncation limit in force."""
+    if plan.max_length is not None:
+        return plan.max_length
+    model_type = model.config.model_type.removeprefix("distill_")
+    return plan.benchmark.max_length(plan.preset, window(model), model_type)
+
+
+def _data(plan: Plan) -> dict[str, Any]:
+    if plan.data_path is not None:
+        return {"path": str(plan.data_path)}
+    return {"repo": plan.benchmark.repo, "revision": plan.revision or plan.benchmark.revision}
+
+
+def _source(plan: Plan, encoder: Encoder, template: bool) -> Source:
+    overhead = 0
+    if template:
+        bare = Prompt("x", "")
+        wrapped = prompting.chat(encoder.tokenizer, bare)
+        overhead = len(encoder.encode(wrapped.text)) - len(encoder.encode(bare.text))
+    return Source(encoder, plan.data_path, plan.revision, plan.preset, plan.options, overhead, plan.limit)
+
+
+def _check(plan: Plan, tasks: Sequence[Task], tokenizer: Any) -> None:
+    if plan.data_path is not None and not plan.data_path.exists():
+        raise ValueError(f"--data-path: {plan.data_path} does not exist")
+    if plan.data_path is not None and plan.data_path.is_file() and plan.data_path.suffix != ".zip" and len(tasks) > 1:
+        raise ValueError(f"--data-path {plan.data_path} is one file: name one task with --tasks")
+    if plan.preset == "chat" and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"--preset chat: the tokenizer {tokenizer.name_or_path!r} has no chat template")
+    if plan.protocol == "query-agnostic":
+        leading = [task.name for task in tasks if task.question_leads]
+        if leading:
+            raise ValueError(
+                f"the prompts of {', '.join(leading)} name the question before the context, so a query-agnostic "
+                "method would see it: leave them out with --tasks"
+            )
+
+
+def _predict_task(
+    plan: Plan,
+    task: Task,
+    samples: Sequence[Sample],
+    template: bool,
+    generator: Generator,
+    path: Path,
+    header: Mapping[str, Any],
+    processes: Processes | None,
+) -> Results | None:
+    order = [sample.id for sample in samples]
+    rank, world = (processes.rank, processes.world) if processes else (0, 1)
+    file = ResultFile(path, header, rank, world)
+    error = None
+    if rank == 0:
+        try:
+            if plan.restart:
+                path.unlink(missing_ok=True)
+            file.prepare(order)
+        except ValueError as problem:
+            error = str(problem)
+    error = processes.share(error) if processes else error
+    if error is not None:
+        raise ValueError(error)
+    done = file.done()
+    if processes:
+        # no process may write before every one has read what is done
+        processes.wait()
+    todo = [(number, sample) for number, sample in enumerate(samples) if sample.id not in done][rank::world]
+    limit = header["truncation"]["limit"]
+    bar = tqdm(todo, desc=f"{plan.benchmark.name} {task.name} {header['label']}", unit="sample", disable=rank != 0)
+    for number, sample in bar:
+        file.append(_answer(plan, task, sample, template, generator, limit, number < plan.drilldown))
+    if processes:
+        processes.wait()
+    results = file.finish(order, summarise) if rank == 0 else None
+    if processes:
+        processes.wait()
+    return results
+
+
+def _answer(
+    plan: Plan, task: Task, sample: Sample, template: bool, generator: Generator, limit: int | None, keep: bool
+) -> dict[str, Any]:
+    prompt, cut = render(plan, sample, generator.encoder, limit, template)
+    rules = decoding(plan, task)
+    count = new_tokens(plan, task, sample)
+    made = generator(prompt, count, rules, keep)
+    record: dict[str, Any] = {"id": sample.id, "prediction": made.text}
+    costs = [made]
+    if sample.follow_up is not None:
+        record["reasoning"] = made.text
+        second = Prompt("", sample.follow_up.replace("$COT$", made.text))
+        if template:
+            second = prompting.chat(generator.encoder.tokenizer, second)
+        # the second prompt holds no document: there is nothing to compress, so it is read whole
+        whole = Generator(generator.model, generator.encoder, None, "query-aware")
+        costs.append(whole(second, task.max_new_tokens, rules))
+        record["prediction"] = costs[-1].text
+    record |= {"reference": sample.reference, "group": sample.group, "prompt_tokens": made.prompt_tokens}
+    record["prompt_sha256"] = hashlib.sha256(prompt.text.encode("utf-8", "surrogatepass")).hexdigest()
+    record |= {"new_tokens": sum(cost.new_tokens for cost in costs), "truncated": cut, "cost": _cost(costs)}
+    if keep:
+        record["kept"] = encode_shares(made.kept or [])
+        record["tokens"] = made.tokens
+    return record
+
+
+def _cost(made: Sequence[Generation]) -> dict[str, Any]:
+    return {
+        "seconds": sum(one.seconds for one in made),
+        "ttft_seconds": made[0].ttft_seconds,
+        "cache_bytes": made[0].cache_bytes,
+        "peak_cache_bytes": max(one.peak_cache_bytes for one in made),
+    }
+
+
+def encode_shares(shares: Sequence[float]) -> str:
+    """Shares 0..1 as one digit each: 0 only for exactly none, 9 only for all."""
+    return "".join("0" if s <= 0 else "9" if s >= 1 - 1e-6 else str(max(1, min(8, round(s * 9)))) for s in shares)

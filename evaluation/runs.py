@@ -1,0 +1,160 @@
+"""Runs of the command line: loads the model once, predicts and scores each method under each protocol."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.evaluation import catalogue, heatmap, methods, scoring
+from distill.evaluation.generation import BOTH, PROTOCOLS
+from distill.evaluation.methods import Method
+from distill.evaluation.predict import Plan, Processes, predict, window
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+LONGEST_LABEL = 120
+
+
+def sweep(names: Sequence[str], budgets: Sequence[int | float]) -> list[Method]:
+    """The stock model once, then every other method with every budget.
+
+    Raises:
+        ValueError: unknown method, bad argument, or methods without a budget to run at.
+    """
+    chosen = [methods.make(methods.STOCK, {})]
+    for name in dict.fromkeys(names):
+        if name == methods.STOCK:
+            continue
+        chosen += [methods.parse(name, budget) for budget in dict.fromkeys(budgets)] or [methods.parse(name)]
+    return chosen
+
+
+def run_all(args: argparse.Namespace, chosen: Sequence[Method], show: bool) -> list[Path]:
+    """Predicts and scores; returns the folders of the runs (in the main process only).
+
+    Args:
+        show: print each table of scores.
+    """
+    plan = plan_of(args)
+    processes = Processes(cpu=args.cpu)
+    model, tokenizer = load(args, processes)
+    for method in chosen:
+        if method.policy is not None:
+            # before any sample is run: a comparison takes long
+            method.policy.check(model.config)
+    folders = []
+    protocols = PROTOCOLS if args.protocol == BOTH else (args.protocol,)
+    for protocol in protocols:
+        for method in chosen:
+            folder = args.output / args.benchmark / folder_name(args.model, method, protocol, args.preset)
+            predict(dataclasses.replace(plan, protocol=protocol), method, model, tokenizer, folder, processes)
+            if not processes.main:
+                continue
+            folders.append(folder)
+            if args.no_score:
+                print(f"predictions: {folder}")
+                continue
+            scores = scoring.score_folder(folder, overrides(args, plan))
+            draw(folder, scores)
+            if show:
+                print(f"{folder}\n{scoring.table(scores)}")
+    return folders
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """The plan that the flags ask for."""
+    bench = catalogue.benchmark(args.benchmark)
+    return Plan(
+        benchmark=bench,
+        tasks=tuple(args.tasks) if args.tasks else None,
+        preset=args.preset,
+        max_length=args.max_length,
+        limit=args.limit,
+        data_path=args.data_path,
+        revision=args.data_revision,
+        options=bench.options(args),
+        drilldown=args.drilldown or 0,
+        restart=args.restart,
+    )
+
+
+def overrides(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
+    """Scoring settings given by flags of the benchmark."""
+    return {name: getattr(args, name, None) or None for name in plan.benchmark.scoring_options(plan.preset)}
+
+
+def folder_name(model: str, method: Method, protocol: str, preset: str) -> str:
+    """Folder of one run inside the output folder; file systems limit names, so a long label ends in its hash."""
+    label = slug(method.label if method.budget is None else f"{method.label}@{method.budget}")
+    if len(label) > LONGEST_LABEL:
+        label = f"{label[:LONGEST_LABEL]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+    return "--".join((slug(Path(model).name), label, protocol, preset))
+
+
+def load(args: argparse.Namespace, processes: Processes) -> tuple[Any, Any]:
+    """Model and tokenizer, on this process's device.
+
+    Raises:
+        ValueError: the model or its tokenizer cannot be had, or is not what the flags say.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    import distill
+
+    if args.dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, not {args.dtype!r}")
+    tokenizer = load_tokenizer(args.tokenizer or args.model, None if args.tokenizer else args.revision)
+    try:
+        config = AutoConfig.from_pretrained(args.model, revision=args.revision)
+    except OSError as error:
+        raise ValueError(f"--model: {args.model} could not be loaded: {error}") from error
+    kind = config.model_type.removeprefix("distill_")
+    if args.model_type and args.model_type != kind:
+        raise ValueError(f"--model-type: {args.model} is of type {kind}, not {args.model_type}")
+    options = {"dtype": args.dtype, "revision": args.revision, "attn_implementation": args.attention}
+    options = {name: value for name, value in options.items() if value is not None}
+    try:
+        if kind in distill.architectures():
+            model = distill.load(args.model, policy=None, **options)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(args.model, **options)
+    except OSError as error:
+        raise ValueError(f"--model: {args.model} could not be loaded: {error}") from error
+    if args.max_length and window(model) and args.max_length > window(model):
+        print(f"note: --max-length {args.max_length} is beyond the model's {window(model)} positions", file=sys.stderr)
+    return model.to(processes.state.device).eval(), tokenizer
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """A tokenizer.
+
+    Raises:
+        ValueError: there is none at that place.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"no tokenizer was found at {name}: name one with --tokenizer ({reason})") from error
+
+
+def draw(folder: Path, scores: Mapping[str, Any]) -> None:
+    """Heat map and table of a needle run, beside its scores."""
+    if scores["benchmark"] != "needle":
+        return
+    for name, task in scores["tasks"].items():
+        if task["n"]:
+            heatmap.write_png(task, folder / f"{name}.png")
+            heatmap.write_csv(task, folder / f"{name}.csv")
+
+
+def slug(text: str) -> str:
+    """A file name for a label."""
+    return re.sub(r"[^\w.=+-]+", "_", text).strip("_")

@@ -1,0 +1,165 @@
+"""Scoring: result files in, scores out. Needs no model, no tokenizer and no data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from distill.evaluation import facts
+from distill.evaluation.benchmark import Benchmark
+from distill.evaluation.catalogue import benchmark as find_benchmark
+from distill.evaluation.intervals import interval
+from distill.evaluation.metrics.infinitebench import Unscorable
+from distill.evaluation.store import Results, read_results, summarise
+
+SCORES = "scores.json"
+
+
+def score_folder(folder: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Scores every result file of a run and writes `scores.json` beside them.
+
+    Args:
+        overrides: scoring settings that differ from the preset's, for example `{"rules": "2024-06"}`.
+
+    Returns:
+        What was written: `{"tasks": {task: ...}, "aggregates": ..., "scoring": settings, ...}`; scores are 0..100.
+
+    Raises:
+        ValueError: no result files, a corrupt one (file and line are named), or a setting that does not exist.
+    """
+    paths = sorted(path for path in folder.glob("*.jsonl") if ".shard" not in path.name)
+    if not paths:
+        raise ValueError(f"no result files in {folder}")
+    tasks: dict[str, Any] = {}
+    results = [read_results(path) for path in paths]
+    names = {result.header["benchmark"] for result in results}
+    if len(names) > 1:
+        raise ValueError(f"{folder} mixes benchmarks: {', '.join(sorted(names))}")
+    bench = find_benchmark(names.pop())
+    settings = scoring_settings(bench, results[0].header["preset"], overrides)
+    for result in results:
+        tasks[result.header["task"]] = score_task(bench, result, settings)
+    means = {name: task["score"] for name, task in tasks.items() if task["score"] is not None}
+    scores = {
+        "benchmark": bench.name,
+        "scoring": settings,
+        "versions": facts.versions(),
+        "commit": facts.commit(),
+        "aggregates": bench.aggregates(means),
+        "tasks": tasks,
+    }
+    (folder / SCORES).write_text(json.dumps(scores, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    return scores
+
+
+def scoring_settings(bench: Benchmark, preset: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The preset's scoring settings with some replaced.
+
+    Raises:
+        ValueError: a setting that the benchmark does not have, or a value that it does not allow.
+    """
+    settings = bench.scoring_options(preset)
+    for name, value in (overrides or {}).items():
+        if value is None:
+            continue
+        if name not in settings:
+            allowed = ", ".join(settings) or "none"
+            raise ValueError(f"{bench.name} has no scoring setting {name!r}; it has {allowed}")
+        choices = bench.scoring_choices[name]
+        if value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+        settings[name] = value
+    return settings
+
+
+def score_task(bench: Benchmark, result: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Mean score 0..100 with interval, chance level, costs and breakdown of one task, and each sample's score 0..1.
+
+    A prediction that the official scorer would crash on counts 0, and how many there were is told.
+    """
+    task = bench.tasks(result.header["options"])[result.header["task"]]
+    records = list(result.records.values())
+    scores, unscorable = _scores(bench, task, records, settings)
+    entry: dict[str, Any] = {
+        "header": result.header,
+        "n": len(records),
+        "metric": task.metric,
+        "score": None,
+        "interval": None,
+        "chance": None,
+        "unscorable": unscorable,
+        "over_window": _over_window(result.header.get("window"), records),
+        "complete": result.summary is not None,
+        "cost": summarise(records),
+        "breakdown": {},
+        "samples": {record["id"]: score for record, score in zip(records, scores, strict=True)},
+        "groups": {record["id"]: record["group"] for record in records},
+    }
+    if records:
+        bounds = interval(scores)
+        entry["score"] = 100 * sum(scores) / len(scores)
+        entry["interval"] = None if bounds is None else [100 * bound for bound in bounds]
+        entry["chance"] = 100 * sum(bench.chance(task, record) for record in records) / len(records)
+        entry["breakdown"] = bench.breakdown(task, records, scores)
+    return entry
+
+
+def _over_window(window: int | None, records: Sequence[Mapping[str, Any]]) -> int:
+    """How many prompts with their answers are longer than the model's positions."""
+    if window is None:
+        return 0
+    return sum(record["prompt_tokens"] + record["new_tokens"] > window for record in records)
+
+
+def _scores(
+    bench: Benchmark, task: Any, records: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> tuple[list[float], int]:
+    scores, unscorable = [], 0
+    for record in records:
+        try:
+            scores.append(float(bench.score(task, record, settings)))
+        except Unscorable:
+            scores.append(0.0)
+            unscorable += 1
+    return scores, unscorable
+
+
+def table(scores: Mapping[str, Any]) -> str:
+    """The scores as lines for people: task, score, interval, chance level, n, time to first token, peak cache."""
+    lines = [f"{'task':<28}{'score':>8}  {'95 % interval':<16}{'chance':>7}{'n':>6}{'ttft s':>9}{'peak cache':>13}"]
+    for name, task in scores["tasks"].items():
+        if not task["n"]:
+            lines.append(f"{name:<28}{'-':>8}")
+            continue
+        bounds = task["interval"]
+        shown = "n too small" if bounds is None else f"{bounds[0]:.1f} to {bounds[1]:.1f}"
+        cost = task["cost"]
+        lines.append(
+            f"{name:<28}{task['score']:>8.2f}  {shown:<16}{task['chance']:>7.2f}{task['n']:>6}"
+            f"{cost['ttft_seconds']:>9.3f}{_size(cost['peak_cache_bytes']):>13}"
+        )
+        if task["unscorable"]:
+            lines.append(f"  {task['unscorable']} predictions crash the official scorer; they count 0")
+        if task["over_window"]:
+            window = task["header"]["window"]
+            lines.append(f"  {task['over_window']} prompts are longer than the model's {window} positions")
+        if not task["complete"]:
+            lines.append("  the run has not ended: these are the samples so far")
+        for kind, buckets in task["breakdown"].items():
+            parts = (f"{bucket} {'-' if value is None else f'{value:.2f}'}" for bucket, value in buckets.items())
+            lines.append(f"  by {kind}: {', '.join(parts)}")
+    for name, aggregate in scores["aggregates"].items():
+        lines.append(f"{name}: {aggregate['score']:.2f}")
+    if scores["scoring"]:
+        lines.append("scored with " + ", ".join(f"{key} = {value}" for key, value in scores["scoring"].items()))
+    return "\n".join(lines)
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.2f} GB"

@@ -1,0 +1,375 @@
+"""Prediction on a random tiny model: protocols, presets, costs, resuming, the command line, two processes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import distill
+from distill.evaluation import methods, scoring
+from distill.evaluation.catalogue import benchmark
+from distill.evaluation.cli import add_arguments, main
+from distill.evaluation.generation import Generator
+from distill.evaluation.predict import Plan, describe, predict
+from distill.evaluation.prompting import Encoder
+from distill.evaluation.runs import folder_name, load_tokenizer, sweep
+from distill.evaluation.store import read_results
+
+ROOT = Path(__file__).resolve().parents[2]
+DISTILL = {"selection_layers": [0], "n_topks": [16], "cache_truncation_end": 1}
+QA = "Mary went to the kitchen. " * 12
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    return distill.load(tiny, policy=None)
+
+
+@pytest.fixture
+def facts_folder(tmp_path):
+    """BABILong-like data of six samples."""
+    rows = [{"input": QA + f"Day {i}.", "question": "Where is Mary? ", "target": "kitchen"} for i in range(6)]
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for task in ("qa1", "qa4"):
+        (folder / f"1k_{task}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return folder
+
+
+def command(tiny, data, output, *flags, bench="babilong", tasks=("qa1_1k",)):
+    return [
+        bench,
+        "--model",
+        str(tiny),
+        "--cpu",
+        "--data-path",
+        str(data),
+        "--output",
+        str(output),
+        "--tasks",
+        *tasks,
+        *flags,
+    ]
+
+
+def without_times(path):
+    """The bytes of a result file, times left out."""
+    return re.sub(rb'"(ttft_)?seconds": [-+.\de]+', b"", path.read_bytes())
+
+
+def only(folder, name="*.jsonl"):
+    found = list(folder.rglob(name))
+    assert len(found) == 1, found
+    return found[0]
+
+
+def test_methods_are_asked_from_the_registry():
+    assert methods.editions() == ["default", *distill.policies()]
+    made = methods.make("promptdistill", DISTILL)
+    assert made.policy == distill.policy("promptdistill", **DISTILL)
+    assert made.label == "promptdistill(selection_layers=[0], n_topks=[16], cache_truncation_end=1)"
+    swept = methods.parse("promptdistill:selection_layers=[0,1],scoring=softmax", 0.25)
+    assert swept.policy.n_topks == (0.25, 0.25) and swept.policy.scoring == "softmax"
+    assert swept.label == 'promptdistill(selection_layers=[0,1], scoring="softmax")'
+    both = sweep(["default", "promptdistill:selection_layers=[0]"], [8, 16])
+    assert [(m.edition, m.budget) for m in both] == [("default", None), ("promptdistill", 8), ("promptdistill", 16)]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: methods.make("nonsense", {}), "edition must be one of default, "),
+        (lambda: methods.make("default", {"n_topks": [1]}), "--n-topks has no meaning for edition default"),
+        (lambda: methods.make("promptdistill", {"budget": 3}), "--budget has no meaning for edition promptdistill"),
+        (lambda: methods.parse("promptdistill:selection_layers"), "must look like name=value"),
+        (lambda: methods.parse("promptdistill", 16), "'selection_layers' is missing"),
+        (lambda: methods.parse_budget("1.5"), "budget must be tokens"),
+        (lambda: methods.parse_budget("0"), "budget must be tokens"),
+        (lambda: Plan(benchmark("kv"), limit=0), "limit must be at least 1"),
+        (lambda: Plan(benchmark("kv"), preset="mine"), "preset must be one of"),
+    ],
+)
+def test_bad_settings_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_the_chain_runs_and_every_result_file_carries_its_facts(tiny, facts_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    flags = ["--edition", "promptdistill", "--selection-layers", "0", "--n-topks", "16", "--cache-truncation-end", "1"]
+    assert main(command(tiny, facts_folder, output, *flags, "--no-use-pooling", "--limit", "3")) == 0
+    shown = capsys.readouterr().out
+    assert "qa1_1k" in shown and "16.67" in shown
+    results = read_results(only(output))
+    header = results.header
+    assert header["method"] == distill.policy("promptdistill", **DISTILL, use_pooling=False).to_dict()
+    assert header["model"] == str(tiny) and header["revision"] is None and header["template"] is True
+    assert header["truncation"] == {"rule": "longbench", "limit": None}
+    assert header["environment"]["versions"]["transformers"]
+    assert "commit" in header["environment"] and header["max_new_tokens"] == 20
+    assert header["data"] == {"path": str(facts_folder)}
+    assert len({record["prompt_sha256"] for record in results.records.values()}) == 3
+    assert results.summary["n"] == 3
+    assert {"seconds", "ttft_seconds", "peak_cache_bytes"} <= set(results.summary)
+    scores = json.loads(only(output, "scores.json").read_text(encoding="utf-8"))
+    task = scores["tasks"]["qa1_1k"]
+    assert task["n"] == 3 and task["chance"] == pytest.approx(100 / 6) and len(task["interval"]) == 2
+    assert task["header"] == header
+
+
+def test_an_interrupted_run_resumes_to_the_same_file(tiny, facts_folder, tmp_path, monkeypatch):
+    assert main(command(tiny, facts_folder, tmp_path / "whole")) == 0
+    calls = []
+
+    def dies(self, *args, original=Generator.__call__, **kwargs):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(args)
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generator, "__call__", dies)
+        with pytest.raises(KeyboardInterrupt):
+            main(command(tiny, facts_folder, tmp_path / "killed"))
+    path = only(tmp_path / "killed")
+    assert len(read_results(path).records) == 3
+    with path.open("ab") as file:
+        file.write(b'{"id": "3", "predic')
+    assert main(command(tiny, facts_folder, tmp_path / "killed")) == 0
+    assert without_times(path) == without_times(only(tmp_path / "whole"))
+    before = path.read_bytes()
+    assert main(command(tiny, facts_folder, tmp_path / "killed")) == 0
+    assert path.read_bytes() == before
+
+
+def test_scoring_needs_no_model_and_no_data(tiny, facts_folder, tmp_path, monkeypatch, capsys):
+    main(command(tiny, facts_folder, tmp_path / "out", "--limit", "2", "--no-score"))
+    path = only(tmp_path / "out")
+    assert not list(tmp_path.rglob("scores.json"))
+    monkeypatch.setattr(distill, "load", None)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", None)
+    capsys.readouterr()
+    assert main(["score", str(path.parent)]) == 0
+    first = capsys.readouterr().out
+    assert main(["score", str(path.parent)]) == 0
+    assert capsys.readouterr().out == first
+
+
+def test_scores_come_from_the_predictions_alone(tiny, facts_folder, tmp_path):
+    main(command(tiny, facts_folder, tmp_path / "out", "--limit", "4", "--no-score"))
+    path = only(tmp_path / "out")
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for row, answer in zip(rows[1:5], ("in the kitchen.", "kitchen garden", "garden", "Kitchen"), strict=True):
+        row["prediction"] = answer
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    scores = scoring.score_folder(path.parent)["tasks"]["qa1_1k"]
+    assert list(scores["samples"].values()) == [1, 0, 0, 1] and scores["score"] == 50
+
+
+def test_predictions_that_crash_the_official_scorer_are_counted(tmp_path):
+    header = {"benchmark": "infbench", "task": "math_find", "preset": "official", "options": {}}
+    cost = {"seconds": 1.0, "ttft_seconds": 1.0, "cache_bytes": 1, "peak_cache_bytes": 1}
+    shared = {"reference": {"label": 88}, "group": {}, "cost": cost, "truncated": False}
+    rows = [{"header": header}] + [{"id": str(i), "prediction": p} | shared for i, p in enumerate(("88", "88.7"))]
+    (tmp_path / "math_find.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["score", str(tmp_path), "--set", "rules=2024-06"]) == 0
+    task = json.loads((tmp_path / "scores.json").read_text())["tasks"]["math_find"]
+    assert task["unscorable"] == 1 and task["score"] == 50 and task["complete"] is False
+    for wrong in ("ruls=2024-06", "rules=2023", "rules"):
+        assert main(["score", str(tmp_path), "--set", wrong]) == 2
+
+
+def test_folders_of_runs_differ_and_are_short():
+    long = "promptdistill:selection_layers=[0],scoring=softmax,pooling=max,pooling_kernel=31,recent=2,sinks=1"
+    chosen = sweep([f"{long},observation_window={n}" for n in (2, 3)], [8, 16])
+    names = {folder_name("a/b/Model-1B", method, "query-aware", "official") for method in chosen}
+    assert len(names) == 5 and max(map(len, names)) < 200
+    assert "Model-1B--default--query-aware--official" in names
+
+
+def test_results_from_the_hub_carry_the_pinned_revision(model, tokenizer):
+    plan, task = Plan(benchmark("longbench")), benchmark("longbench").tasks({})["trec"]
+    header = describe(plan, methods.make("default", {}), task, model, tokenizer, False)
+    assert header["data"] == {"repo": "THUDM/LongBench", "revision": "5e628be450b7e67fb7ae6e201bd6d8f7056f7672"}
+    moved = describe(replace(plan, revision="main"), methods.make("default", {}), task, model, tokenizer, False)
+    assert moved["data"]["revision"] == "main"
+
+
+def test_prompts_beyond_the_window_are_told(tiny, facts_folder, tmp_path, capsys):
+    row = {"input": QA * 20, "question": "Where is Mary? ", "target": "kitchen"}
+    (facts_folder / "1k_qa1.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    assert main(command(tiny, facts_folder, tmp_path)) == 0
+    assert "1 prompts are longer than the model's 4096 positions" in capsys.readouterr().out
+    assert main(command(tiny, facts_folder, tmp_path / "cut", "--max-length", "3000")) == 0
+    assert "positions" not in capsys.readouterr().out
+
+
+def test_longbench2_chain_of_thought_asks_twice(tiny, tmp_path):
+    row = {f"choice_{letter}": letter for letter in "ABCD"} | {"_id": "q", "difficulty": "easy", "length": "short"}
+    row |= {"answer": "B", "question": "Q?", "context": "text " * 20}
+    (tmp_path / "data.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    flags = ("--variant", "cot", "--max-length", "600")
+    assert main(command(tiny, tmp_path, tmp_path / "out", *flags, bench="longbench2", tasks=("test",))) == 0
+    found = read_results(only(tmp_path / "out", "test.jsonl")).records["q"]
+    assert found["reasoning"] and found["prediction"] != found["reasoning"]
+    assert found["new_tokens"] > len(Encoder(load_tokenizer(str(tiny))).plain(found["prediction"])) - 20
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--data-path", "nowhere"], "nowhere does not exist"),
+        (["--tasks", "qa99_1k"], "unknown task 'qa99_1k' of babilong; its tasks are qa1_0k"),
+        (["--model-type", "phi3"], "is of type llama, not phi3"),
+        (["--edition", "nonsense"], "edition must be one of default"),
+        (["--limit", "0"], "limit must be at least 1"),
+        (["--dtype", "int3"], "--dtype must be one of"),
+        (["--tokenizer", "nowhere"], "no tokenizer was found at nowhere"),
+        (["--model", "nowhere", "--tokenizer", "TINY"], "--model: nowhere could not be loaded"),
+        (["--edition", "promptdistill", "--selection-layers", "2", "--n-topks", "4"], "selection_layers"),
+    ],
+)
+def test_bad_input_is_told_and_status_is_2(tiny, facts_folder, tmp_path, capsys, flags, message):
+    flags = [str(tiny) if flag == "TINY" else flag for flag in flags]
+    assert main(command(tiny, facts_folder, tmp_path / "out", *flags)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_model_without_a_tokenizer(tiny, facts_folder, tmp_path, capsys):
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((tiny / name).read_bytes())
+    assert main(command(bare, facts_folder, tmp_path / "out")) == 2
+    assert f"no tokenizer was found at {bare}: name one with --tokenizer" in capsys.readouterr().err
+    assert main(command(bare, facts_folder, tmp_path / "out", "--tokenizer", str(tiny), "--limit", "1")) == 0
+
+
+def test_a_corrupt_line_stops_the_run_and_results_are_kept(tiny, facts_folder, tmp_path, capsys):
+    output = tmp_path / "out"
+    main(command(tiny, facts_folder, output, "--limit", "3"))
+    path = only(output)
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines[2] = lines[2][:40] + "\n"
+    path.write_text("".join(lines), encoding="utf-8")
+    before = path.read_bytes()
+    for arguments in (command(tiny, facts_folder, output), ["score", str(path.parent)]):
+        assert main(arguments) == 2
+        assert f"{path}, line 3: corrupt" in capsys.readouterr().err
+        assert path.read_bytes() == before
+    assert main(command(tiny, facts_folder, output, "--restart", "--limit", "1")) == 0
+
+
+def test_changed_settings_need_another_folder(tiny, facts_folder, tmp_path, capsys):
+    main(command(tiny, facts_folder, tmp_path / "out", "--limit", "1"))
+    assert main(command(tiny, facts_folder, tmp_path / "out", "--max-length", "500")) == 2
+    assert "truncation.limit: None there, 500 now" in capsys.readouterr().err
+
+
+def test_questions_that_lead_cannot_be_hidden(model, tokenizer, tmp_path):
+    plan = Plan(benchmark("infbench"), tasks=("math_find", "passkey"), protocol="query-agnostic", options={})
+    with pytest.raises(ValueError, match="the prompts of math_find name the question before the context"):
+        predict(plan, methods.make("default", {}), model, tokenizer, tmp_path)
+
+
+def test_chat_needs_a_chat_template(model, tokenizer, tmp_path):
+    bare = deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(ValueError, match="--preset chat"):
+        predict(Plan(benchmark("kv"), preset="chat"), methods.make("default", {}), model, bare, tmp_path)
+
+
+def test_the_known_sample_commands_are_understood(tiny, essays, tmp_path):
+    """The commands users know, with a smaller model and length; as script from the repository root and as module."""
+    shared = ["--model", str(tiny), "--model-type", "llama", "--edition", "promptdistill", "--tokenizer", str(tiny)]
+    shared += [
+        "--n-topks",
+        "64",
+        "--selection-layers",
+        "1",
+        "--cache-truncation-end",
+        "1",
+        "--no-use-pooling",
+        "--cpu",
+    ]
+    needle = ["--s_len", "600", "--e_len", "700", "--n-lengths", "2", "--n-depths", "2", "--data-path", str(essays)]
+    if (ROOT / "evaluation" / "needle.py").is_file():
+        start = [sys.executable, str(ROOT / "evaluation" / "needle.py")]
+    else:
+        start = [sys.executable, "-m", "distill.evaluation.needle"]
+    done = subprocess.run(
+        [*start, *needle, *shared, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "classic" in done.stdout
+    folder = only(tmp_path, "scores.json").parent
+    assert (folder / "classic.png").is_file() and len(read_results(folder / "classic.jsonl").records) == 4
+
+
+COMMANDS = [
+    "needle --e_len 120000 --model MODEL --model-type llama --edition promptdistill --tokenizer MODEL --n-topks 1024 "
+    "--selection-layers 13 --cache-truncation-end 1",
+    "longbench --model MODEL --model-type llama --edition promptdistill --tokenizer MODEL --n-topks 1024 "
+    "--selection-layers 13 --cache-truncation-end 1",
+    "infbench --model MODEL --model-type llama --edition promptdistill --tokenizer MODEL --n-topks 1024 "
+    "--selection-layers 13 --cache-truncation-end 1 --no-use-pooling",
+    "needle --s_len 1000 --e_len 120000 --model MODEL --edition default",
+]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_known_flags_mean_what_they_meant(line):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    args = parser.parse_args(line.split())
+    assert args.benchmark == line.split()[0]
+    if args.edition == "promptdistill":
+        assert (args.n_topks, args.selection_layers, args.cache_truncation_end) == (["1024"], [13], 1)
+        assert args.use_pooling is (False if "--no-use-pooling" in line else None)
+    if args.benchmark == "needle":
+        assert (args.s_len, args.e_len) == (1000, 120_000)
+
+
+def test_help_teaches(capsys):
+    for arguments in (["--help"], ["needle", "--help"], ["compare", "ruler", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert "examples:" in text or ("--protocol" in text and "query-agnostic" in text)
+
+
+def test_two_processes_give_the_scores_of_one(tiny, facts_folder, tmp_path):
+    tasks = ("qa1_1k", "qa4_1k")
+    assert main(command(tiny, facts_folder, tmp_path / "one", tasks=tasks)) == 0
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+    ]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch += ["-m", "distill.evaluation", *command(tiny, facts_folder, tmp_path / "two", tasks=tasks)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(launch, capture_output=True, text=True, timeout=200, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for task in tasks:
+        one, two = (only(tmp_path / name, f"{task}.jsonl") for name in ("one", "two"))
+        assert without_times(one) == without_times(two)
+    scores = [json.loads(only(tmp_path / name, "scores.json").read_text()) for name in ("one", "two")]
+    for task in tasks:
+        assert scores[0]["tasks"][task]["samples"] == scores[1]["tasks"][task]["samples"]
+    assert not list(tmp_path.rglob("*.shard*"))
