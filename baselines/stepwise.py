@@ -50,9 +50,10 @@ class StepRun(EvictionRun):
             self.kept[layer_idx] = self.choose(entries)
 
     def _due(self, layer: KeptLayer, new: int) -> bool:
-        calls = layer.state.get("calls", 0) + 1 if self.counts else 0
+        counter = f"calls since {self.policy.name}"
+        calls = layer.state.get(counter, 0) + 1 if self.counts else 0
         due = self.counts and (calls >= self.every or new >= self.policy.budget)  # type: ignore[attr-defined]
-        layer.state["calls"] = 0 if due else calls
+        layer.state[counter] = 0 if due else calls
         return due
 
     def _too_many(self, entries: Entries) -> bool:
@@ -67,15 +68,13 @@ class StepRun(EvictionRun):
     def _recall(self, layer: KeptLayer) -> Any:
         if self.policy.accumulates:
             return layer.notes.get(self.policy.name)
-        if "query" in layer.state:
-            return Queries(layer.state["query"], layer.state["asked"])
         mark = f"{self.policy.name}."
-        return {k.removeprefix(mark): v for k, v in layer.state.items() if k.startswith(mark)} or None
+        found = {name.removeprefix(mark): v for name, v in layer.state.items() if name.startswith(mark)}
+        return (Queries(**found) if self.policy.queries else found) if found else None
 
     def _remember(self, layer: KeptLayer, collected: Any) -> None:
         if self.policy.accumulates:
             layer.notes[self.policy.name] = collected
-        elif isinstance(collected, Queries):
-            layer.state["query"], layer.state["asked"] = collected.query, collected.asked
-        elif isinstance(collected, dict):
-            layer.state |= {f"{self.policy.name}.{k}": v for k, v in collected.items()}
+        elif collected is not None:
+            parts = vars(collected) if isinstance(collected, Queries) else collected
+            layer.state |= {f"{self.policy.name}.{name}": tensor for name, tensor in parts.items()}

@@ -194,6 +194,7 @@ def projected_norms(value: Tensor, weight: Tensor, heads: int, order: int) -> Te
     Raises:
         ValueError: a weight that is quantized, and so cannot be read head by head.
     """
+    weight = weight.to_local() if hasattr(weight, "to_local") else weight  # under tensor parallelism: of these heads
     if not weight.is_floating_point() or weight.shape[-1] != heads * value.shape[-1]:
         raise ValueError(
             f"model: its output projection has a weight of type {weight.dtype} and shape {tuple(weight.shape)}; "

@@ -1,4 +1,4 @@
-"""What the methods need of the mechanism: uneven heads, sums in blocks, restarts, replays, memory between calls."""
+"""What the methods need of the mechanism: uneven heads, sums in blocks, replays, several policies at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DynamicCache
 
-from distill import H2O, Compose, Decoding, GemFilter, Knorm, Policy, PromptDistill, SnapKV
+from distill import H2O, Compose, Decoding, GemFilter, Knorm, Policy, PromptDistill, PyramidKV, SnapKV
 from distill.patches import selection
-from distill.patches.cache import KeptLayer, cache_bytes
+from distill.patches.cache import KeptLayer
 from distill.patches.policy import Run
 from distill.patches.selection import attention_rows, column_sums, indices_of, protect, visible_keys
 
-from ..tiny import greedy, padded, prompt, tiny, tiny_pair
+from ..tiny import padded, prompt, tiny, tiny_pair
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -233,109 +233,15 @@ def test_a_fraction_smaller_than_the_window_keeps_its_end():
         assert layer.positions.tolist() == [[list(range(54, 60))] * 2]
 
 
-# -- H2O of the paper ------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def test_dynamic_h2o_is_the_plain_algorithm():
-    """Against a loop with whole attention matrices, sums and sorting in plain Python: positions and tokens."""
-    budget, recent, steps, ids = 14, 5, 8, prompt(30)
-    model = tiny("llama", H2O(budget, recent, form="dynamic"))
-    out = model(ids, use_cache=True, logits_to_keep=1)
-    got = [[layer.positions[0].tolist() for layer in out.past_key_values.layers]]
-    tokens = []
-    for step in range(steps):
-        tokens.append(out.logits[0, -1].argmax().view(1, 1))
-        where = torch.tensor([[30 + step]])
-        out = model(tokens[-1], past_key_values=out.past_key_values, position_ids=where, logits_to_keep=1)
-        got.append([layer.positions[0].tolist() for layer in out.past_key_values.layers])
-    assert got == plain_h2o(tiny("llama"), ids, tokens, budget, recent)
-
-
-def plain_h2o(model, ids, tokens, budget, recent):
-    """Kept positions `[step][layer][head]`; the cache is a full one, what is dropped is masked."""
-    everything = torch.cat([ids, *tokens], dim=1)
-    length, total = ids.shape[1], everything.shape[1]
-    alive = torch.ones(4, 2, total, dtype=torch.bool)  # layer, KV head, position
-    sums = torch.zeros(4, 2, total)
-    history = []
-    spans = [(0, length)] + [(length + i, length + i + 1) for i in range(len(tokens))]
-    keys, values = [None] * 4, [None] * 4
-    for start, stop in spans:
-        hidden = model.model.embed_tokens(everything[:, start:stop])
-        cos, sin = model.model.rotary_emb(hidden, position_ids=torch.arange(start, stop)[None])
-        for index, layer in enumerate(model.model.layers):
-            normed, attention = layer.input_layernorm(hidden), layer.self_attn
-            q, k, v = (
-                getattr(attention, f"{n}_proj")(normed).view(1, stop - start, -1, 12).transpose(1, 2) for n in "qkv"
-            )
-            q, k = (t * cos + torch.cat([-t[..., 6:], t[..., :6]], -1) * sin for t in (q, k))
-            keys[index] = k if keys[index] is None else torch.cat([keys[index], k], 2)
-            values[index] = v if values[index] is None else torch.cat([values[index], v], 2)
-            logits = q @ keys[index].repeat_interleave(2, 1).transpose(2, 3) / 12**0.5
-            seen = torch.arange(stop) <= torch.arange(start, stop)[:, None]
-            seen = seen & alive[index, :, None, :stop].repeat_interleave(2, 0)
-            weights = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-            mixed = (weights @ values[index].repeat_interleave(2, 1)).transpose(1, 2).reshape(1, stop - start, -1)
-            hidden = hidden + attention.o_proj(mixed)
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-            sums[index, :, :stop] += weights[0].view(2, 2, -1, stop).sum((1, 2))
-            for head in range(2):
-                held = [p for p in range(stop) if alive[index, head, p]]
-                older = sorted(held[:-recent], key=lambda p: -sums[index, head, p])
-                keep = sorted(older[: budget - recent] + held[-recent:]) if len(held) > budget else held
-                alive[index, head, :stop] = False
-                alive[index, head, keep] = True
-        history.append([[alive[i, h, :stop].nonzero()[:, 0].tolist() for h in range(2)] for i in range(4)])
-    return history
-
-
-def test_dynamic_h2o_holds_its_budget_whatever_is_generated():
-    model = tiny("llama", H2O(12, 4, form="dynamic"))
-    for new in (1, 9):
-        cache = model.generate(prompt(30), max_new_tokens=new, do_sample=False, return_dict_in_generate=True)
-        assert cache_bytes(cache.past_key_values) == 4 * 2 * 2 * 12 * 12 * 4
-    short = model.generate(prompt(5), max_new_tokens=20, do_sample=False, return_dict_in_generate=True)
-    assert {layer.held for layer in short.past_key_values.layers} == {12}
-
-
-# -- restarts --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("arch", ["llama", "phi3"])
-def test_gemfilter_is_the_stock_model_on_the_kept_tokens(arch):
-    stock, ours = tiny_pair(arch, GemFilter(10, 1))
-    ids = prompt(40)
-    out = ours(ids, use_cache=True, logits_to_keep=1)
-    kept = out.past_key_values.layers[0].positions
-    assert torch.equal(out.selections[0].positions, kept) and kept.shape == (1, 10)
-    assert torch.equal(greedy(ours, ids), greedy(stock, ids[:, kept[0]]))
-
-
-@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_gemfilter_counts_a_sliding_window_in_new_positions(implementation):
-    stock, ours = tiny_pair("mistral", GemFilter(20, 1), implementation=implementation, sliding_window=8)
-    ids = prompt(40)
-    kept = ours(ids, use_cache=True, logits_to_keep=1).selections[0].positions
-    assert torch.equal(greedy(ours, ids, new=12), greedy(stock, ids[:, kept[0]], new=12))
-
-
-def test_gemfilter_reads_a_second_prompt_in_full():
-    stock, ours = tiny_pair("llama", GemFilter(10, 1))
-    ids, turn, cache = prompt(40), prompt(15, seed=4), DynamicCache()
-    kept = ours(ids, past_key_values=cache, logits_to_keep=1).selections[0].positions
-    positions = torch.arange(40, 55)[None]
-    got = ours(turn, past_key_values=cache, position_ids=positions, logits_to_keep=1)
-    expected = stock(torch.cat([ids[:, kept[0]], turn], dim=1))
-    torch.testing.assert_close(got.logits[:, -1], expected.logits[:, -1], atol=2e-5, rtol=2e-5)
-    assert cache.get_seq_length() == 55 and cache.layers[0].held == 25
-
-
-def test_gemfilter_without_a_cache():
-    _, ours = tiny_pair("llama", GemFilter(10, 1))
-    ids = prompt(40)
-    with_cache = ours(ids, use_cache=True, logits_to_keep=1).logits
-    assert torch.equal(ours(ids, use_cache=False, logits_to_keep=1).logits, with_cache)
+@pytest.mark.parametrize(
+    ("length", "expected"), [(100, [28, 23, 18, 13]), (31, [20, 20, 20, 20]), (32, [28, 23, 18, 13]), (26, [20] * 4)]
+)
+def test_pyramids_of_the_authors(length, expected):
+    """16 tokens beside a window of 4, beta 2: 24 in the first layer, 8 in the last, in whole steps of 5."""
+    policy = PyramidKV(20, 4, beta=2, schedule="authors")
+    cache = tiny("llama", policy)(prompt(length), use_cache=True, logits_to_keep=1).past_key_values
+    assert [layer.held for layer in cache.layers] == expected
+    assert policy.entries_kept(length, tiny("llama").config) == [2 * count for count in expected]
 
 
 # -- reading on and taking back --------------------------------------------------------------------------------------
