@@ -31,6 +31,9 @@ class CriticalKV(Wrapper):
     whose config has no `head_dim` (Qwen2, Phi3); here the size is read off the values. Scores below zero, as
     Knorm's and KeyDiff's, are multiplied like any others, as there: larger norms then count against an entry.
 
+    `AdaKV(CriticalKV(...))` compares these scores across heads. `CriticalAdaKVPress` of kvpress is another method: it
+    shares the budget out among heads by b alone, and only then weighs by norms.
+
     Args:
         policy: scores the entries, and brings the budget.
         epsilon: added to the scores.

@@ -69,7 +69,8 @@ class ExpectedAttention(Budgeted):
     def collect(self, entries: Entries, so_far: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Of the queries before rotary embedding: their number, mean, and sum of outer products about the mean."""
         seen = entries.seen
-        cos, sin = (table[:, None, seen.start : seen.stop].float() for table in seen.tokens.rotary)
+        tables = (table.to(seen.query.device) for table in seen.tokens.rotary)
+        cos, sin = (table[:, None, seen.start : seen.stop].float() for table in tables)
         square = cos**2 + sin**2  # 1, but for what longrope and rounding make of it
         query = _rotate(seen.query.float(), cos / square, -sin / square)
         rank = entries.rank[:, 0, -entries.asked.shape[1] :]
