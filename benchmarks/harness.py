@@ -115,11 +115,6 @@ def _status(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
-def cache_bytes(cache: Any) -> int:
-    """Bytes of keys and values, by their storage: a view onto something larger counts as the larger."""
-    return sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
-
-
 @contextmanager
 def only_layers(model: Any, which: slice) -> Iterator[None]:
     """The stock model with some of its layers, for bounds."""

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from benchmarks.harness import (
     add_model_arguments,
-    cache_bytes,
     megabytes,
     only_layers,
     peak_bytes,
@@ -33,6 +32,7 @@ from benchmarks.harness import (
     time_interleaved,
 )
 from distill import PromptDistill
+from distill.patches.cache import cache_bytes
 
 HEADER = [
     "tokens", "stock s", "on s", "off / stock", "speed-up", "bound", "of bound",

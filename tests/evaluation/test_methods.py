@@ -107,9 +107,9 @@ def test_eviction_by_head_under_both_protocols(tiny, tokenizer, protocol):
     # every layer: both heads hold the newest five tokens that were read, one of them a sixth
     assert made.kept[:read] == pytest.approx([0.0] * (read - 6) + [0.5] + [1.0] * 5)
     assert made.kept[read:] == [1.0] * (made.prompt_tokens - read)
-    # 3 layers, keys and values, 2 heads of 8, float32
-    after = 6 + (made.prompt_tokens - read) + made.new_tokens - 1
-    assert made.cache_bytes == 3 * 2 * 2 * 8 * 4 * after
+    # 3 layers, keys and values of 8 float32 each; the uneven heads hold no fillers
+    after = 6 + 5 + 2 * (made.prompt_tokens - read + made.new_tokens - 1)
+    assert made.cache_bytes == 3 * 2 * 8 * 4 * after
     assert made.peak_cache_bytes > made.cache_bytes
 
 
