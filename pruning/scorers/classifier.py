@@ -11,7 +11,8 @@ import torch
 from distill.pruning.scorers.base import Check, Scorer, Scores, batches, pad, positions_of, windows
 from distill.pruning.tokenization import Encoder
 
-BATCH_TOKENS = 4096
+# what is in work at a time: on a CPU as much as its caches hold, elsewhere enough to fill the device
+CPU_BATCH_TOKENS, BATCH_TOKENS = 1024, 16384
 
 
 class TokenClassifier(Scorer):
@@ -54,7 +55,8 @@ class TokenClassifier(Scorer):
             if len(e.ids)
             for w in windows(row, len(e.ids), self.window, self.overlap, causal=False)
         ]
-        for batch in batches(todo, BATCH_TOKENS):
+        on_cpu = self.model.device.type == "cpu"
+        for batch in batches(todo, CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS):
             if check is not None:
                 check()
             rows = [np.concatenate([self._head, encoded[w.row].ids[w.begin : w.end], self._tail]) for w in batch]
