@@ -134,7 +134,7 @@ def longrope(**changes):
 
 
 def test_phi3_switches_its_rotary_factors_while_generating():
-    """Off: as stock. On: the whole sequence is read again, and the last token asks which of it goes on."""
+    """Off: as stock. On: the whole sequence is read again, and the prompt's last token asks again which goes on."""
     stock, ours = tiny_pair("phi3", **longrope())
     ids = prompt(28)
     assert torch.equal(greedy(ours, ids, new=12), greedy(stock, ids, new=12))
@@ -147,8 +147,14 @@ def test_phi3_switches_its_rotary_factors_while_generating():
     out = ours.generate(ids, policy=policy, max_new_tokens=12, do_sample=False, return_dict_in_generate=True)
     before = ours.generate(ids, policy=policy, max_new_tokens=5, do_sample=False)
     assert torch.equal(out.sequences[:, :33], before)
-    again = ours.generate(out.sequences[:, :33], policy=policy, max_new_tokens=7, do_sample=False)
-    assert torch.equal(out.sequences, again)
+    again = ours.generate(
+        out.sequences[:, :33], policy=policy, prompt_ends=27, max_new_tokens=7, do_sample=False,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    assert torch.equal(out.sequences, again.sequences)
+    for layer, expected in zip(out.past_key_values.layers, again.past_key_values.layers, strict=True):
+        assert torch.equal(layer.positions, expected.positions)
+        assert layer.positions[0, -12:].tolist() == list(range(27, 39)) and layer.held == 10 + 12
     assert torch.equal(greedy(ours, ids, new=12, policy=PromptDistill([1], [100])), greedy(stock, ids, new=12))
 
 
