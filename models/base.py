@@ -292,10 +292,9 @@ class DistillCausalLMMixin(PolicyMixin):
         """
         if self._resolve(model_kwargs.get("policy", CONFIGURED)) is None:
             return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)  # type: ignore[misc]
-        cache, mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
-        if model_kwargs.get("prompt_ends") is None and mask is not None and not (cache and cache.get_seq_length()):
-            columns = torch.arange(mask.shape[1], device=mask.device)
-            model_kwargs["prompt_ends"] = (columns * mask.ne(0)).amax(1)
+        cache = model_kwargs.get("past_key_values")
+        if model_kwargs.get("prompt_ends") is None and not (cache and cache.get_seq_length()):
+            model_kwargs["prompt_ends"] = _last_columns(input_ids, **model_kwargs)
         chunk, generation_config.prefill_chunk_size = generation_config.prefill_chunk_size, None
         try:
             chunked = model_kwargs | {"prefill_chunk_size": chunk}
@@ -307,6 +306,16 @@ class DistillCausalLMMixin(PolicyMixin):
         """An assistant runs under its own policy."""
         own = {name: value for name, value in model_kwargs.items() if name not in ("policy", "prompt_ends")}
         return super()._get_candidate_generator(model_kwargs=own, **kwargs)  # type: ignore[misc]
+
+
+def _last_columns(
+    input_ids: Tensor, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, **kwargs: Any
+) -> Tensor | int:
+    """Column of each row's last real token: `(batch,)`, or one number for all."""
+    if attention_mask is None:
+        return (input_ids if inputs_embeds is None else inputs_embeds).shape[1] - 1
+    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
+    return (columns * attention_mask.ne(0)).amax(1)
 
 
 def _count_on_after_right_padding(inputs: dict[str, Any]) -> None:

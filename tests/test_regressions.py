@@ -69,6 +69,25 @@ def test_without_a_cache_the_question_stays_that_of_the_prompt(side):
     assert (kept >= 0).sum(1).tolist() == [6 + 1 + 3] * 2
 
 
+@pytest.mark.parametrize("embedded", [False, True])
+def test_a_cache_changes_nothing_but_the_work(embedded):
+    """Dropped tokens are those of the prompt, whether what follows is read with a cache or everything again."""
+    ours, ids = tiny("llama"), prompt(40)
+    policy = PromptDistill([2], [6])
+    given = {"inputs_embeds": ours.get_input_embeddings()(ids)} if embedded else {"input_ids": ids}
+    out = ours.generate(
+        **given, policy=policy, max_new_tokens=3, do_sample=False, use_cache=embedded, return_dict_in_generate=True
+    )
+    again = ours.generate(
+        **given, policy=policy, prompt_ends=39, max_new_tokens=3, do_sample=False, use_cache=embedded
+    )
+    assert torch.equal(out.sequences, again)
+    seen = ours(torch.cat([ids, out.sequences[:, -3:]], 1), policy=policy, prompt_ends=39, logits_to_keep=1)
+    first = ours(ids, policy=policy, logits_to_keep=1)
+    kept, before = (o.selections[0].positions[0].tolist() for o in (seen, first))
+    assert kept[:7] == before
+
+
 def test_an_all_padding_row_harms_nobody():
     ours = tiny("llama", PromptDistill([0, 1], [12, 5], cache_truncation_end=-1))
     ids, mask = prompt(40, batch=2), torch.ones(2, 40, dtype=torch.long)
