@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.pruning import scorers
+from distill.pruning.linear import multiply_by_onednn
 from distill.pruning.loading import Loaded, architecture, load, shipped_model, short_name
 from distill.pruning.masks.ner import DEFAULT_NER, CapitalNames, NerMask
 from distill.pruning.names import SCORERS
@@ -53,6 +54,7 @@ class ScorerSource:
         self._check_head()
         eager = {"attn_implementation": "eager"} if choice == "attention" else {}
         self.loaded = load(source, self.head, device_map, **eager)
+        multiply_by_onednn(self.loaded.model)
         if model_name is None:
             self.loaded = self.loaded._replace(name="the shipped small model")
 
