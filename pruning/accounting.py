@@ -20,19 +20,19 @@ def mask_use(draft: Draft, gap_cost: np.ndarray, anchors: Sequence[Anchor], keep
     units = draft.units
     paid = np.zeros(len(units), dtype=bool)
     paid_gaps = np.zeros(len(units) + 1, dtype=bool)
-    breaks = kept_gaps(units, keep, draft.forced_gaps, draft.layout) & (units.breaks > 0)
+    breaks = kept_gaps(units, keep, draft.forced_gaps, draft.layout) & units.is_break
     found = {}
-    for name in MASK_ORDER:
+    for name in MASK_ORDER[:-2]:
         spans = [(a.start, a.end) for a in anchors if a.mask == name]
-        if name == "layout":
-            mine, mine_gaps = np.zeros_like(paid), breaks & ~paid_gaps
-        elif name == "statistical":
-            mine, mine_gaps = keep & ~paid, np.zeros_like(paid_gaps)
-        else:
-            touched = cover(units, spans)
-            mine, mine_gaps = touched.units & ~paid, touched.gaps & ~paid_gaps
-        tokens = int(draft.cost[mine].sum() + gap_cost[mine_gaps].sum())
-        found[name] = MaskUse(int(mine_gaps.sum()) if name == "layout" else len(spans), tokens)
-        paid |= mine
-        paid_gaps |= mine_gaps
+        if not spans:
+            found[name] = MaskUse(0, 0)
+            continue
+        touched = cover(units, spans)
+        tokens = draft.cost[touched.units & ~paid].sum() + gap_cost[touched.gaps & ~paid_gaps].sum()
+        found[name] = MaskUse(len(spans), int(tokens))
+        paid |= touched.units
+        paid_gaps |= touched.gaps
+    mine = breaks & ~paid_gaps
+    found["layout"] = MaskUse(int(mine.sum()), int(gap_cost[mine].sum()))
+    found["statistical"] = MaskUse(0, int(draft.cost[keep & ~paid].sum()))
     return found

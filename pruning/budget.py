@@ -125,8 +125,7 @@ def price(counter: Counter, units: Units) -> tuple[np.ndarray, np.ndarray, int]:
     A token belongs to the atom that holds its last character, so `" the"` is paid by the word, not by the space.
     """
     starts, ends = counter.offsets(units.text)
-    bounds = np.empty(2 * len(units) + 1, dtype=np.int64)
-    bounds[0::2], bounds[1::2] = units.gap_ends, units.ends
+    bounds = units.bounds[1:]
     atom = np.searchsorted(bounds, np.maximum(ends - 1, starts), side="right")
     cost = np.bincount(np.minimum(atom, len(bounds) - 1), minlength=len(bounds)).astype(float)
     return cost[1::2], cost[0::2], len(starts)
@@ -142,16 +141,17 @@ class Solution:
 
 
 class _Search:
-    """Counts texts that keep the forced units and some of the ranked ones; remembers what it counted."""
+    """Counts texts that keep the forced units and some of the ranked ones; remembers what it counted. `whole`: the
+    tokens of the texts as they are."""
 
-    def __init__(self, drafts: Sequence[Draft], ranking: np.ndarray, counter: Counter) -> None:
+    def __init__(self, drafts: Sequence[Draft], ranking: np.ndarray, counter: Counter, whole: int) -> None:
         self.drafts, self.ranking, self.counter = drafts, ranking, counter
         self.edges = np.cumsum([0, *(len(d.units) for d in drafts)])
         self.forced = np.concatenate([d.forced for d in drafts])
         cost = np.concatenate([d.cost for d in drafts])
         self.prices = cost[ranking]
         self.paid = np.concatenate([[0.0], np.cumsum(self.prices)])
-        self._counts: dict[int, int] = {}
+        self._counts = {len(ranking): whole}
 
     def prefix(self, k: int) -> np.ndarray:
         keep = self.forced.copy()
@@ -202,14 +202,15 @@ class _Search:
         return tokens
 
 
-def solve(drafts: Sequence[Draft], ranking: np.ndarray, budget: int, counter: Counter) -> Solution:
+def solve(drafts: Sequence[Draft], ranking: np.ndarray, budget: int, counter: Counter, whole: int) -> Solution:
     """Keeps every forced unit and as many ranked ones as `budget` tokens allow.
 
-    `ranking`: int [m], the units that are not forced, best first, numbered through all drafts. The result is never
+    `ranking`: int [m], the units that are not forced, best first, numbered through all drafts. `whole`: what `counter`
+    counts for the drafts' texts together before anything is removed. The result is never
     over the budget, except when the forced units alone are, or when the best unit alone is and nothing else would be
     left: then `over` says so. The next unit of the ranking would not have fitted.
     """
-    search = _Search(drafts, ranking, counter)
+    search = _Search(drafts, ranking, counter, whole)
     if not len(search.forced):
         tokens = search.tokens(search.forced)
         return Solution(search.split(search.forced), tokens, tokens > budget)

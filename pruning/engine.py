@@ -307,22 +307,22 @@ class Distill:
             keys.append(key)
             limits.append(limit)
         if scope == "all":
-            return self._solve_all(drafts, keys, budget, limits)
+            return self._solve_all(drafts, keys, budget, limits, sum(job.tokens for job in jobs))
         found: list[tuple[Solution, int | None]] = []
-        for draft, key, limit in zip(drafts, keys, limits, strict=True):
+        for job, draft, key, limit in zip(jobs, drafts, keys, limits, strict=True):
             if check is not None:
                 check()
-            found.append((solve([draft], _ranking([key], draft.forced), limit, self.counter), limit))
+            found.append((solve([draft], _ranking([key], draft.forced), limit, self.counter, job.tokens), limit))
         return found
 
     def _solve_all(
-        self, drafts: list[Draft], keys: list[Any], budget: Budget, limits: list[int]
+        self, drafts: list[Draft], keys: list[Any], budget: Budget, limits: list[int], whole: int
     ) -> list[tuple[Solution, int | None]]:
         if not drafts:
             return []
         limit = budget.target_tokens if budget.target_tokens is not None else sum(limits)
         forced = np.concatenate([d.forced for d in drafts])
-        shared = solve(drafts, _ranking(keys, forced), limit, self.counter)
+        shared = solve(drafts, _ranking(keys, forced), limit, self.counter, whole)
         counts = self.counter.count([d.text(k) for d, k in zip(drafts, shared.keep, strict=True)])
         return [(Solution([k], n, shared.over), limit) for k, n in zip(shared.keep, counts, strict=True)]
 

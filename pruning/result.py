@@ -9,7 +9,7 @@ from distill.pruning.masks.anchor import Anchor
 from distill.pruning.segments import Segment
 from distill.pruning.units import join
 
-# A unit that several masks keep is paid by the first of them.
+# A unit that several masks keep is paid by the first of them; the last two have no anchors.
 MASK_ORDER = ("user", "rules", "ner", "protected", "layout", "statistical")
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -27,8 +28,8 @@ _CJK = r"\p{Han}\p{Hiragana}\p{Katakana}"
 _WORD = rf"[\w--[{_CJK}]]"
 _EMOJI = r"(?:\p{RI}{2}|\p{Extended_Pictographic}(?:[\uFE0F\p{EMod}]|\u200D\p{Extended_Pictographic})*)"
 # One connecting character at most between two runs of letters: "--" and "..." separate words, "." in "1.5" does not.
-_ATOM = regex.compile(
-    rf"(?P<gap>\s+)|(?P<emoji>{_EMOJI})|(?P<cjk>[{_CJK}]\p{{M}}*)"
+_UNIT = regex.compile(
+    rf"(?P<emoji>{_EMOJI})|(?P<cjk>[{_CJK}]\p{{M}}*)"
     rf"|(?P<word>{_WORD}+(?:[^\s\w—…]{_WORD}+)*)|(?P<other>(?:(?!{_EMOJI})[^\s\w])+)",
     regex.V1,
 )
@@ -53,15 +54,46 @@ class Units:
     def __len__(self) -> int:
         return len(self.starts)
 
-    @property
+    # a solver rebuilds one text many times, so what depends on the units alone is worked out once
+
+    @cached_property
     def gap_starts(self) -> np.ndarray:
         """int64 [n + 1]: where each gap begins."""
         return np.concatenate([[0], self.ends]).astype(np.int64)
 
-    @property
+    @cached_property
     def gap_ends(self) -> np.ndarray:
         """int64 [n + 1]: where each gap ends."""
         return np.concatenate([self.starts, [len(self.text)]]).astype(np.int64)
+
+    @cached_property
+    def is_break(self) -> np.ndarray:
+        """bool [n + 1]: gaps with a line break."""
+        return self.breaks > 0
+
+    @cached_property
+    def breaks_before(self) -> np.ndarray:
+        """int64 [n + 2]: how many of the gaps before each one have a line break."""
+        return np.concatenate([[0], np.cumsum(self.is_break)])
+
+    @cached_property
+    def separators(self) -> np.ndarray:
+        """int64 [n]: the gap that keeps a unit from being glued to what stays before it: its own, or for a word the
+        nearest one that was there; -1 if there is none."""
+        index = np.where(self.gap_ends > self.gap_starts, np.arange(len(self) + 1), -1)[:-1]
+        return np.where(self.wordlike, np.maximum.accumulate(index), index)
+
+    @cached_property
+    def bounds(self) -> np.ndarray:
+        """int64 [2n + 2]: where the atoms begin, gaps and units in turn, and the end of the text."""
+        bounds = np.zeros(2 * len(self) + 2, dtype=np.int64)
+        bounds[1::2], bounds[2:-1:2] = self.gap_ends, self.ends
+        return bounds
+
+    @cached_property
+    def empty_atoms(self) -> np.ndarray:
+        """int64: the atoms without characters, numbered as in `bounds`."""
+        return np.flatnonzero(self.bounds[1:] == self.bounds[:-1])
 
 
 def _pieces(text: str, start: int, end: int) -> Iterable[tuple[int, int]]:
@@ -80,27 +112,27 @@ def split_units(text: str) -> Units:
     starts: list[int] = []
     ends: list[int] = []
     wordlike: list[bool] = []
-    for match in _ATOM.finditer(text):
-        kind = match.lastgroup
-        if kind == "gap":
-            continue
+    for match in _UNIT.finditer(text):
         start, end = match.span()
-        pieces = [(start, end)] if end - start <= MAX_UNIT else _pieces(text, start, end)
-        for piece_start, piece_end in pieces:
+        word = match.lastgroup == "word"
+        if end - start <= MAX_UNIT:
+            starts.append(start)
+            ends.append(end)
+            wordlike.append(word)
+            continue
+        for piece_start, piece_end in _pieces(text, start, end):
             starts.append(piece_start)
             ends.append(piece_end)
-            wordlike.append(kind == "word")
-    gap_starts, gap_ends = [0, *ends], [*starts, len(text)]
-    breaks = [
-        len(_BREAK.findall(text, a, b)) if b > a and (b - a > 1 or text[a] != " ") else 0
-        for a, b in zip(gap_starts, gap_ends, strict=True)
-    ]
+            wordlike.append(word)
+    # every break is white space, so what lies between two units is all that a gap has
+    found = np.array([match.start() for match in _BREAK.finditer(text)], dtype=np.int64)
+    breaks = np.diff(np.searchsorted(found, [0, *starts, len(text)]))
     return Units(
         text,
         np.array(starts, dtype=np.int64),
         np.array(ends, dtype=np.int64),
         np.array(wordlike, dtype=bool),
-        np.array(breaks, dtype=np.int64),
+        breaks.astype(np.int64),
     )
 
 
@@ -142,23 +174,18 @@ def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, 
     n = len(units)
     kept = np.flatnonzero(keep)
     gaps = np.zeros(n + 1, dtype=bool)
-    nonempty = units.gap_ends > units.gap_starts
-    is_break = units.breaks > 0
     gaps[0] = True
     if len(kept):
         before = np.concatenate([[-1], kept[:-1]])
         adjacent = before == kept - 1
         gaps[kept[adjacent]] = True
         gaps[n] |= bool(kept[-1] == n - 1)
-        seen = np.concatenate([[0], np.cumsum(is_break)])
-        broken = seen[kept + 1] > seen[before + 1]
-        # the separator of a kept unit: its own gap, or for a word the nearest one that was there
-        last_gap = np.maximum.accumulate(np.where(nonempty, np.arange(n + 1), -1))
-        own = np.where(units.wordlike[kept], last_gap[kept], np.where(nonempty[kept], kept, -1))
+        broken = units.breaks_before[kept + 1] > units.breaks_before[before + 1]
+        own = units.separators[kept]
         needed = ~adjacent & ~broken & (before >= 0) & (own > before)
         gaps[own[needed]] = True
     if layout == "keep":
-        gaps |= is_break
+        gaps |= units.is_break
     else:
         _compact(units, kept, gaps)
     if forced is not None:
@@ -179,17 +206,14 @@ def _compact(units: Units, kept: np.ndarray, gaps: np.ndarray) -> None:
 
 def kept_spans(units: Units, keep: np.ndarray, gaps: np.ndarray) -> list[tuple[int, int]]:
     """The maximal character spans that stay, ascending, given kept units (bool [n]) and kept gaps (bool [n + 1])."""
-    n = len(units)
-    bounds = np.empty(2 * n + 2, dtype=np.int64)
-    bounds[0], bounds[1::2], bounds[2:-1:2] = 0, units.gap_ends, units.ends
-    mask = np.zeros(2 * n + 3, dtype=np.int8)
-    mask[1:-1:2], mask[2:-1:2] = gaps, keep
+    stays = np.zeros(2 * len(units) + 3, dtype=bool)
+    stays[1:-1:2], stays[2:-1:2] = gaps, keep
     # an empty gap has no say: it takes the state of the unit before it, or a span would be cut in two for nothing
-    empty = np.flatnonzero(bounds[1:] == bounds[:-1])
-    mask[empty + 1] = mask[empty]
-    edges = np.diff(mask)
-    begins, finishes = bounds[np.flatnonzero(edges == 1)], bounds[np.flatnonzero(edges == -1)]
-    return [(int(a), int(b)) for a, b in zip(begins, finishes, strict=True) if b > a]
+    stays[units.empty_atoms + 1] = stays[units.empty_atoms]
+    edges = units.bounds[np.flatnonzero(stays[1:] != stays[:-1])]
+    begins, finishes = edges[::2], edges[1::2]
+    some = finishes > begins
+    return list(zip(begins[some].tolist(), finishes[some].tolist(), strict=True))
 
 
 def rebuild(
@@ -201,4 +225,4 @@ def rebuild(
 
 def join(text: str, spans: Iterable[tuple[int, int]]) -> str:
     """The slices of `text` named by `spans`, joined."""
-    return "".join(text[a:b] for a, b in spans)
+    return "".join([text[a:b] for a, b in spans])

@@ -55,15 +55,14 @@ class TokenClassifier(Scorer):
             if len(e.ids)
             for w in windows(row, len(e.ids), self.window, self.overlap, causal=False)
         ]
-        on_cpu = self.model.device.type == "cpu"
-        for batch in batches(todo, CPU_BATCH_TOKENS if on_cpu else BATCH_TOKENS):
+        device = self.model.device
+        for batch in batches(todo, CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS):
             if check is not None:
                 check()
             rows = [np.concatenate([self._head, encoded[w.row].ids[w.begin : w.end], self._tail]) for w in batch]
             ids, mask = pad(rows, self._pad)
-            ids = ids.to(self.model.device)
-            attention = None if bool(mask.all()) else mask.to(self.model.device)
-            logits = self.model(input_ids=ids, attention_mask=attention).logits
+            attention = None if bool(mask.all()) else mask.to(device)
+            logits = self.model(input_ids=ids.to(device), attention_mask=attention).logits
             keep = logits.float().softmax(-1)[:, 1:, self.keep_label].double().cpu().numpy()
             for row, w in zip(keep, batch, strict=True):
                 values[w.row][w.first : w.last] = row[w.first - w.begin : w.last - w.begin]

@@ -71,7 +71,7 @@ def test_solver_is_within_one_unit_of_the_budget(checkpoints, data):
     ranking = ranking[~forced[ranking]]
     budget = data.draw(st.integers(0, total + 2))
     draft = Draft(units, forced, np.zeros(n + 1, dtype=bool), cost)
-    found = solve([draft], ranking, budget, counter)
+    found = solve([draft], ranking, budget, counter, total)
     keep = found.keep[0]
     assert keep[forced].all()
     assert found.tokens == counter.count([draft.text(keep)])[0]
