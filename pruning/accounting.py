@@ -9,18 +9,21 @@ import numpy as np
 from distill.pruning.budget import Draft
 from distill.pruning.masks.anchor import Anchor
 from distill.pruning.result import MASK_ORDER, MaskUse
-from distill.pruning.units import cover, kept_gaps
+from distill.pruning.units import cover
 
 
-def mask_use(draft: Draft, gap_cost: np.ndarray, anchors: Sequence[Anchor], keep: np.ndarray) -> dict[str, MaskUse]:
-    """What each mask of `MASK_ORDER` asked for and paid, for the kept units `keep` (bool [n]).
+def mask_use(
+    draft: Draft, gap_cost: np.ndarray, anchors: Sequence[Anchor], keep: np.ndarray, gaps: np.ndarray
+) -> dict[str, MaskUse]:
+    """What each mask of `MASK_ORDER` asked for and paid, where the units `keep` (bool [n]) and the gaps `gaps` (bool
+    [n + 1]) stay.
 
     `gap_cost`: float [n + 1], what each gap costs in tokens of the original text.
     """
     units = draft.units
     paid = np.zeros(len(units), dtype=bool)
     paid_gaps = np.zeros(len(units) + 1, dtype=bool)
-    breaks = kept_gaps(units, keep, draft.forced_gaps, draft.layout) & units.is_break
+    breaks = gaps & units.is_break
     found = {}
     for name in MASK_ORDER[:-2]:
         spans = [(a.start, a.end) for a in anchors if a.mask == name]

@@ -15,7 +15,7 @@ import numpy as np
 
 from distill.pruning.names import DEFAULT_RATE
 from distill.pruning.tokenization import Counter
-from distill.pruning.units import Layout, Units, join, rebuild
+from distill.pruning.units import Layout, Units, join, kept_gaps, rebuild
 
 FILL_TRIES = 48
 LONG = 50_000  # characters; beyond, a handful of tokens is far below a per mille and each count costs milliseconds
@@ -114,6 +114,10 @@ class Draft:
         """The character spans that stay when the units of `keep` (bool [n]) do."""
         return rebuild(self.units, keep, self.forced_gaps, self.layout)
 
+    def gaps(self, keep: np.ndarray) -> np.ndarray:
+        """Which gaps stay when the units of `keep` (bool [n]) do; bool [n + 1]."""
+        return kept_gaps(self.units, keep, self.forced_gaps, self.layout)
+
     def text(self, keep: np.ndarray) -> str:
         """The pruned text."""
         return join(self.units.text, self.spans(keep))
@@ -169,20 +173,22 @@ class _Search:
             self._counts[k] = self.tokens(self.prefix(k))
         return self._counts[k]
 
-    def longest_prefix(self, budget: int) -> int:
-        """The largest k found such that k ranked units fit and k + 1 do not; the forced ones alone must fit."""
-        low, high = 0, len(self.ranking)
-        if not high or self.count(high) <= budget:
+    def longest_prefix(self, budget: int, least: int) -> int:
+        """The largest k found such that k ranked units fit and k + 1 do not; `least` if no larger one fits, which may
+        not fit itself."""
+        low = least
+        at = high = len(self.ranking)
+        if self.count(high) <= budget:
             return high
         step = 0
         while high - low > 1:
-            span = self.paid[high] - self.paid[low]
-            share = (budget - self.count(low)) / max(self.count(high) - self.count(low), 1)
-            guess = int(np.searchsorted(self.paid, self.paid[low] + share * span, side="right")) - 1
-            # every third step halves the bracket, whatever the prices say: they may be wrong
-            middle = (low + high) // 2 if step % 3 == 2 else min(max(guess, low + 1), high - 1)
-            low, high = (middle, high) if self.count(middle) <= budget else (low, middle)
             step += 1
+            # as many units more or fewer than counted last as the prices say
+            paid = self.paid[at] + budget - self.count(at)
+            guess = int(np.searchsorted(self.paid, paid, side="right")) - 1
+            # every fourth step halves the bracket, whatever the prices say: they may be wrong
+            at = (low + high) // 2 if step % 4 == 0 else min(max(guess, low + 1), high - 1)
+            low, high = (at, high) if self.count(at) <= budget else (low, at)
         return low
 
     def fill(self, keep: np.ndarray, k: int, tokens: int, budget: int, tries: int) -> int:
@@ -215,11 +221,10 @@ def solve(drafts: Sequence[Draft], ranking: np.ndarray, budget: int, counter: Co
         tokens = search.tokens(search.forced)
         return Solution(search.split(search.forced), tokens, tokens > budget)
     least = 0 if search.forced.any() else 1
-    if search.count(least) > budget:
-        keep = search.prefix(least)
-        return Solution(search.split(keep), search.count(least), True)
-    k = search.longest_prefix(budget)
+    k = search.longest_prefix(budget, least)
     keep = search.prefix(k)
+    if search.count(k) > budget:
+        return Solution(search.split(keep), search.count(k), True)
     tries = LONG_FILL_TRIES if sum(len(d.units.text) for d in drafts) > LONG else FILL_TRIES
     tokens = search.fill(keep, k, search.count(k), budget, tries)
     return Solution(search.split(keep), tokens, False)

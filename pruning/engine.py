@@ -31,7 +31,7 @@ from distill.pruning.segments import (
 )
 from distill.pruning.sentences import sentence_of, sentence_spans
 from distill.pruning.tokenization import Counter, EstimateCounter, Estimated, check_text, make_counter
-from distill.pruning.units import LAYOUTS, Layout, Units, cover, join, split_units
+from distill.pruning.units import LAYOUTS, Layout, Units, cover, join, kept_spans, split_units
 
 Check = Callable[[], None]
 
@@ -331,7 +331,8 @@ class Distill:
     ) -> Result:
         assert job.draft is not None
         keep = solution.keep[0]
-        spans = job.stripped.original(job.draft.spans(keep))
+        gaps = job.draft.gaps(keep)
+        spans = job.stripped.original(kept_spans(job.units, keep, gaps))
         moved = job.stripped.original
         anchors = [a._replace(start=s, end=e) for a in job.anchors for s, e in moved([(a.start, a.end)])]
         notes = [f"keep tags removed: {len(job.stripped.cuts)}"] if len(job.stripped.cuts) else []
@@ -347,7 +348,7 @@ class Distill:
             counter=self.counter.name,
             exact=self.counter.exact,
             scorer=scorer.name,
-            masks=mask_use(job.draft, job.gap_cost, job.anchors, keep),
+            masks=mask_use(job.draft, job.gap_cost, job.anchors, keep, gaps),
             segments=job.segments,
             timings=timings,
             notes=[*notes, *self._notes],

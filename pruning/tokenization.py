@@ -116,20 +116,21 @@ class TiktokenCounter:
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         """Character offsets of the tokens: a token starts where its first whole character does."""
-        last = np.cumsum(self._bytes_of(self._encoding.encode_ordinary(text)))
+        lengths = self._bytes_of(self._encoding.encode_ordinary(text))
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        if text.isascii():
+            return starts, ends
         char_at = np.frombuffer(text.encode("utf-8"), dtype=np.uint8)
         chars = np.cumsum((char_at & 0xC0) != 0x80) - 1
-        first = np.concatenate([[0], last[:-1]]).astype(np.int64)
-        if not len(last):
-            return first[:0], first[:0]
-        return chars[first].astype(np.int64), (chars[last - 1] + 1).astype(np.int64)
+        return chars[starts], chars[ends - 1] + 1
 
-    def _bytes_of(self, tokens: list[int]) -> list[int]:
-        """How many bytes each token stands for."""
+    def _bytes_of(self, tokens: list[int]) -> np.ndarray:
+        """How many bytes each token stands for, int64 [tokens]."""
         known = self._lengths
         for token in set(tokens).difference(known):
             known[token] = len(self._encoding.decode_single_token_bytes(token))
-        return [known[token] for token in tokens]
+        return np.array([known[token] for token in tokens], dtype=np.int64)
 
 
 class EstimateCounter:

@@ -172,11 +172,12 @@ def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, 
     break of the run stays. `forced` gaps (bool [n + 1]) stay in any case.
     """
     n = len(units)
-    kept = np.flatnonzero(keep)
+    kept = keep.nonzero()[0]
     gaps = np.zeros(n + 1, dtype=bool)
     gaps[0] = True
     if len(kept):
-        before = np.concatenate([[-1], kept[:-1]])
+        before = np.empty_like(kept)
+        before[0], before[1:] = -1, kept[:-1]
         adjacent = before == kept - 1
         gaps[kept[adjacent]] = True
         gaps[n] |= bool(kept[-1] == n - 1)
@@ -210,7 +211,7 @@ def kept_spans(units: Units, keep: np.ndarray, gaps: np.ndarray) -> list[tuple[i
     stays[1:-1:2], stays[2:-1:2] = gaps, keep
     # an empty gap has no say: it takes the state of the unit before it, or a span would be cut in two for nothing
     stays[units.empty_atoms + 1] = stays[units.empty_atoms]
-    edges = units.bounds[np.flatnonzero(stays[1:] != stays[:-1])]
+    edges = units.bounds[(stays[1:] != stays[:-1]).nonzero()[0]]
     begins, finishes = edges[::2], edges[1::2]
     some = finishes > begins
     return list(zip(begins[some].tolist(), finishes[some].tolist(), strict=True))

@@ -63,8 +63,8 @@ class TokenClassifier(Scorer):
             ids, mask = pad(rows, self._pad)
             attention = None if bool(mask.all()) else mask.to(device)
             logits = self.model(input_ids=ids.to(device), attention_mask=attention).logits
-            keep = logits.float().softmax(-1)[:, 1:, self.keep_label].double().cpu().numpy()
-            for row, w in zip(keep, batch, strict=True):
+            keep = logits.softmax(-1, dtype=torch.float32)[..., self.keep_label].cpu().numpy()
+            for row, w in zip(keep[:, 1:], batch, strict=True):
                 values[w.row][w.first : w.last] = row[w.first - w.begin : w.last - w.begin]
         return [Scores(e.starts, e.ends, v) for e, v in zip(encoded, values, strict=True)]
 

@@ -18,12 +18,12 @@ needs_onednn = pytest.mark.skipif(not linear.applies(), reason="no oneDNN with A
 @pytest.mark.parametrize("bias", [True, False])
 def test_same_product(bias):
     torch.manual_seed(0)
-    plain = nn.Linear(96, 160, bias=bias)
-    fast = nn.Linear(96, 160, bias=bias)
+    plain = nn.Linear(192, 160, bias=bias)
+    fast = nn.Linear(192, 160, bias=bias)
     fast.load_state_dict(plain.state_dict())
     multiply_by_onednn(fast)
     assert type(fast) is OneDnnLinear
-    given = torch.randn(3, 70, 192)[..., ::2]
+    given = torch.randn(3, 70, 384)[..., ::2]
     assert given.numel() * 160 >= linear.LEAST_WORK
     with torch.inference_mode():
         torch.testing.assert_close(fast(given), plain(given), rtol=1e-5, atol=1e-5)
