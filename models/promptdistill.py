@@ -43,10 +43,12 @@ class PromptDistill(Policy):
             more than there are selections): all.
         pooling_kernel: odd width of the smoothing, in tokens.
         observation_window: queries that score, ending with the last prompt token; the paper uses 1.
-        scoring: `"raw"`: mean of attention logits (the paper); `"softmax"`: mean of attention probabilities.
+        scoring: `"raw"`: mean of attention logits (the paper); `"softmax"`: mean of attention probabilities;
+            `"random"`: random numbers, the control of an experiment, the same ones for the same seed.
         pooling: `"avg"` (the paper) or `"max"`.
         sinks: first tokens of the prompt that are always kept, within the budget.
         recent: tokens before the last prompt token that are always kept, within the budget.
+        seed: of the random numbers of `scoring="random"`.
     Raises:
         ValueError: a value that is not allowed, lists of unequal length, layers not ascending.
     """
@@ -63,6 +65,7 @@ class PromptDistill(Policy):
     pooling: str = "avg"
     sinks: int = 0
     recent: int = 0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         for name in ("selection_layers", "n_topks"):
@@ -88,8 +91,9 @@ class PromptDistill(Policy):
         check_integer("observation_window", self.observation_window, 1)
         check_integer("sinks", self.sinks, 0)
         check_integer("recent", self.recent, 0)
-        if self.scoring not in ("raw", "softmax"):
-            raise ValueError(f"scoring: got {self.scoring!r}; allowed are 'raw' and 'softmax'")
+        check_integer("seed", self.seed, 0)
+        if self.scoring not in ("raw", "softmax", "random"):
+            raise ValueError(f"scoring: got {self.scoring!r}; allowed are 'raw', 'softmax' and 'random'")
         if self.pooling not in ("avg", "max"):
             raise ValueError(f"pooling: got {self.pooling!r}; allowed are 'avg' and 'max'")
         least = min((k for k in self.n_topks if isinstance(k, int)), default=None)
@@ -134,8 +138,19 @@ class _PromptDistillRun(Run):
         columns = ends[:, None] + torch.arange(1 - window, 1, device=ends.device)
         self.queries = last_rows(seen.query, columns - seen.start, self.queries)
         if seen.complete:
-            self.scores = self._score(seen, self.queries, columns)
+            if self.policy.scoring == "random":
+                self.scores = self._random(layer_idx, seen.tokens)
+            else:
+                self.scores = self._score(seen, self.queries, columns)
             self.queries = None
+
+    def _random(self, layer_idx: int, tokens: Tokens) -> Tensor:
+        """Scores `(batch, tokens)` that depend on nothing but a token's place among those of its row."""
+        rank = tokens.valid.cumsum(1)
+        mixed = rank + (self.policy.seed * 1009 + layer_idx) * 0x10001
+        for factor in (0x45D9F3B, 0x119DE1F3):  # multiply and shift, within 63 bits
+            mixed = ((mixed ^ (mixed >> 16)) * factor) & 0x7FFFFFFF
+        return (mixed ^ (mixed >> 16)).float()
 
     def _score(self, seen: Observation, queries: Tensor, columns: Tensor) -> Tensor:
         """Scores `(batch, tokens)` of the tokens alive, by the queries at `columns` `(batch, window)`."""

@@ -38,6 +38,7 @@ POLICIES: dict[str, Entry] = {
     "promptdistill": Entry(lambda k: PromptDistill([1], [k]), _one_selection),
     "promptdistill-truncated": Entry(lambda k: PromptDistill([1], [k], cache_truncation_end=1), _truncated),
     "promptdistill-nopool": Entry(lambda k: PromptDistill([1], [k], use_pooling=False), _one_selection),
+    "promptdistill-random": Entry(lambda k: PromptDistill([1], [k], scoring="random", seed=3), _one_selection),
     "promptdistill-two": Entry(lambda k: PromptDistill([0, 2], [2 * k, k]), _two_selections),
     "promptdistill-two-first-truncated": Entry(
         lambda k: PromptDistill([0, 2], [2 * k, k], cache_truncation_end=1), _first_truncated
