@@ -11,6 +11,13 @@ from types import ModuleType
 from typing import Any
 
 FOLDER = Path(__file__).parent
+#: where the shipped models find what a question is about; what they fetch it with comes two layers later
+SELECTION_LAYER = 3
+#: how PromptDistill is used there: the paper's scores and truncated caches. With truncated caches a small model needs
+#: the question's own tokens in its early layers, so the last ones (and the first) stay, within the budget.
+SCORING: dict[str, Any] = {"cache_truncation_end": 1, "sinks": 4, "recent": 24}
+#: the other scoring that is measured: probabilities, and a token's neighbours count as much as it does
+SOFTMAX: dict[str, Any] = {"scoring": "softmax", "pooling": "max", "pooling_kernel": 11}
 
 
 def names() -> list[str]:
@@ -36,11 +43,19 @@ def mini(arch: str = "llama", policy: Any = None, **kwargs: Any) -> tuple[Any, A
         arch: one of `names()`.
         policy, kwargs: as for `distill.load`.
     """
-    from transformers import AutoTokenizer
-
     from distill.models import load
 
-    return load(path(arch), policy=policy, **kwargs).eval(), AutoTokenizer.from_pretrained(path(arch))
+    return load(path(arch), policy=policy, **kwargs).eval(), tokenizer_of(path(arch))
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer of a small model.
+
+    `AutoTokenizer` gives any folder of a Qwen2 model Qwen2's own rules for cutting text, whatever the folder says.
+    """
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 class _Room(ModuleType):

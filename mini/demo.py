@@ -1,7 +1,7 @@
 """What dropping tokens looks like: `make demo`, or `python -m distill.mini.demo`.
 
-A pass key is hidden in a long story, and the small model that ships with the package is asked for it: once as stock
-Transformers runs it, once with PromptDistill. Below the answers: which tokens were kept.
+A few facts are hidden in a long story, and the small model that ships with the package is asked for each of them: as
+stock Transformers runs it, and with PromptDistill. Below the answers: which tokens were kept for the first question.
 """
 
 from __future__ import annotations
@@ -9,20 +9,36 @@ from __future__ import annotations
 import argparse
 import html
 import os
+import random
 import sys
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from distill.mini import FOLDER, path
-from distill.mini.passkey import Prompt, answer, make_prompt, small_policy
+from distill.mini import FOLDER, path, tokenizer_of
+from distill.mini.passkey import FACT, QUESTION, Prompt, answer, hide, small_policy
 from distill.models import DistillLlamaConfig
 
 KEPT, DROPPED, PLAIN = "\x1b[30;42m", "\x1b[2m", "\x1b[0m"
 BLOCKS = " ▁▂▃▄▅▆▇█"
+
+#: what is hidden and how it is asked for; {0}, {1}, ... are the answers
+FACTS = (
+    FACT.format(key="{0}"),
+    "The room number of Harriet is {1}.",
+    "The door code for the old mill is: {2}.",
+    "Jonas went to the {3}.",
+)
+QUESTIONS = (
+    QUESTION,
+    "What is the room number of Harriet? The room number of Harriet is",
+    "What is the door code for the old mill? The door code for the old mill is:",
+    "Where is Jonas? Jonas is in the",
+)
+PLACES = ("harbour", "library", "tower", "bakery")
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Which tokens were kept</title>
 <style>
@@ -35,14 +51,27 @@ b {{ background: #f5c96a; color: #111; font-weight: 400 }}
 """
 
 
+def questions(tokenizer: Any, text: str, length: int, depth: float, seed: int) -> list[Prompt]:
+    """A prompt for each question; the same facts in the same places, the first one asked for at `depth`."""
+    chosen = random.Random(seed)
+    answers = [*(str(chosen.randrange(10_000, 100_000)) for _ in FACTS[1:]), chosen.choice(PLACES)]
+    found = []
+    for i, question in enumerate(QUESTIONS):
+        depths = {(depth + j / len(FACTS)) % 1.0: j for j in range(len(FACTS))}
+        facts = [(FACTS[depths[at]].format(*answers), at) for at in sorted(depths)]
+        prompt = hide(tokenizer, text, facts, question, answers[i], length, seed)
+        asked = sorted(depths).index((depth + i / len(FACTS)) % 1.0)
+        found.append(Prompt(prompt.ids, prompt.answer, (prompt.facts[asked],)))
+    return found
+
+
 def run(model: Any, tokenizer: Any, prompt: Prompt, policy: Any) -> dict[str, Any]:
-    """Answers the question once to warm up and once for the figures."""
+    """Answers a question."""
     with model.using(policy):
-        answer(model, tokenizer, prompt, new_tokens=1)
         text, out, seconds = answer(model, tokenizer, prompt)
     layers = out.past_key_values.layers
     return {
-        "answer": text,
+        "answer": text.split("\n")[0].strip(),
         "seconds": seconds,
         "bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
         "kept": None if policy is None else set(layers[-1].positions[0].tolist()) & set(range(prompt.ids.shape[1])),
@@ -73,8 +102,9 @@ def skyline(kept: set[int], length: int, width: int = 80) -> str:
 def write_page(file: Path, pieces: list[str], kept: set[int], prompt: Prompt, note: str) -> None:
     """The whole prompt as a page: kept tokens marked, the hidden fact framed in yellow where it was kept."""
     parts = []
+    start, stop = prompt.facts[0]
     for i, piece in enumerate(pieces):
-        tag = ("b" if prompt.start <= i < prompt.stop else "mark") if i in kept else None
+        tag = ("b" if start <= i < stop else "mark") if i in kept else None
         parts.append(f"<{tag}>{html.escape(piece)}</{tag}>" if tag else html.escape(piece))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(PAGE.format(note=html.escape(note), text="".join(parts)), encoding="utf-8")
@@ -82,11 +112,11 @@ def write_page(file: Path, pieces: list[str], kept: set[int], prompt: Prompt, no
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, default=FOLDER / "story.txt", help="the text to hide the key in")
+    parser.add_argument("--text", type=Path, default=FOLDER / "story.txt", help="the text to hide the facts in")
     parser.add_argument("--length", type=int, default=8000, help="prompt length in tokens, up to 8192")
     parser.add_argument("--keep", type=int, default=256, help="tokens kept (default: 256)")
-    parser.add_argument("--depth", type=float, default=0.4, help="where the key is hidden: 0 first, 1 last")
-    parser.add_argument("--seed", type=int, default=7, help="chooses the key")
+    parser.add_argument("--depth", type=float, default=0.4, help="where the first fact is hidden: 0 first, 1 last")
+    parser.add_argument("--seed", type=int, default=7, help="chooses the answers")
     parser.add_argument("--page", type=Path, default=Path("outputs/demo.html"), help="where the page is written")
     args = parser.parse_args()
     if not 0 <= args.depth <= 1:
@@ -97,33 +127,42 @@ def main() -> None:
     policy = small_policy(args.keep)
     config = DistillLlamaConfig.from_pretrained(folder, policy=policy)
     model = AutoModelForCausalLM.from_pretrained(folder, config=config).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    prompt = make_prompt(tokenizer, args.text.read_text(), args.length, args.depth, args.seed)
-    length = prompt.ids.shape[1]
-    pieces = [tokenizer.decode([token]) for token in prompt.ids[0].tolist()]
-    print(f"{length} tokens of {args.text.name}; the pass key {prompt.key} is hidden at token {prompt.start}.")
-    print(f"{policy}\n")
+    tokenizer = tokenizer_of(folder)
+    prompts = questions(tokenizer, args.text.read_text(), args.length, args.depth, args.seed)
+    length = prompts[0].ids.shape[1]
+    print(f"{length} tokens of {args.text.name}, with {len(FACTS)} facts hidden in them; {policy}\n")
 
-    stock, ours = run(model, tokenizer, prompt, None), run(model, tokenizer, prompt, policy)
-    print(f"{'':10} {'answer':24} {'kept':>6} {'first token':>12} {'KV cache':>12}")
-    for name, figures in (("stock", stock), ("distill", ours)):
-        share = 1.0 if figures["kept"] is None else len(figures["kept"]) / length
+    for once in (None, policy):  # the first call of a process is slower than those that follow
+        run(model, tokenizer, prompts[0], once)
+    print(f"{'':44} {'stock':>10} {'':10} {'distill':>10}")
+    figures, wrong = [], []
+    for prompt, question in zip(prompts, QUESTIONS, strict=True):
+        stock, ours = run(model, tokenizer, prompt, None), run(model, tokenizer, prompt, policy)
+        figures.append((stock, ours))
+        wrong += [prompt.answer] if not ours["answer"].startswith(prompt.answer) else []
         print(
-            f"{name:10} {figures['answer'].strip()!r:24} {share:6.1%} "
-            f"{figures['seconds']:10.3f} s {figures['bytes'] / 2**20:9.2f} MB"
+            f"{question.split('?')[0] + '?':44} {stock['answer']:>10} {stock['seconds']:8.3f} s "
+            f"{ours['answer']:>10} {ours['seconds']:8.3f} s"
         )
-    speed, size = stock["seconds"] / ours["seconds"], stock["bytes"] / ours["bytes"]
-    print(f"{'':10} {'':24} {'':6} {speed:10.2f} x {size:9.1f} x\n")
+    means = [sum(pair[i]["seconds"] for pair in figures) / len(figures) for i in (0, 1)]
+    size = [figures[0][i]["bytes"] / 2**20 for i in (0, 1)]
+    kept = figures[0][1]["kept"]
+    print(
+        f"{'first token, mean':44} {'':10} {means[0]:8.3f} s {'':10} {means[1]:8.3f} s  ({means[0] / means[1]:.2f} x)"
+    )
+    print(f"{'KV cache':44} {'':10} {size[0]:7.2f} MB {'':10} {size[1]:7.2f} MB  ({size[0] / size[1]:.1f} x)")
+    print(f"{'tokens kept':44} {'':10} {1:10.1%} {'':10} {len(kept) / length:10.1%}\n")
 
-    kept = ours["kept"]
-    print("Around the key, and the question; marked tokens were kept:\n")
-    print(colour(pieces, kept, max(0, prompt.start - 60), min(length, prompt.stop + 40)).strip("\n"))
+    pieces = [tokenizer.decode([token]) for token in prompts[0].ids[0].tolist()]
+    start, stop = prompts[0].facts[0]
+    print("Around the first fact, and its question; marked tokens were kept:\n")
+    print(colour(pieces, kept, max(0, start - 60), min(length, stop + 40)).strip("\n"))
     print(" ...\n" + colour(pieces, kept, length - 30, length).strip("\n"))
     print(f"\nKept tokens from the first to the last of the prompt:\n{skyline(kept, length)}")
-    note = f"{len(kept)} of {length} tokens kept. Key: {prompt.key}. Answer: {ours['answer'].strip()}"
-    write_page(args.page, pieces, kept, prompt, note)
+    note = f"{len(kept)} of {length} tokens kept. {QUESTIONS[0].split('?')[0]}? {figures[0][1]['answer']}"
+    write_page(args.page, pieces, kept, prompts[0], note)
     print(f"\nThe whole prompt: {args.page}")
-    sys.exit(0 if prompt.key in ours["answer"] else f"the key {prompt.key} was not found")
+    sys.exit(f"not answered with the kept tokens: {', '.join(wrong)}" if wrong else 0)
 
 
 if __name__ == "__main__":

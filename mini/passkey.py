@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,29 +18,26 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from distill.mini import FOLDER, mini
+from distill.mini import FOLDER, SCORING, SELECTION_LAYER, SOFTMAX, mini, names
 from distill.models import PromptDistill
 from distill.patches.policy import Policy
 
-#: the small model's own setting: most of its heads do nothing, so probabilities, not raw logits, tell who is asked for
-SCORING = {"scoring": "softmax", "pooling": "max", "pooling_kernel": 11, "cache_truncation_end": 1}
 FACT = "The pass key is {key}. Remember it. {key} is the pass key."
 QUESTION = "What is the pass key? The pass key is"
 
 
 def small_policy(budget: int | float) -> PromptDistill:
-    """PromptDistill as it suits the shipped model: after layer 2, where that model looks its answers up."""
-    return PromptDistill([2], [budget], **SCORING)  # type: ignore[arg-type]
+    """PromptDistill as it suits the shipped models: after the layer where they find what a question is about."""
+    return PromptDistill([SELECTION_LAYER], [budget], **SCORING)
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of token ids `(1, tokens)`, the answer hidden in it, and the columns `[start, stop)` of the fact."""
+    """A prompt of token ids `(1, tokens)`, the answer hidden in it, and the columns `[start, stop)` of each fact."""
 
     ids: torch.Tensor
-    key: str
-    start: int
-    stop: int
+    answer: str
+    facts: tuple[tuple[int, int], ...]
 
 
 def story() -> str:
@@ -47,21 +45,41 @@ def story() -> str:
     return (FOLDER / "story.txt").read_text()
 
 
-def make_prompt(tokenizer: Any, text: str, length: int, depth: float, seed: int) -> Prompt:
-    """A text of `length` tokens (repeated if shorter), with a key at `depth` in [0, 1], and the question last."""
-    key = str(random.Random(seed).randrange(10_000, 100_000))
-    hay, fact, question = (
+def hide(
+    tokenizer: Any, text: str, facts: Sequence[tuple[str, float]], question: str, answer: str, length: int, seed: int
+) -> Prompt:
+    """A text of `length` tokens (repeated if shorter), facts at their depths in [0, 1], and the question last.
+
+    Args:
+        facts: sentence and depth, depths ascending.
+        answer: what has to follow the question.
+        seed: where in the text the prompt begins.
+    Raises:
+        ValueError: a length that leaves no room for text.
+    """
+    hay, asked, *hidden = (
         tokenizer(part, add_special_tokens=False).input_ids
-        for part in (text, f"\n{FACT.format(key=key)}\n", f"\n{QUESTION}")
+        for part in (text, f"\n{question}", *(f"\n{fact}\n" for fact, _ in facts))
     )
-    room = length - 1 - len(fact) - len(question)
+    room = length - 1 - sum(map(len, hidden)) - len(asked)
     if room < 1:
-        raise ValueError(f"length: got {length}; the fact and the question alone take {length - room} tokens")
+        raise ValueError(f"length: got {length}; the facts and the question alone take {length - room} tokens")
     first = random.Random(seed + 1).randrange(len(hay))
     hay = (hay[first:] + hay * (room // len(hay) + 1))[:room]
-    at = round(depth * room)
-    ids = [tokenizer.bos_token_id, *hay[:at], *fact, *hay[at:], *question]
-    return Prompt(torch.tensor([ids]), key, 1 + at, 1 + at + len(fact))
+    ids, done, spans = [tokenizer.bos_token_id], 0, []
+    for fact, (_, depth) in zip(hidden, facts, strict=True):
+        at = round(depth * room)
+        ids += hay[done:at]
+        spans.append((len(ids), len(ids) + len(fact)))
+        ids += fact
+        done = at
+    return Prompt(torch.tensor([[*ids, *hay[done:], *asked]]), answer, tuple(spans))
+
+
+def make_prompt(tokenizer: Any, text: str, length: int, depth: float, seed: int) -> Prompt:
+    """One key of five digits, hidden at `depth`, and the question for it."""
+    key = str(random.Random(seed).randrange(10_000, 100_000))
+    return hide(tokenizer, text, [(FACT.format(key=key), depth)], QUESTION, key, length, seed)
 
 
 @torch.no_grad()
@@ -89,21 +107,24 @@ def accuracy(model: Any, tokenizer: Any, text: str, length: int, policy: Policy 
     for i in range(samples):
         prompt = make_prompt(tokenizer, text, length, (i + 0.5) / samples, seed=i)
         with model.using(policy):
-            right += prompt.key in answer(model, tokenizer, prompt)[0]
+            right += prompt.answer in answer(model, tokenizer, prompt)[0]
     return right / samples
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--arch", default="llama")
+    parser.add_argument("--arch", default="llama", choices=names())
     parser.add_argument("--text", type=Path, default=FOLDER / "story.txt", help="the text to hide keys in")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8000])
     parser.add_argument("--keep", type=float, default=1 / 16, help="share of the tokens kept (default: 1/16)")
     parser.add_argument("--samples", type=int, default=20, help="prompts a cell")
     args = parser.parse_args()
     model, tokenizer = mini(args.arch)
-    raw = PromptDistill([2], [args.keep], cache_truncation_end=1)
-    policies = {"all tokens": None, "softmax scores": small_policy(args.keep), "the paper's scores": raw}
+    softmax = PromptDistill([SELECTION_LAYER], [args.keep], **(SCORING | SOFTMAX))
+    chance = PromptDistill([SELECTION_LAYER], [args.keep], **(SCORING | {"scoring": "random"}))
+    policies = {
+        "all tokens": None, "the paper's scores": small_policy(args.keep), "softmax scores": softmax, "random": chance,
+    }  # fmt: skip
     cells = [(length, name) for length in args.lengths for name in policies]
     found = {
         cell: accuracy(model, tokenizer, args.text.read_text(), cell[0], policies[cell[1]], args.samples)

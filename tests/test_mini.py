@@ -1,72 +1,117 @@
-"""The trained model that ships: what it is loaded as, and that it tells a good choice of tokens from a bad one."""
+"""The trained models that ship: what they are loaded as, and that they tell a good choice of tokens from a bad one."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import distill
-from distill import PromptDistill
-from distill.mini import names, path
-from distill.mini.passkey import accuracy, make_prompt, small_policy, story
+from distill import PromptDistill, Random, SnapKV, StreamingLLM
+from distill.mini import SCORING, SELECTION_LAYER, names, path
+from distill.mini.passkey import accuracy, answer, hide, make_prompt, small_policy, story
+
+ARCHITECTURES = ("llama", "phi3", "qwen2")
 
 
-@pytest.fixture(scope="module")
-def model_and_tokenizer():
-    return distill.mini("llama", dtype=torch.float32)
+@cache
+def load(arch):
+    return distill.mini(arch, dtype=torch.float32)
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def model_and_tokenizer(request):
+    return load(request.param)
+
+
+def test_all_three_ship():
+    assert tuple(names()) == ARCHITECTURES
+    for arch in ARCHITECTURES:
+        assert (path(arch) / "model.safetensors").stat().st_size <= 12_000_000
+    tokenizers = {(path(arch) / "tokenizer.json").read_bytes() for arch in ARCHITECTURES}
+    assert len(tokenizers) == 1
 
 
 @pytest.mark.parametrize("text", ["plain", "  indented\n\ttabs\r\n", "naïve – 日本語 🙂 \u200b", story()[:2000]])
 def test_the_tokenizer_loses_nothing(model_and_tokenizer, text):
     tokenizer = model_and_tokenizer[1]
+    assert tokenizer("a 12345").input_ids[0] == 0 and len(tokenizer.tokenize("12345")) == 2
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
 
 
-def test_the_folder_is_a_stock_checkpoint(model_and_tokenizer):
-    model, tokenizer = model_and_tokenizer
-    stock = LlamaForCausalLM.from_pretrained(path("llama"), dtype=torch.float32).eval()
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_folder_is_a_stock_checkpoint(arch, dtype):
+    model, tokenizer = distill.mini(arch, policy=None, dtype=dtype)
+    stock = AutoModelForCausalLM.from_pretrained(path(arch), dtype=dtype).eval()
+    assert type(stock).__module__.startswith("transformers.") and isinstance(model, type(stock))
     ids = torch.tensor([tokenizer(story()[:1500]).input_ids])
     with torch.no_grad():
         assert torch.equal(model(ids).logits, stock(ids).logits)
 
 
-def test_it_finds_pass_keys_in_a_sixteenth_of_the_tokens(model_and_tokenizer):
+def test_they_find_pass_keys_in_an_eighth_of_the_tokens_where_chance_does_not(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
-    full, kept, raw = (
-        accuracy(model, tokenizer, story(), 1024, policy, samples=6)
-        for policy in (None, small_policy(1 / 16), PromptDistill([2], [1 / 16], cache_truncation_end=1))
+    random = PromptDistill([SELECTION_LAYER], [1 / 2], **(SCORING | {"scoring": "random"}))
+    late = PromptDistill([SELECTION_LAYER], [1 / 8], scoring="random", recent=24)  # the early caches are full
+    full, kept, half, full_caches = (
+        accuracy(model, tokenizer, story(), 1024, policy, samples=8)
+        for policy in (None, small_policy(1 / 8), random, late)
     )
-    assert full == 1.0 and kept == 1.0
-    assert raw <= 0.5  # this model's idle heads mislead the mean of raw logits, see its card
+    assert full == 1.0 and kept >= 7 / 8
+    assert kept >= half and half <= 5 / 8 and full_caches <= 3 / 8
 
 
-def test_prompts_hold_the_key_once_where_it_was_asked_for(model_and_tokenizer):
-    tokenizer = model_and_tokenizer[1]
+def test_methods_that_look_at_the_question_find_the_key_and_others_do_not():
+    model, tokenizer = load("llama")
+    found = {
+        policy.name: accuracy(model, tokenizer, story(), 1024, policy, samples=8)
+        for policy in (SnapKV(1 / 8), StreamingLLM(1 / 8), Random(1 / 8))
+    }
+    assert found["snapkv"] >= 7 / 8 and found["streamingllm"] <= 3 / 8 and found["random"] <= 3 / 8
+
+
+def test_prompts_hold_the_key_once_where_it_was_asked_for():
+    tokenizer = load("llama")[1]
     for depth in (0.0, 0.3, 1.0):
         prompt = make_prompt(tokenizer, story(), 700, depth, seed=3)
         assert prompt.ids.shape == (1, 700) and prompt.ids[0, 0] == tokenizer.bos_token_id
-        fact = tokenizer.decode(prompt.ids[0, prompt.start : prompt.stop])
-        assert fact.count(prompt.key) == 2 == tokenizer.decode(prompt.ids[0]).count(prompt.key)
+        fact = tokenizer.decode(prompt.ids[0, slice(*prompt.facts[0])])
+        assert fact.count(prompt.answer) == 2 == tokenizer.decode(prompt.ids[0]).count(prompt.answer)
     with pytest.raises(ValueError, match="length: got 20"):
         make_prompt(tokenizer, story(), 20, 0.5, seed=3)
 
 
+def test_one_of_several_facts_is_told_from_the_others():
+    model, tokenizer = load("llama")
+    people = {"Martha": "48213", "Edwin": "70655", "Leonora": "15978", "Gilbert": "93042"}
+    facts = [(f"The code of {name} is {code}.", 0.1 + 0.2 * i) for i, (name, code) in enumerate(people.items())]
+    for name, code in people.items():
+        question = f"What is the code of {name}? The code of {name} is"
+        prompt = hide(tokenizer, story(), facts, question, code, length=1200, seed=5)
+        for policy in (None, small_policy(1 / 8)):
+            with model.using(policy):
+                assert answer(model, tokenizer, prompt)[0].strip().startswith(code), (name, policy)
+
+
 def test_unknown_model():
-    assert "llama" in names()
-    with pytest.raises(ValueError, match="arch: got 'gpt'; models ship for llama"):
+    with pytest.raises(ValueError, match="arch: got 'gpt'; models ship for llama, phi3, qwen2"):
         distill.mini("gpt")
 
 
 def test_demo(tmp_path):
     command = [sys.executable, "-m", "distill.mini.demo", "--length", "1500", "--keep", "96"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    key = done.stdout.split("the pass key ")[1].split()[0]
-    stock, ours = (line.split() for line in done.stdout.splitlines() if line.startswith(("stock", "distill")))
-    assert key in stock[1] and key in ours[1] and ours[2] == f"{97 / 1500:.1%}"
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    asked = [line for line in done.stdout.splitlines() if "?" in line and line.endswith(" s")]
+    assert len(asked) == 4
+    for line in asked:
+        stock, _, _, ours, _, _ = line.split("?")[1].split()
+        assert stock.rstrip(".") == ours.rstrip(".") != ""
+    assert f"{97 / 1500:.1%}" in done.stdout
     page = (tmp_path / "outputs" / "demo.html").read_text()
     assert page.count("<mark>") + page.count("<b>") == 97

@@ -17,7 +17,7 @@ from distill.evaluation import report
 from distill.evaluation.cli import main
 from distill.evaluation.report import collect
 
-PAPER = "promptdistill:selection_layers=[2],cache_truncation_end=1"
+PAPER = "promptdistill:selection_layers=[3],cache_truncation_end=1"
 METHOD = f"{PAPER},scoring=softmax,pooling=max,pooling_kernel=31,recent=32"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # runs in the page after its own script: presses what a reader would press, and notes what is there

@@ -1,0 +1,255 @@
+"""Sequences to learn from: facts hidden in running text, questions last, and what is needed to guide attention."""
+
+from __future__ import annotations
+
+import re
+from collections import abc
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.mini.recipe import wording
+from distill.mini.recipe.skills import SKILLS, Draw, Episode
+
+#: how often each skill is drawn, and how large a share of a sequence its facts may fill
+MIXTURE = {
+    "passkey": (0.10, 0.3),
+    "needles": (0.30, 0.4),
+    "chain": (0.08, 0.3),
+    "key_values": (0.20, 0.6),
+    "line_records": (0.17, 0.8),
+    "absent": (0.05, 0.3),
+    "where_is": (0.10, 0.3),
+}
+FIRST, REST = 4.0, 3.0  # weights of an answer's first token and of its others
+
+
+@dataclass
+class Guide:
+    """Where attention should go: from `query`, to token `fetch` (or -1: not known), within `[start, stop)`."""
+
+    row: int
+    query: int
+    fetch: int
+    start: int
+    stop: int
+
+
+@dataclass
+class Batch:
+    """Token ids, loss weights of each token as a target, and positions, all `(batch, tokens)`."""
+
+    ids: Tensor
+    weights: Tensor
+    positions: Tensor
+    guides: list[Guide] = field(default_factory=list)
+
+
+@dataclass
+class Sequence:
+    """Token ids, their weights as targets, guides, and where the answers lie: `[start, stop)` for each question."""
+
+    ids: list[int]
+    weights: list[float]
+    guides: list[Guide]
+    answers: list[tuple[int, int]]
+
+
+@dataclass
+class Piece:
+    """A tokenised text and the token ranges `[start, stop)` of its marks."""
+
+    ids: list[int]
+    marks: list[tuple[int, int]]
+
+
+def tokenise(tokenizer: Any, text: str) -> Piece:
+    """Tokens of a text without its marks, and where the marks were."""
+    parts = re.split(r"(\[\[|\]\])", text)
+    plain, edges = "", []
+    for part in parts:
+        if part in ("[[", "]]"):
+            edges.append(len(plain))
+        else:
+            plain += part
+    encoded = tokenizer.backend_tokenizer.encode(plain, add_special_tokens=False)
+    marks = []
+    for start, stop in zip(edges[::2], edges[1::2], strict=True):
+        inside = [i for i, (a, b) in enumerate(encoded.offsets) if a < stop and b > start]
+        marks.append((inside[0], inside[-1] + 1))
+    return Piece(encoded.ids, marks)
+
+
+class Maker:
+    """Makes sequences from books (one array of tokens), skills and wordings."""
+
+    def __init__(self, tokenizer: Any, tokens: np.ndarray, draw: Draw, noise: float = 0.1) -> None:
+        self.tokenizer, self.tokens, self.draw, self.rng = tokenizer, tokens, draw, draw.rng
+        self.noise = noise
+        self.stops = {i for t, i in tokenizer.get_vocab().items() if t in (".", "!", "?", ".Ċ", ".'", '."', "ĊĊ", "Ċ")}
+
+    def hay(self, count: int) -> list[int]:
+        """`count` tokens of text: a stretch of a book, sometimes something duller."""
+        kind = self.rng.random()
+        if kind < self.noise / 2:
+            filler = tokenise(self.tokenizer, self.rng.choice(wording.FILLER)).ids
+            return (filler * (count // len(filler) + 1))[:count]
+        first = self.rng.randrange(len(self.tokens) - count)
+        found = self.tokens[first : first + count].tolist()
+        if kind > 1 - self.noise:
+            return self._with_numbers(found)
+        if kind < self.noise:
+            pieces = [found[i : i + 16] for i in range(0, count, 16)]
+            self.rng.shuffle(pieces)
+            found = [token for piece in pieces for token in piece]
+        return found
+
+    def _with_numbers(self, tokens: list[int]) -> list[int]:
+        """The same text, interrupted by numbers as tables and indexes are."""
+        found: list[int] = []
+        while len(found) < len(tokens):
+            step = self.rng.randrange(5, 80)
+            number = str(self.rng.randrange(10 ** self.rng.randrange(1, 6)))
+            form = self.rng.choice((" {}", " {},", " {};", "\n{}. ", " ({})", " No. {}"))
+            found += tokens[len(found) : len(found) + step] + tokenise(self.tokenizer, form.format(number)).ids
+        return found[: len(tokens)]
+
+    def plain(self, length: int) -> list[int]:
+        return [self.tokenizer.bos_token_id, *self.hay(length - 1)]
+
+    def episode(self, length: int) -> Episode:
+        """A skill with as many facts as fit its share of the sequence (fewer more often)."""
+        names = list(MIXTURE)
+        skill = self.rng.choices(names, [MIXTURE[name][0] for name in names])[0]
+        most = max(1, int(length * MIXTURE[skill][1] / 22))
+        lowest = 2 if skill in ("key_values", "line_records") else 1
+        count = max(lowest, int(most ** self.rng.random())) if self.rng.random() < 0.5 else self.rng.randint(1, most)
+        return SKILLS[skill](self.draw, max(lowest, min(count, 150)))
+
+    def sequence(
+        self, length: int, episode: Episode, asked: int, row: int = 0, depth: float | None = None
+    ) -> Sequence:
+        """One sequence of at most `length` tokens: facts in text, then up to `asked` questions.
+
+        With a `depth`, 0 to 1, only the question is asked whose fact lies there (of scattered facts, the first one is
+        put there; of lines, the one that is there is asked for).
+
+        Raises:
+            ValueError: the facts and one question do not fit.
+        """
+        facts = [tokenise(self.tokenizer, self._spaced(text, episode.lines)) for text in episode.facts]
+        order = self.rng.sample(range(len(episode.questions)), min(asked, len(episode.questions)))
+        if depth is not None:
+            order = [round(depth * (len(episode.questions) - 1)) if episode.lines else 0]
+        questions = [(tokenise(self.tokenizer, episode.questions[i].text), episode.questions[i].facts) for i in order]
+        lead = tokenise(self.tokenizer, self.rng.choice(wording.LEADS)).ids
+        room = length - 1 - len(lead) - sum(len(f.ids) for f in facts)
+        while len(questions) > 1 and sum(len(q.ids) for q, _ in questions) > room // 2:
+            questions.pop()
+        room -= sum(len(q.ids) for q, _ in questions)
+        if room < 0:
+            raise ValueError(f"length: got {length}; the facts alone take {length - room} tokens")
+        ids, starts = self._hide(facts, room, episode.lines, depth)
+        weights = [1.0] * len(ids)
+        for fact, start in zip(facts, starts, strict=True):
+            for a, b in fact.marks:  # random values cannot be predicted where they are stated
+                weights[start + a : start + b] = [0.0] * (b - a)
+        made = Sequence([*ids, *lead], [*weights, *[1.0] * len(lead)], [], [])
+        for question, needed in questions:
+            at = len(made.ids)
+            # a value stated before its owner cannot know whose it is: how it is fetched is left to the model
+            free = [i for i, text in enumerate(episode.facts) if "]] is the" in text or "]] as the" in text]
+            made.guides += self._guides(question, needed, facts, starts, at, ids, row, free)
+            weight = [0.5] * len(question.ids)
+            for a, b in question.marks:
+                weight[a : b + 1] = [FIRST] + [REST] * (min(b + 1, len(weight)) - a - 1)
+            made.answers.append((at + question.marks[0][0], at + question.marks[-1][1]))
+            made.ids += question.ids
+            made.weights += weight
+        return made
+
+    def _spaced(self, text: str, lines: bool) -> str:
+        if lines:
+            return f"{text}\n"
+        return self.rng.choice((f" {text}", f"\n{text}\n", f" {text}", f"\n\n{text}\n\n"))
+
+    def _hide(
+        self, facts: abc.Sequence[Piece], room: int, lines: bool, depth: float | None
+    ) -> tuple[list[int], list[int]]:
+        """Text of `room` tokens with the facts in it, and where each of them starts; the first one at `depth`."""
+        hay = self.hay(room) if room else []
+        if lines:
+            at = self.rng.randrange(room + 1) if self.rng.random() < 0.7 else self.rng.choice((0, room))
+            places = [at] * len(facts)
+        else:
+            places = sorted(self.rng.randrange(room + 1) for _ in facts)
+            places = [self._sentence(hay, place) for place in places]
+            if depth is not None:
+                self.rng.shuffle(places)
+                places[0] = self._sentence(hay, round(depth * room))
+        ids, starts, done = [self.tokenizer.bos_token_id], [0] * len(facts), 0
+        for i in sorted(range(len(facts)), key=places.__getitem__):
+            ids += hay[done : places[i]]
+            done = max(done, places[i])
+            starts[i] = len(ids)
+            ids += facts[i].ids
+        return ids + hay[done:], starts
+
+    def _sentence(self, hay: abc.Sequence[int], place: int) -> int:
+        """The next place where a sentence ends, if one is near (most of the time)."""
+        if self.rng.random() < 0.8:
+            for i in range(place, min(place + 60, len(hay))):
+                if hay[i] in self.stops:
+                    return i + 1
+        return place
+
+    @staticmethod
+    def _guides(
+        question: Piece, needed: abc.Sequence[int], facts: abc.Sequence[Piece], starts: abc.Sequence[int], at: int,
+        before: abc.Sequence[int], row: int, free: abc.Sequence[int],
+    ) -> list[Guide]:  # fmt: skip
+        """For every token of every answer: the query that predicts it, and where its fact and its own copy lie."""
+        found = []
+        for m, (a, b) in enumerate(question.marks):
+            own = needed[m] if m < len(needed) else -1
+            others = [f for i, f in enumerate(needed) if f >= 0 and (i == m or i >= len(question.marks))]
+            for i in range(a, b):
+                fetch = -1
+                if own >= 0 and own not in free and facts[own].marks:
+                    stop = starts[own] + facts[own].marks[0][1]
+                    target = stop - (b - i)
+                    answer = question.ids[a:b]
+                    if list(before[stop - (b - a) : stop]) == answer or before[target] == question.ids[i]:
+                        fetch = target
+                for fact in others:
+                    span = (starts[fact], starts[fact] + len(facts[fact].ids))
+                    found.append(Guide(row, at + i - 1, fetch if fact == own else -1, *span))
+        return found
+
+    def batch(self, rows: int, length: int, plain: float, reach: int, asked: int = 8) -> Batch:
+        """`rows` sequences; a share `plain` is text alone. Positions jump at random, up to `reach`."""
+        ids = torch.full((rows, length), self.tokenizer.pad_token_id)
+        weights = torch.zeros(rows, length)
+        positions = torch.arange(length).repeat(rows, 1)
+        guides: list[Guide] = []
+        for row in range(rows):
+            if self.rng.random() < plain:
+                found, weight = self.plain(length), [1.0] * length
+            else:
+                while True:
+                    try:
+                        made = self.sequence(length, self.episode(length), asked, row)
+                        break
+                    except ValueError:  # too many facts for the length
+                        continue
+                found, weight = made.ids, made.weights
+                guides += made.guides
+            ids[row, : len(found)] = torch.tensor(found)
+            weights[row, : len(found)] = torch.tensor(weight)
+            if reach > length and self.rng.random() < 0.6:
+                for at in sorted(self.rng.randrange(1, length) for _ in range(3)):
+                    positions[row, at:] += self.rng.randrange((reach - length) // 3 + 1)
+        return Batch(ids, weights, positions, guides)

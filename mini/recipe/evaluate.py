@@ -1,0 +1,243 @@
+"""What a small model can do, and how much dropping tokens hurts it:
+
+    python -m distill.mini.recipe.evaluate --arch llama skills language layers sensitivity
+
+Prints tables in Markdown and, with `--out`, writes them and pictures there. All text, words and values are held out
+from training. Answers are greedy continuations, right if they begin with the whole value. Intervals are Wilson's,
+95 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import json
+import lzma
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from distill.baselines import GemFilter, SnapKV, StreamingLLM
+from distill.evaluation.intervals import wilson
+from distill.mini import SCORING, SELECTION_LAYER, SOFTMAX, names, path, tokenizer_of
+from distill.mini.recipe import books
+from distill.mini.recipe.measure import bits_per_byte, maker
+from distill.mini.recipe.tasks import TASKS, answers, prompt, right
+from distill.models import PromptDistill, load
+from distill.patches.policy import Policy
+
+PolicyOf = Callable[[int], Policy | None]
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def distilled(layer: int, share: float, **options: Any) -> PolicyOf:
+    """PromptDistill after `layer`; a random choice is another one for every sample."""
+    if options.get("scoring") == "random":
+        return lambda seed: PromptDistill([layer], [share], seed=seed, **options)
+    policy = PromptDistill([layer], [share], **options)
+    return lambda seed: policy
+
+
+class Bench:
+    """A model, its tokenizer, and where pictures go."""
+
+    def __init__(self, arch: str, folder: Path, samples: int, split: str, out: Path | None) -> None:
+        self.arch, self.samples, self.split, self.out = arch, samples, split, out
+        self.model = load(folder).eval()  # in the precision that ships, bfloat16
+        self.tokenizer = tokenizer_of(folder)
+        self.results: dict[str, Any] = {}
+
+    def share(
+        self, task: str, length: int, policy: PolicyOf, samples: int, depths: Sequence[float] | None = None,
+        split: str | None = None,
+    ) -> int:  # fmt: skip
+        """How many of `samples` prompts are answered right, their depths spread evenly."""
+        source = maker(self.tokenizer, split or self.split, seed=length)
+        found = 0
+        for i in range(samples):
+            depth = depths[i % len(depths)] if depths else (i + 0.5) / samples
+            asked = prompt(source, task, length, None if task == "where is" else depth)
+            with self.model.using(policy(i)):
+                found += right(answers(self.model, self.tokenizer, asked), asked.answer)
+        return found
+
+    def skills(self, lengths: Sequence[int]) -> str:
+        """Accuracy by skill and length, and pass keys and needles by length and depth."""
+        rows, cells = [], {}
+        for task in tqdm(TASKS, desc="skills", leave=False):
+            row = []
+            for length in lengths:
+                if task == "100 records" and length < 4096:
+                    row.append("")
+                    continue
+                count = self.share(task, length, lambda seed: None, self.samples)
+                cells[f"{task}@{length}"] = count / self.samples
+                row.append(f"{count / self.samples:.3f}")
+            other = self.share(
+                task, 4096 if task == "100 records" else 2048, lambda s: None, self.samples, split="other"
+            )
+            cells[f"{task}@other"] = other / self.samples
+            rows.append([task, TASKS[task].chance, *row, f"{other / self.samples:.3f}"])
+        self.results["skills"] = cells
+        title = f"Accuracy by skill and length (n = {self.samples} a cell; `{self.split}` books; last: `other`, 2,048)"
+        return table(title, ["task", "chance", *map(str, lengths), "other"], rows)
+
+    def depths(self, lengths: Sequence[int]) -> str:
+        """Pass keys and needles over length and depth, as a picture too."""
+        rows, grids = [], {}
+        each = max(1, self.samples // 2)
+        for task in ("passkey", "one of 8 needles"):
+            grid = [
+                [self.share(task, n, lambda s: None, each, depths=[d]) / each for n in lengths]
+                for d in tqdm(DEPTHS, desc=f"depths of {task}", leave=False)
+            ]
+            grids[task] = grid
+            rows += [[task, f"{d:.2f}", *(f"{v:.2f}" for v in row)] for d, row in zip(DEPTHS, grid, strict=True)]
+        self.results["depths"] = {"lengths": list(lengths), "depths": list(DEPTHS), "share": grids}
+        if self.out:
+            heat_map(grids, lengths, self.out / f"{self.arch}-depths.png", self.arch, each)
+        title = f"Accuracy by depth (0: first, 1: last) and length (n = {each} a cell)"
+        return table(title, ["task", "depth", *map(str, lengths)], rows)
+
+    def language(self) -> str:
+        """Bits per byte beside general compressors on the same bytes."""
+        rows = []
+        for split in ("validation", "test", "other"):
+            text = "\n\n".join(books.read(split).values()).encode()
+            bits = bits_per_byte(self.model, self.tokenizer, split, length=2048, windows=32)
+            row = [split, f"{bits:.3f}", f"{len(lzma.compress(text, preset=9)) * 8 / len(text):.3f}", _brotli(text)]
+            rows.append([*row, f"{len(bz2.compress(text, 9)) * 8 / len(text):.3f}"])
+            self.results.setdefault("bits_per_byte", {})[split] = bits
+        title = "Bits per byte (second halves of 32 windows of 2,048 tokens; compressors: whole books)"
+        return table(title, ["books", f"mini-{self.arch}", "xz -9", "brotli -q 11", "bzip2 -9"], rows)
+
+    def layers(self, task: str, share: float, length: int = 2048) -> str:
+        """Accuracy when tokens are dropped after each layer."""
+        kinds = {"paper": SCORING, "softmax": SCORING | SOFTMAX, "random": SCORING | {"scoring": "random"}}
+        last = self.model.config.num_hidden_layers - 1
+        each = max(1, self.samples // 2)
+        rows = []
+        for layer in tqdm(range(last), desc="layers", leave=False):
+            found = [
+                self.share(
+                    task, length, distilled(layer, share, **options | {"cache_truncation_end": truncated}), each
+                )
+                / each
+                for truncated in (0, 1)
+                for options in kinds.values()
+            ]
+            rows.append([str(layer), *(f"{v:.2f}" for v in found)])
+            self.results.setdefault("layers", {})[layer] = found
+        head = [f"{kind}, {'truncated' if t else 'full caches'}" for t in (0, 1) for kind in kinds]
+        title = f"{task}, {length} tokens, {share:.4g} of them kept after one layer (n = {each} a cell)"
+        return table(title, ["layer", *head], rows)
+
+    def sensitivity(self, task: str, shares: Sequence[float], length: int = 2048) -> str:
+        """Methods against budgets."""
+        control = {"scoring": "random"}
+        methods: dict[str, Callable[[float], PolicyOf]] = {
+            "PromptDistill": lambda s: distilled(SELECTION_LAYER, s, **SCORING),
+            "PromptDistill, softmax": lambda s: distilled(SELECTION_LAYER, s, **SCORING | SOFTMAX),
+            "PromptDistill, nothing kept always": lambda s: distilled(SELECTION_LAYER, s, cache_truncation_end=1),
+            "random tokens": lambda s: distilled(SELECTION_LAYER, s, **SCORING | control),
+            "random tokens, full early caches": lambda s: distilled(
+                SELECTION_LAYER, s, **SCORING | control | {"cache_truncation_end": 0}
+            ),
+            "GemFilter": lambda s: lambda seed: GemFilter(s, layer=SELECTION_LAYER),
+            "SnapKV": lambda s: lambda seed: SnapKV(s),
+            "StreamingLLM": lambda s: lambda seed: StreamingLLM(s),
+        }
+        full = self.share(task, length, lambda seed: None, self.samples)
+        rows = [["all tokens", _cell(full, self.samples), *[""] * (len(shares) - 1)]]
+        self.results.setdefault("sensitivity", {})[task] = {"full": full / self.samples}
+        for name, method in tqdm(methods.items(), desc=f"methods, {task}", leave=False):
+            found = [self.share(task, length, method(share), self.samples) for share in shares]
+            rows.append([name, *(_cell(count, self.samples) for count in found)])
+            self.results["sensitivity"][task][name] = [count / self.samples for count in found]
+        head = ["method", *(f"1/{round(1 / share)}" for share in shares)]
+        return table(f"{task}, {length} tokens, share kept (n = {self.samples} a cell)", head, rows)
+
+
+def _brotli(text: bytes) -> str:
+    try:
+        import brotli
+    except ImportError:
+        return "not installed"
+    return f"{len(brotli.compress(text, quality=11)) * 8 / len(text):.3f}"
+
+
+def _cell(count: int, samples: int) -> str:
+    low, high = wilson(count, samples)
+    return f"{count / samples:.3f} [{low:.2f}, {high:.2f}]"
+
+
+def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table under its title."""
+    lines = [f"**{title}**", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
+def heat_map(grids: dict[str, list[list[float]]], lengths: Sequence[int], file: Path, arch: str, samples: int) -> None:
+    """A picture of accuracy: length across, depth down, one panel a task."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * len(grids), 3.4), dpi=120)
+    FigureCanvasAgg(figure)
+    for i, (task, grid) in enumerate(grids.items()):
+        axes = figure.add_subplot(1, len(grids), i + 1)
+        axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+        axes.set(title=f"mini-{arch}: {task} (n = {samples} a cell)", xlabel="tokens", ylabel="depth")
+        axes.set_xticks(range(len(lengths)), [str(n) for n in lengths])
+        axes.set_yticks(range(len(DEPTHS)), [f"{d:.2f}" for d in DEPTHS])
+        for y, row in enumerate(grid):
+            for x, value in enumerate(row):
+                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
+    figure.tight_layout()
+    figure.savefig(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = ("skills", "depths", "language", "layers", "sensitivity")
+    parser.add_argument("parts", nargs="*", default=parts, help=f"which of {', '.join(parts)}; all if none is named")
+    parser.add_argument("--arch", default="llama", help=f"a model that ships: {', '.join(names())}")
+    parser.add_argument("--model", type=Path, help="the folder of another model")
+    parser.add_argument("--samples", type=int, default=200, help="prompts a cell (profile and depths: half of it)")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
+    parser.add_argument("--shares", type=float, nargs="+", default=[1 / 4, 1 / 8, 1 / 16, 1 / 32])
+    parser.add_argument(
+        "--tasks", nargs="+", default=["passkey", "one of 8 needles"], help="of layers and sensitivity"
+    )
+    parser.add_argument("--split", default="test", choices=("validation", "test", "other"))
+    parser.add_argument("--out", type=Path, help="folder for tables and pictures")
+    args = parser.parse_args()
+    unknown = set(args.parts) - set(parts)
+    if unknown:
+        parser.error(f"parts: got {', '.join(sorted(unknown))}; allowed are {', '.join(parts)}")
+    if args.out:
+        args.out.mkdir(parents=True, exist_ok=True)
+    bench = Bench(args.arch, args.model or path(args.arch), args.samples, args.split, args.out)
+    printed = []
+    for part in args.parts:
+        if part in ("skills", "depths"):
+            texts = [getattr(bench, part)(args.lengths)]
+        elif part == "language":
+            texts = [bench.language()]
+        elif part == "layers":
+            texts = [bench.layers(task, 1 / 8) for task in args.tasks]
+        else:
+            texts = [bench.sensitivity(task, args.shares) for task in args.tasks]
+        for text in texts:
+            print(text, flush=True)
+            printed.append(text)
+    if args.out:
+        stem = f"{args.arch}-{'-'.join(args.parts)}"
+        (args.out / f"{stem}.md").write_text("\n".join(printed))
+        (args.out / f"{stem}.json").write_text(json.dumps(bench.results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""What the models are taught: facts and questions about them, drawn at random."""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from distill.mini.recipe import wording as w
+from distill.mini.recipe.books import held_out
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question with its marked answer, and the facts that it needs: one for each mark, then any others."""
+
+    text: str
+    facts: tuple[int, ...]
+
+
+@dataclass
+class Episode:
+    """Facts (marked texts) and questions about them; `lines`: the facts are lines of one block, not scattered."""
+
+    facts: list[str] = field(default_factory=list)
+    questions: list[Question] = field(default_factory=list)
+    lines: bool = False
+
+
+class Draw:
+    """Random words, names and values: of training, or (`unseen`) only such as training never sees."""
+
+    def __init__(self, rng: random.Random, words: Sequence[str], names: Sequence[str], unseen: bool = False) -> None:
+        self.rng, self.unseen = rng, unseen
+        self.words = [word for word in words if held_out(word) == unseen]
+        self.names = [name for name in names if held_out(name) == unseen]
+
+    def of(self, texts: Sequence[str], unseen_wording: bool = False) -> str:
+        """One of the wordings: any but the last, or the last."""
+        return texts[-1] if unseen_wording else self.rng.choice(texts[:-1])
+
+    def kind(self, known: Sequence[str]) -> str:
+        """What a value is called: one of a list, or two words put together."""
+        return self.rng.choice(known) if self.rng.random() < 0.6 else f"{self.word()} {self.rng.choice(w.NOUNS)}"
+
+    def word(self) -> str:
+        return self.rng.choice(self.words)
+
+    def name(self) -> str:
+        kind = self.rng.random()
+        if kind < 0.5:
+            return self.rng.choice(self.names)
+        if kind < 0.6:
+            return f"{self.rng.choice(self.names)} {self.rng.choice(self.names)}"
+        return self.word() if kind < 0.75 else self.word().capitalize()
+
+    def key(self) -> str:
+        """A key of a line: words joined in some way, a name, or letters and digits."""
+        kind = self.rng.random()
+        if kind < 0.45:
+            return f"{self.word()}-{self.word()}"
+        if kind < 0.6:
+            return f"{self.word()}{self.rng.choice('_ .')}{self.word()}"
+        if kind < 0.85:
+            return self.word()
+        if kind < 0.92:
+            return self.rng.choice(self.names)
+        return "".join(self.rng.choices(string.ascii_lowercase, k=3)) + str(self.rng.randrange(1000))
+
+    def number(self, digits: int | None = None) -> str:
+        size = digits or self.rng.choice((3, 4, 5, 5, 5, 5, 5, 6, 7, 8))
+        while True:
+            value = str(self.rng.randrange(10 ** (size - 1), 10**size))
+            if held_out(value) == self.unseen:
+                return value
+
+    def value(self) -> str:
+        kind = self.rng.random()
+        if kind < 0.7:
+            return self.number()
+        if kind < 0.85:
+            return self.word()
+        if kind < 0.93:
+            return f"{self.word()} {self.word()}"
+        return f"{self.word()}-{self.number(3)}"
+
+    def several(self, draw: Callable[[], str], count: int) -> list[str]:
+        """`count` different draws."""
+        found: dict[str, None] = {}
+        while len(found) < count:
+            found[draw()] = None
+        return list(found)
+
+
+def passkey(d: Draw, count: int, unseen_wording: bool = False, digits: int | None = None) -> Episode:
+    """One key, or a few keys of different kinds."""
+    kinds = w.UNSEEN_KINDS[:1] if unseen_wording else d.several(lambda: d.kind(w.KINDS), min(count, 3))
+    episode = Episode()
+    for i, kind in enumerate(kinds):
+        # with several keys "passkey" beside "pass key" would be a riddle, not a question
+        value = d.number(digits) if digits or d.rng.random() < 0.8 else d.value()
+        fill = {"kind": kind, "Kind": kind.capitalize(), "value": value}
+        episode.facts.append(d.of(w.PASSKEY_FACTS, unseen_wording).format(**fill))
+        episode.questions.append(Question(d.of(w.PASSKEY_QUESTIONS, unseen_wording).format(**fill), (i,)))
+    return episode
+
+
+def needles(
+    d: Draw, count: int, unseen_wording: bool = False, digits: int | None = None, value_first: float = 0.1
+) -> Episode:
+    """Values of names, in one wording or several, asked for one by one or in pairs.
+
+    `value_first`: how often the value is stated before the name.
+    """
+
+    def form() -> str:
+        return w.VALUE_FIRST if d.rng.random() < value_first else d.of(w.NEEDLE_FACTS, unseen_wording)
+
+    attribute = d.kind(w.ATTRIBUTES)
+    names = d.several(d.name, count)
+    numeric = digits or d.rng.random() < 0.6
+    values = d.several(lambda: d.number(digits) if numeric else d.value(), count)
+    same = form() if d.rng.random() < 0.6 or unseen_wording else None
+    episode = Episode()
+    for name, value in zip(names, values, strict=True):
+        episode.facts.append((same or form()).format(attribute=attribute, name=name, value=value))
+    for i, (name, value) in enumerate(zip(names, values, strict=True)):
+        fill = {"attribute": attribute, "name": name, "value": value}
+        if count > 1 and d.rng.random() < 0.2 and not unseen_wording:
+            j = d.rng.choice([j for j in range(count) if j != i])
+            text = d.rng.choice(w.PAIR_QUESTIONS).format(other=names[j], second=values[j], **fill)
+            episode.questions.append(Question(text, (i, j)))
+        else:
+            episode.questions.append(Question(d.of(w.NEEDLE_QUESTIONS, unseen_wording).format(**fill), (i,)))
+    return episode
+
+
+def chain(d: Draw, count: int) -> Episode:
+    """Two look-ups: the value of somebody's neighbour."""
+    attribute, relation = d.rng.choice(w.ATTRIBUTES), d.rng.choice(w.RELATIONS)
+    count = max(2, count // 2)
+    people = d.several(d.name, 2 * count)
+    values = d.several(d.number, count)
+    form, link = d.of(w.NEEDLE_FACTS), d.rng.choice(w.LINK_FACTS)
+    episode = Episode()
+    for i in range(count):
+        fill = {"relation": relation, "attribute": attribute, "value": values[i]}
+        fill |= {"name": people[i], "other": people[count + i]}
+        episode.facts.append(link.format(**fill))
+        episode.facts.append(form.format(**(fill | {"name": people[count + i]})))
+        text = d.rng.choice(w.CHAIN_QUESTIONS).format(**fill)
+        needed = (2 * i, 2 * i + 1) if text.count("[[") == 2 else (2 * i + 1, 2 * i)
+        episode.questions.append(Question(text, needed))
+    return episode
+
+
+def key_values(d: Draw, count: int, digits: int | None = None) -> Episode:
+    """A list of keys and values, a pair a line."""
+    line, same = d.rng.choice(w.KV_LINES)
+    keys = d.several(d.key, count)
+    values = [d.number(digits) if digits else d.value() for _ in keys]
+    facts = [line.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
+    questions = []
+    for i, (key, value) in enumerate(zip(keys, values, strict=True)):
+        text = d.rng.choice(w.KV_QUESTIONS).format(key=key, value=value, same=same.format(key=key, value=value))
+        questions.append(Question(text, (i,)))
+    return Episode(facts, questions, lines=True)
+
+
+def line_records(d: Draw, count: int, unseen_wording: bool = False) -> Episode:
+    """Line retrieval in the style of LongChat."""
+    (line, content), form = d.rng.choice(w.LINE_WORDS), d.rng.choice(w.LINE_FACTS)
+    keys = d.several(lambda: f"{d.word()}-{d.word()}", count)
+    values = [d.number(d.rng.choice((3, 4, 5, 5, 5))) for _ in keys]
+    fills = [{"line": line, "content": content, "key": k, "value": v} for k, v in zip(keys, values, strict=True)]
+    facts = [form.format(**fill) for fill in fills]
+    questions = [Question(d.of(w.LINE_QUESTIONS, unseen_wording).format(**f), (i,)) for i, f in enumerate(fills)]
+    return Episode(facts, questions, lines=True)
+
+
+def absent(d: Draw, count: int) -> Episode:
+    """Which of some names did not appear."""
+    count = max(3, min(count, 8))
+    names = d.several(lambda: d.rng.choice(d.names), count + 2)
+    facts = [d.rng.choice(w.PRESENT_FACTS).format(name=name) for name in names[:count]]
+    questions = []
+    for missing in names[count:]:
+        shown = d.rng.sample(range(count), d.rng.choice((2, 3)))
+        options = [names[i] for i in shown] + [missing]
+        d.rng.shuffle(options)
+        listed = ", ".join(options[:-1]) + " and " + options[-1]
+        text = d.rng.choice(w.ABSENT_QUESTIONS).format(options=listed, value=missing)
+        questions.append(Question(text, tuple(-1 for _ in range(text.count("[["))) + tuple(shown)))
+    return Episode(facts, questions)
+
+
+def where_is(d: Draw, count: int) -> Episode:
+    """Short facts about people, places and things; of several moves of one person the last counts."""
+    people = d.several(lambda: d.rng.choice(d.names), max(2, min(count, 8)))
+    episode = Episode()
+    if d.rng.random() < 0.6:
+        at: dict[str, tuple[int, str]] = {}
+        for i in range(max(count, len(people))):
+            name = people[i] if i < len(people) else d.rng.choice(people)
+            place = d.rng.choice(w.PLACES)
+            episode.facts.append(f"{name} {d.rng.choice(w.MOVES)} the [[{place}]].")
+            at[name] = (i, place)
+        for name, (i, place) in at.items():
+            episode.questions.append(Question(d.rng.choice(w.WHERE_QUESTIONS).format(name=name, value=place), (i,)))
+        return episode
+    things = d.rng.sample(w.THINGS, len(people))
+    for i, (name, thing) in enumerate(zip(people, things, strict=True)):
+        take = d.rng.choice(w.TAKES)
+        question, asked = d.rng.choice(w.TAKE_QUESTIONS)
+        marked = {"name": name, "thing": thing, asked: f"[[{name if asked == 'name' else thing}]]"}
+        episode.facts.append("{name} {take} the {thing}.".format(take=take, **marked))
+        episode.questions.append(Question(question.format(name=name, take=take, thing=thing), (i,)))
+    return episode
+
+
+SKILLS: dict[str, Callable[[Draw, int], Episode]] = {
+    "passkey": passkey,
+    "needles": needles,
+    "chain": chain,
+    "key_values": key_values,
+    "line_records": line_records,
+    "absent": absent,
+    "where_is": where_is,
+}

@@ -1,0 +1,206 @@
+"""How the small models are made: what they are taught, by which losses, and that a run goes on where it stopped."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from distill.mini import FOLDER
+from distill.mini.recipe import books, convert, guide, start, tasks, tokenizer, train, wording
+from distill.mini.recipe.episodes import Maker, tokenise
+from distill.mini.recipe.skills import SKILLS, Draw, Episode
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    """A folder of books: our story, chapter by chapter, said to be several books."""
+    folder = tmp_path_factory.mktemp("shared")
+    shelf = folder / "data" / "gutenberg"
+    shelf.mkdir(parents=True)
+    story = (FOLDER / "story.txt").read_text()
+    for name in ("One", "Two", *(part for parts in books.SPLITS.values() for part in parts)):
+        with gzip.open(shelf / f"{name}_1.txt.gz", "wt") as handle:
+            handle.write("licence\n*** START OF THIS BOOK ***\n" + story * 4 + "\n*** END OF THIS BOOK\nlicence")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shelf(library):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DISTILL_SHARED", str(library))
+        yield library
+
+
+@pytest.fixture(scope="module")
+def words(shelf):
+    return tokenizer.train([*books.read("train").values(), *wording.corpus()], size=1700, numbers=40)
+
+
+@pytest.fixture
+def maker(words):
+    texts = books.read("train")
+    return Maker(words, books.encode(words, "train"), Draw(random.Random(0), *books.vocabulary(texts)))
+
+
+def test_books_lose_their_licence_and_no_held_out_one_is_learnt_from(shelf):
+    split = {name: set(books.read(name)) for name in ("train", *books.SPLITS)}
+    assert split["train"] == {"One_1", "Two_1"} and not any(split["train"] & split[name] for name in books.SPLITS)
+    assert all("licence" not in text and "\n\n" in text for text in books.read("train").values())
+    with pytest.raises(ValueError, match="split: got 'all'; allowed are train, validation"):
+        books.read("all")
+
+
+@pytest.mark.parametrize(
+    "text", ["é漢字 \u200b\t\r\n 12345678 's", "  two  spaces\n\n", "REGISTER_CONTENT is <24169>"]
+)
+def test_the_tokenizer_loses_nothing_and_keeps_threes_of_digits(words, text):
+    assert words.decode(words(text, add_special_tokens=False).input_ids) == text
+    assert words("x").input_ids[0] == words.bos_token_id == 0
+    assert [len(words.tokenize(str(n))) for n in (7, 42, 123, 1234, 123456)] == [1, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("skill", SKILLS)
+def test_answers_are_in_the_text_and_guides_point_at_them(maker, words, skill):
+    seen = 0
+    for _ in range(6):
+        made = maker.sequence(400, SKILLS[skill](maker.draw, 4), asked=3)
+        assert len(made.ids) == len(made.weights) <= 400 and made.ids[0] == words.bos_token_id
+        for begin, end in made.answers:
+            assert made.weights[begin] > 1 < made.weights[end - 1]
+        for hint in made.guides:
+            assert hint.start < hint.stop <= hint.query < len(made.ids) - 1
+            if hint.fetch >= 0:
+                assert hint.start <= hint.fetch < hint.stop and made.ids[hint.fetch] == made.ids[hint.query + 1]
+                seen += 1
+    assert seen or skill == "absent"
+
+
+def test_a_value_costs_nothing_where_it_is_stated(maker, words):
+    made = maker.sequence(300, Episode(["The code of Ann is [[4711]]."], []), asked=0)
+    free = [token for token, weight in zip(made.ids, made.weights, strict=True) if weight == 0]
+    assert words.decode(free) == "4711"
+
+
+def test_what_is_held_out_is_never_taught(maker):
+    unseen = Draw(random.Random(1), maker.draw.words, maker.draw.names, unseen=True)
+    assert not unseen.words  # the words that may be taught hold none of the others
+    taught = {maker.draw.number(5) for _ in range(300)}
+    asked = {unseen.number(5) for _ in range(300)}
+    assert not taught & asked and not any(books.held_out(value) for value in taught)
+    for texts in (wording.PASSKEY_FACTS, wording.NEEDLE_QUESTIONS):
+        drawn = {maker.draw.of(texts) for _ in range(300)}
+        assert drawn == set(texts[:-1]) and maker.draw.of(texts, unseen_wording=True) == texts[-1]
+
+
+def test_marks_become_token_ranges(words):
+    piece = tokenise(words, "The key is[[ 12345]], not[[ 678]].")
+    assert [words.decode(piece.ids[a:b]) for a, b in piece.marks] == [" 12345", " 678"]
+
+
+@pytest.mark.parametrize("task", tasks.TASKS)
+def test_prompts_end_before_the_answer(maker, words, task):
+    length = 3000 if task == "100 records" else 600
+    asked = tasks.prompt(maker, task, length, None if task == "where is" else 0.5)
+    assert asked.ids.shape[0] == 1 and 100 < asked.ids.shape[1] <= length and asked.answer.strip()
+    text = words.decode(asked.ids[0])
+    assert not text.endswith(asked.answer)
+    assert task in ("two of 8 needles", "chain of two") or asked.answer.strip() in text
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "expected"),
+    [
+        (" 123.", " 123", True),
+        ("1234", " 123", False),
+        ("12", "123", False),
+        ("123 and 9", "123", True),
+        ("", "x", False),
+    ],
+)
+def test_a_longer_number_is_another_answer(given, wanted, expected):
+    assert tasks.right(given, wanted) is expected
+
+
+def test_the_loss_is_cross_entropy():
+    torch.manual_seed(0)
+    hidden, head = torch.randn(700, 8, dtype=torch.float64), torch.randn(30, 8, dtype=torch.float64)
+    targets, weights = torch.randint(30, (700,)), torch.rand(700)
+    ours = [hidden.float().requires_grad_(), head.float().requires_grad_()]
+    stock = [hidden.float().requires_grad_(), head.float().requires_grad_()]
+    (train.SparseLoss.apply(*ours, targets, weights) * 2).backward()
+    wanted = 2 * (F.cross_entropy(stock[0] @ stock[1].T, targets, reduction="none") * weights).sum()
+    wanted.backward()
+    for mine, theirs in zip(ours, stock, strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_local_attention_sees_its_block_and_the_one_before():
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 24, 4) for _ in range(3))
+    ours = guide.local_attention(query, key, value, 6, 0.5)
+    i = torch.arange(24)
+    mask = (i[:, None] >= i) & (i[:, None] // 6 - i // 6 <= 1)
+    torch.testing.assert_close(ours, F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.5))
+
+
+def test_guided_attention_is_plain_attention_and_its_losses_fall_with_what_they_reward(words):
+    torch.manual_seed(0)
+    model = start.build(len(words)).eval()
+    ids = torch.randint(3, len(words), (1, 40))
+    stock = model(ids, use_cache=False).logits
+    model.set_attn_implementation(guide.NAME)
+    plan = guide.Plan(guides=[guide.Guide(0, 30, 12, 10, 16)])
+    guide.set_plan(plan)
+    torch.testing.assert_close(model(ids, use_cache=False).logits, stock, rtol=1e-4, atol=1e-4)
+    guide.set_plan(guide.Plan())
+    assert len(plan.find) == 1 and len(plan.fetch) == len(guide.FETCH)
+    query, key = torch.zeros(1, 4, 40, 8), torch.zeros(1, 2, 40, 8)
+    query[..., 0], key[:, :, 12, 0] = 1.0, 50.0
+    near, far = [guide.Guide(0, 30, 12, 12, 13)], [guide.Guide(0, 30, 13, 13, 14)]
+    assert guide._find_loss(query, key, 1.0, near) < 0.1 < 10 < guide._find_loss(query, key, 1.0, far)
+    assert (
+        guide._fetch_loss(query, key, 1.0, near, (0, 1)) < 0.1 < 10 < guide._fetch_loss(query, key, 1.0, far, (0, 1))
+    )
+
+
+@pytest.mark.parametrize("arch", convert.ARCHITECTURES)
+def test_the_same_weights_in_every_architecture(arch, words, tmp_path):
+    model = start.build(len(words), seed=3).eval()
+    ids = torch.randint(3, len(words), (2, 30))
+    with torch.no_grad():
+        stock, other = model(ids).logits, convert.convert(model, arch).eval()
+        torch.testing.assert_close(other(ids).logits, stock, rtol=1e-5, atol=1e-5)
+        convert.export(other, words, tmp_path)
+        back = type(other).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
+        assert back.config.model_type == arch and back.dtype == torch.bfloat16
+        assert torch.equal(back(ids).logits, other.bfloat16()(ids).logits)
+    with pytest.raises(ValueError, match="arch: got"):
+        convert.convert(other, "phi3" if arch != "phi3" else "qwen2") if arch != "llama" else convert.convert(
+            other, "gpt"
+        )
+
+
+def test_a_run_goes_on_where_it_stopped(shelf, words, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "STEP_TOKENS", 512)
+    monkeypatch.setattr(train, "progress", lambda *_: {"bits_per_byte": 9.0, "passkey@1": 0.0})
+    words.save_pretrained(tmp_path)
+
+    def args(tokens):
+        return train.parser().parse_args(["--out", str(tmp_path), "--tokens", str(tokens)])
+
+    train.Run(args(1024)).train()
+    first = torch.load(tmp_path / "checkpoint.pt", weights_only=False)
+    again = train.Run(args(2048))
+    assert again.steps == first["steps"] == 2
+    assert all(torch.equal(p, first["model"][n]) for n, p in again.model.state_dict().items())
+    again.train()
+    assert again.steps == 4 and again.tokens == 2048
+    steps = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert steps[-1] == 4
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "model" / "model.safetensors").exists()
