@@ -41,10 +41,14 @@ def words(shelf):
     return tokenizer.train([*books.read("train").values(), *wording.corpus()], size=1700, numbers=40)
 
 
+SYLLABLES = ("ba", "do", "fe", "gu", "ki", "lo", "mu", "ne", "ri", "sa", "to", "wi")
+WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("n", "rt")]
+
+
 @pytest.fixture
 def maker(words):
-    texts = books.read("train")
-    return Maker(words, books.encode(words, "train"), Draw(random.Random(0), *books.vocabulary(texts)))
+    names = [word.capitalize() for word in WORDS[::3]]
+    return Maker(words, books.encode(words, "train"), Draw(random.Random(0), WORDS, names))
 
 
 def test_books_lose_their_licence_and_no_held_out_one_is_learnt_from(shelf):
@@ -78,6 +82,11 @@ def test_answers_are_in_the_text_and_guides_point_at_them(maker, words, skill):
                 assert hint.start <= hint.fetch < hint.stop and made.ids[hint.fetch] == made.ids[hint.query + 1]
                 seen += 1
     assert seen or skill == "absent"
+
+
+def test_too_few_words_are_an_error():
+    with pytest.raises(ValueError, match="count: got 3; only 2 different ones"):
+        Draw(random.Random(0), [], []).several(iter("ab" * 150).__next__, 3)
 
 
 def test_a_value_costs_nothing_where_it_is_stated(maker, words):
@@ -178,7 +187,9 @@ def test_the_same_weights_in_every_architecture(arch, words, tmp_path):
         convert.export(other, words, tmp_path)
         back = type(other).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
         assert back.config.model_type == arch and back.dtype == torch.bfloat16
-        assert torch.equal(back(ids).logits, other.bfloat16()(ids).logits)
+    for name, parameter in other.named_parameters():
+        assert torch.equal(back.get_parameter(name), parameter.to(torch.bfloat16))
+    assert back.lm_head.weight is back.get_input_embeddings().weight
     with pytest.raises(ValueError, match="arch: got"):
         convert.convert(other, "phi3" if arch != "phi3" else "qwen2") if arch != "llama" else convert.convert(
             other, "gpt"

@@ -86,11 +86,17 @@ class Draw:
         return f"{self.word()}-{self.number(3)}"
 
     def several(self, draw: Callable[[], str], count: int) -> list[str]:
-        """`count` different draws."""
+        """`count` different draws.
+
+        Raises:
+            ValueError: there are not so many.
+        """
         found: dict[str, None] = {}
-        while len(found) < count:
+        for _ in range(100 * count):
             found[draw()] = None
-        return list(found)
+            if len(found) == count:
+                return list(found)
+        raise ValueError(f"count: got {count}; only {len(found)} different ones were drawn in {100 * count} attempts")
 
 
 def passkey(d: Draw, count: int, unseen_wording: bool = False, digits: int | None = None) -> Episode:

@@ -184,7 +184,7 @@ class Run:
             optimizer.zero_grad()
         self.tokens += rows * length
         self.steps += 1
-        return {"loss": float(text), "find": float(find), "fetch": float(fetch), "length": length}
+        return {"loss": text.item(), "find": find.item(), "fetch": fetch.item(), "length": length}
 
     def log(self, **figures: Any) -> None:
         figures = {"step": self.steps, "tokens": self.tokens, "seconds": round(self.seconds), **figures}

@@ -82,8 +82,8 @@ def test_the_numbers_of_the_report(compared):
     chosen = runs[1, "promptdistill", 128, "query-aware"]["tasks"]["random"]
     paper = runs[0, "promptdistill", 128, "query-aware"]["tasks"]["random"]
     hidden = runs[1, "promptdistill", 128, "query-agnostic"]["tasks"]["random"]
-    # what this small model can show: its own scoring finds the needle, the paper's and a hidden question do not
-    assert chosen["score"] > max(paper["score"], hidden["score"])
+    # what this small model can show: a question that the method sees finds the needle, a hidden one does not
+    assert min(chosen["score"], paper["score"]) > hidden["score"]
     assert chosen["cost"]["cache_bytes"] < stock["cost"]["cache_bytes"] / 2
     assert chosen["difference"][0] == pytest.approx(chosen["score"] - 100)
     heat = chosen["heat"]
