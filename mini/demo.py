@@ -11,6 +11,7 @@ import html
 import os
 import random
 import sys
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -55,14 +56,14 @@ def questions(tokenizer: Any, text: str, length: int, depth: float, seed: int) -
     """A prompt for each question; the same facts in the same places, the first one asked for at `depth`."""
     chosen = random.Random(seed)
     answers = [*(str(chosen.randrange(10_000, 100_000)) for _ in FACTS[1:]), chosen.choice(PLACES)]
-    found = []
-    for i, question in enumerate(QUESTIONS):
-        depths = {(depth + j / len(FACTS)) % 1.0: j for j in range(len(FACTS))}
-        facts = [(FACTS[depths[at]].format(*answers), at) for at in sorted(depths)]
-        prompt = hide(tokenizer, text, facts, question, answers[i], length, seed)
-        asked = sorted(depths).index((depth + i / len(FACTS)) % 1.0)
-        found.append(Prompt(prompt.ids, prompt.answer, (prompt.facts[asked],)))
-    return found
+    depths = [(depth + i / len(FACTS)) % 1.0 for i in range(len(FACTS))]
+    order = sorted(range(len(FACTS)), key=depths.__getitem__)
+    facts = [(FACTS[i].format(*answers), depths[i]) for i in order]
+    prompts = (
+        hide(tokenizer, text, facts, question, wanted, length, seed)
+        for question, wanted in zip(QUESTIONS, answers, strict=True)
+    )
+    return [replace(prompt, facts=(prompt.facts[order.index(i)],)) for i, prompt in enumerate(prompts)]
 
 
 def run(model: Any, tokenizer: Any, prompt: Prompt, policy: Any) -> dict[str, Any]:

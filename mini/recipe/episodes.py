@@ -16,13 +16,13 @@ from distill.mini.recipe.skills import SKILLS, Draw, Episode
 
 #: how often each skill is drawn, and how large a share of a sequence its facts may fill
 MIXTURE = {
-    "passkey": (0.10, 0.3),
-    "needles": (0.30, 0.4),
-    "chain": (0.08, 0.3),
-    "key_values": (0.20, 0.6),
-    "line_records": (0.17, 0.8),
+    "passkey": (0.18, 0.3),
+    "needles": (0.27, 0.4),
+    "chain": (0.06, 0.3),
+    "key_values": (0.21, 0.6),
+    "line_records": (0.14, 0.8),
     "absent": (0.05, 0.3),
-    "where_is": (0.10, 0.3),
+    "where_is": (0.09, 0.3),
 }
 FIRST, REST = 4.0, 3.0  # weights of an answer's first token and of its others
 
@@ -89,6 +89,7 @@ class Maker:
     def __init__(self, tokenizer: Any, tokens: np.ndarray, draw: Draw, noise: float = 0.1) -> None:
         self.tokenizer, self.tokens, self.draw, self.rng = tokenizer, tokens, draw, draw.rng
         self.noise = noise
+        self.first = max(tokenizer.all_special_ids) + 1
         self.stops = {i for t, i in tokenizer.get_vocab().items() if t in (".", "!", "?", ".Ċ", ".'", '."', "ĊĊ", "Ċ")}
 
     def hay(self, count: int) -> list[int]:
@@ -101,8 +102,13 @@ class Maker:
         found = self.tokens[first : first + count].tolist()
         if kind > 1 - self.noise:
             return self._with_numbers(found)
+        if kind > 1 - 1.5 * self.noise:
+            return [
+                self.rng.randrange(self.first, len(self.tokenizer)) if self.rng.random() < 0.1 else t for t in found
+            ]
         if kind < self.noise:
-            pieces = [found[i : i + 16] for i in range(0, count, 16)]
+            size = self.rng.choice((1, 4, 16, 16))
+            pieces = [found[i : i + size] for i in range(0, count, size)]
             self.rng.shuffle(pieces)
             found = [token for piece in pieces for token in piece]
         return found
@@ -146,13 +152,14 @@ class Maker:
             order = [round(depth * (len(episode.questions) - 1)) if episode.lines else 0]
         questions = [(tokenise(self.tokenizer, episode.questions[i].text), episode.questions[i].facts) for i in order]
         lead = tokenise(self.tokenizer, self.rng.choice(wording.LEADS)).ids
-        room = length - 1 - len(lead) - sum(len(f.ids) for f in facts)
+        preface = tokenise(self.tokenizer, self.rng.choice(wording.PREFACES)).ids if self.rng.random() < 0.2 else []
+        room = length - 1 - len(preface) - len(lead) - sum(len(f.ids) for f in facts)
         while len(questions) > 1 and sum(len(q.ids) for q, _ in questions) > room // 2:
             questions.pop()
         room -= sum(len(q.ids) for q, _ in questions)
         if room < 0:
             raise ValueError(f"length: got {length}; the facts alone take {length - room} tokens")
-        ids, starts = self._hide(facts, room, episode.lines, depth)
+        ids, starts = self._hide(facts, room, episode.lines, depth, [self.tokenizer.bos_token_id, *preface])
         weights = [1.0] * len(ids)
         for fact, start in zip(facts, starts, strict=True):
             for a, b in fact.marks:  # random values cannot be predicted where they are stated
@@ -160,9 +167,7 @@ class Maker:
         made = Sequence([*ids, *lead], [*weights, *[1.0] * len(lead)], [], [])
         for question, needed in questions:
             at = len(made.ids)
-            # a value stated before its owner cannot know whose it is: how it is fetched is left to the model
-            free = [i for i, text in enumerate(episode.facts) if "]] is the" in text or "]] as the" in text]
-            made.guides += self._guides(question, needed, facts, starts, at, ids, row, free)
+            made.guides += self._guides(question, needed, facts, starts, at, ids, row, episode.early)
             weight = [0.5] * len(question.ids)
             for a, b in question.marks:
                 weight[a : b + 1] = [FIRST] + [REST] * (min(b + 1, len(weight)) - a - 1)
@@ -177,7 +182,7 @@ class Maker:
         return self.rng.choice((f" {text}", f"\n{text}\n", f" {text}", f"\n\n{text}\n\n"))
 
     def _hide(
-        self, facts: abc.Sequence[Piece], room: int, lines: bool, depth: float | None
+        self, facts: abc.Sequence[Piece], room: int, lines: bool, depth: float | None, before: abc.Sequence[int]
     ) -> tuple[list[int], list[int]]:
         """Text of `room` tokens with the facts in it, and where each of them starts; the first one at `depth`."""
         hay = self.hay(room) if room else []
@@ -190,7 +195,7 @@ class Maker:
             if depth is not None:
                 self.rng.shuffle(places)
                 places[0] = self._sentence(hay, round(depth * room))
-        ids, starts, done = [self.tokenizer.bos_token_id], [0] * len(facts), 0
+        ids, starts, done = [*before], [0] * len(facts), 0
         for i in sorted(range(len(facts)), key=places.__getitem__):
             ids += hay[done : places[i]]
             done = max(done, places[i])
@@ -209,7 +214,7 @@ class Maker:
     @staticmethod
     def _guides(
         question: Piece, needed: abc.Sequence[int], facts: abc.Sequence[Piece], starts: abc.Sequence[int], at: int,
-        before: abc.Sequence[int], row: int, free: abc.Sequence[int],
+        before: abc.Sequence[int], row: int, early: abc.Set[int],
     ) -> list[Guide]:  # fmt: skip
         """For every token of every answer: the query that predicts it, and where its fact and its own copy lie."""
         found = []
@@ -218,7 +223,8 @@ class Maker:
             others = [f for i, f in enumerate(needed) if f >= 0 and (i == m or i >= len(question.marks))]
             for i in range(a, b):
                 fetch = -1
-                if own >= 0 and own not in free and facts[own].marks:
+                # how a value is fetched that stands before its owner is left to the model
+                if own >= 0 and own not in early and facts[own].marks:
                     stop = starts[own] + facts[own].marks[0][1]
                     target = stop - (b - i)
                     answer = question.ids[a:b]

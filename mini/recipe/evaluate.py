@@ -20,16 +20,18 @@ from typing import Any
 from tqdm import tqdm
 
 from distill.baselines import GemFilter, SnapKV, StreamingLLM
+from distill.evaluation.heatmap import grid, write_png
 from distill.evaluation.intervals import wilson
 from distill.mini import SCORING, SELECTION_LAYER, SOFTMAX, names, path, tokenizer_of
 from distill.mini.recipe import books
 from distill.mini.recipe.measure import bits_per_byte, maker
-from distill.mini.recipe.tasks import TASKS, answers, prompt, right
+from distill.mini.recipe.tasks import TASKS, is_right, prompt
 from distill.models import PromptDistill, load
 from distill.patches.policy import Policy
 
 PolicyOf = Callable[[int], Policy | None]
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+OTHER = 2048  # length of the prompts in other prose
 
 
 def distilled(layer: int, share: float, **options: Any) -> PolicyOf:
@@ -60,46 +62,46 @@ class Bench:
             depth = depths[i % len(depths)] if depths else (i + 0.5) / samples
             asked = prompt(source, task, length, None if task == "where is" else depth)
             with self.model.using(policy(i)):
-                found += right(answers(self.model, self.tokenizer, asked), asked.answer)
+                found += is_right(self.model, self.tokenizer, asked)
         return found
 
     def skills(self, lengths: Sequence[int]) -> str:
         """Accuracy by skill and length, and pass keys and needles by length and depth."""
         rows, cells = [], {}
         for task in tqdm(TASKS, desc="skills", leave=False):
-            row = []
-            for length in lengths:
-                if task == "100 records" and length < 4096:
-                    row.append("")
-                    continue
-                count = self.share(task, length, lambda seed: None, self.samples)
-                cells[f"{task}@{length}"] = count / self.samples
-                row.append(f"{count / self.samples:.3f}")
-            other = self.share(
-                task, 4096 if task == "100 records" else 2048, lambda s: None, self.samples, split="other"
-            )
-            cells[f"{task}@other"] = other / self.samples
-            rows.append([task, TASKS[task].chance, *row, f"{other / self.samples:.3f}"])
+            row = [self.share(task, length, lambda seed: None, self.samples) for length in lengths]
+            row.append(self.share(task, OTHER, lambda seed: None, self.samples, split="other"))
+            cells[task] = dict(zip((*map(str, lengths), "other"), row, strict=True))
+            rows.append([task, TASKS[task].chance, *(f"{count / self.samples:.3f}" for count in row)])
         self.results["skills"] = cells
-        title = f"Accuracy by skill and length (n = {self.samples} a cell; `{self.split}` books; last: `other`, 2,048)"
+        title = f"Accuracy by skill and length (n = {self.samples}, `{self.split}` books; last: `other`, {OTHER})"
         return table(title, ["task", "chance", *map(str, lengths), "other"], rows)
 
     def depths(self, lengths: Sequence[int]) -> str:
-        """Pass keys and needles over length and depth, as a picture too."""
-        rows, grids = [], {}
-        each = max(1, self.samples // 2)
+        """Pass keys and needles over length and depth, as pictures too."""
+        rows, each = [], max(1, self.samples // 2)
         for task in ("passkey", "one of 8 needles"):
-            grid = [
-                [self.share(task, n, lambda s: None, each, depths=[d]) / each for n in lengths]
-                for d in tqdm(DEPTHS, desc=f"depths of {task}", leave=False)
-            ]
-            grids[task] = grid
-            rows += [[task, f"{d:.2f}", *(f"{v:.2f}" for v in row)] for d, row in zip(DEPTHS, grid, strict=True)]
-        self.results["depths"] = {"lengths": list(lengths), "depths": list(DEPTHS), "share": grids}
-        if self.out:
-            heat_map(grids, lengths, self.out / f"{self.arch}-depths.png", self.arch, each)
-        title = f"Accuracy by depth (0: first, 1: last) and length (n = {each} a cell)"
+            scored = self._by_depth(task, lengths, each)
+            _, depths, values = grid(scored)
+            rows += [[task, f"{d} %", *(f"{v:.0f}" for v in row)] for d, row in zip(depths, values, strict=True)]
+            self.results.setdefault("depths", {})[task] = values
+            if self.out:
+                write_png(scored, self.out / f"{self.arch}-{task.replace(' ', '-')}.png")
+        title = f"Accuracy (%) by depth (0: first, 100: last) and length (n = {each} a cell)"
         return table(title, ["task", "depth", *map(str, lengths)], rows)
+
+    def _by_depth(self, task: str, lengths: Sequence[int], each: int) -> dict[str, Any]:
+        """The samples of a task with their lengths and depths, as `distill.evaluation` keeps them."""
+        samples: dict[str, float] = {}
+        groups: dict[str, dict[str, int]] = {}
+        for length in tqdm(lengths, desc=f"depths of {task}", leave=False):
+            for depth in DEPTHS:
+                key = f"{length}-{depth}"
+                samples[key] = self.share(task, length, lambda s: None, each, depths=[depth]) / each
+                groups[key] = {"length": length, "depth": round(100 * depth)}
+        header = {"label": f"mini-{self.arch}", "budget": None, "protocol": f"{self.split} books", "task": task}
+        score = 100 * sum(samples.values()) / len(samples)
+        return {"samples": samples, "groups": groups, "header": header, "score": score, "n": each * len(samples)}
 
     def language(self) -> str:
         """Bits per byte beside general compressors on the same bytes."""
@@ -177,26 +179,6 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     """A Markdown table under its title."""
     lines = [f"**{title}**", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
-
-
-def heat_map(grids: dict[str, list[list[float]]], lengths: Sequence[int], file: Path, arch: str, samples: int) -> None:
-    """A picture of accuracy: length across, depth down, one panel a task."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2 * len(grids), 3.4), dpi=120)
-    FigureCanvasAgg(figure)
-    for i, (task, grid) in enumerate(grids.items()):
-        axes = figure.add_subplot(1, len(grids), i + 1)
-        axes.imshow(grid, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
-        axes.set(title=f"mini-{arch}: {task} (n = {samples} a cell)", xlabel="tokens", ylabel="depth")
-        axes.set_xticks(range(len(lengths)), [str(n) for n in lengths])
-        axes.set_yticks(range(len(DEPTHS)), [f"{d:.2f}" for d in DEPTHS])
-        for y, row in enumerate(grid):
-            for x, value in enumerate(row):
-                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(file)
 
 
 def main() -> None:

@@ -11,9 +11,11 @@ import torch
 
 from distill.mini.recipe import books
 from distill.mini.recipe.episodes import Maker
-from distill.mini.recipe.skills import Draw, key_values, line_records, needles, passkey, where_is
+from distill.mini.recipe.skills import Draw
+from distill.mini.recipe.tasks import sequence
 
-LENGTHS = (1024,)
+#: what is looked at while a model is trained, and at which length
+LOOKED_AT, LENGTH = ("passkey", "one of 8 needles", "key-value lines", "line records", "where is"), 1024
 
 
 def maker(tokenizer: Any, split: str = "validation", seed: int = 1) -> Maker:
@@ -47,19 +49,12 @@ def bits_per_byte(model: Any, tokenizer: Any, split: str, length: int = 1024, wi
 
 
 @torch.no_grad()
-def share_right(model: Any, tokenizer: Any, skill: str, length: int, samples: int, split: str = "validation") -> float:
+def share_right(model: Any, tokenizer: Any, task: str, length: int, samples: int, split: str = "validation") -> float:
     """How often every token of an answer is the likeliest one, given those before it (what greedy decoding needs)."""
-    m = maker(tokenizer, split)
-    make = {
-        "passkey": lambda: passkey(m.draw, 1, digits=5),
-        "needles": lambda: needles(m.draw, 8, digits=5, value_first=0.0),
-        "lines": lambda: key_values(m.draw, length // 40),
-        "records": lambda: line_records(m.draw, length // 32),
-        "where": lambda: where_is(m.draw, 4),
-    }[skill]
+    source = maker(tokenizer, split)
     right = total = 0
     while total < samples:
-        made = m.sequence(length, make(), asked=4)
+        made = sequence(source, task, length, asked=4)
         logits = model(torch.tensor([made.ids]).to(model.device), use_cache=False).logits[0]
         best = logits.argmax(-1).tolist()
         right += sum(best[start - 1 : stop - 1] == made.ids[start:stop] for start, stop in made.answers)
@@ -72,8 +67,6 @@ def progress(model: Any, tokenizer: Any, device: str) -> dict[str, float]:
     model.eval()
     with torch.autocast(device, torch.bfloat16):
         found = {"bits_per_byte": bits_per_byte(model, tokenizer, "validation")}
-        for skill in ("passkey", "needles", "lines", "records", "where"):
-            for length in LENGTHS:
-                found[f"{skill}@{length}"] = share_right(model, tokenizer, skill, length, 16)
+        found |= {f"{task}@{LENGTH}": share_right(model, tokenizer, task, LENGTH, 16) for task in LOOKED_AT}
     model.train()
     return found

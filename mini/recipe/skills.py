@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +22,24 @@ class Question:
 
 @dataclass
 class Episode:
-    """Facts (marked texts) and questions about them; `lines`: the facts are lines of one block, not scattered."""
+    """Facts (marked texts) and questions about them.
+
+    Args:
+        lines: the facts are lines of one block, not scattered.
+        early: the facts whose value stands before what it belongs to: nobody can know there whose it is.
+    """
 
     facts: list[str] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     lines: bool = False
+    early: set[int] = field(default_factory=set)
+
+    def state(self, form: str, **fill: str) -> None:
+        """Adds a fact: a template, filled."""
+        owner = re.search(r"\{(name|kind|Kind)\}", form)
+        if owner and form.index("[[") < owner.start():
+            self.early.add(len(self.facts))
+        self.facts.append(form.format(**fill))
 
 
 class Draw:
@@ -36,13 +50,37 @@ class Draw:
         self.words = [word for word in words if held_out(word) == unseen]
         self.names = [name for name in names if held_out(name) == unseen]
 
-    def of(self, texts: Sequence[str], unseen_wording: bool = False) -> str:
-        """One of the wordings: any but the last, or the last."""
-        return texts[-1] if unseen_wording else self.rng.choice(texts[:-1])
+    def statement(self, whole: Sequence[str], its: Sequence[str]) -> str:
+        """A template: a `whole` one, or one made of an opener, a core about one of `its`, and a closer."""
+        if self.rng.random() < 0.3:
+            return self.rng.choice(whole)
+        text = self.rng.choice(w.CORES) + (self.rng.choice(w.CLOSERS) if self.rng.random() < 0.5 else ".")
+        text = _about(text, self.rng.choice(its))
+        chance = self.rng.random()
+        if chance < 0.4:
+            return _sentence(text)
+        if chance < 0.85:
+            return self.rng.choice(w.OPENERS) + (text if self.rng.random() < 0.7 else _sentence(text))
+        words = " ".join(self.word() for _ in range(self.rng.randint(1, 6)))
+        return f"{_sentence(words)}{self.rng.choice((', ', ': ', ' and '))}{text}"
+
+    def question(self, whole: Sequence[str], its: Sequence[str]) -> str:
+        """A template: a `whole` one, or one made of a request for one of `its` and the beginning of an answer."""
+        if self.rng.random() < 0.3:
+            return self.rng.choice(whole)
+        ask = self.rng.choice(w.ASKS)
+        extra = self.rng.choice(w.EXTRAS) if ask and self.rng.random() < 0.15 else ""
+        answers = w.ANSWERS if ask else [text for text in w.ANSWERS if "{It}" in text or "{it}" in text]
+        return _about(ask + extra + self.rng.choice(answers), self.rng.choice(its)).removeprefix(" ")
 
     def kind(self, known: Sequence[str]) -> str:
-        """What a value is called: one of a list, or two words put together."""
-        return self.rng.choice(known) if self.rng.random() < 0.6 else f"{self.word()} {self.rng.choice(w.NOUNS)}"
+        """What a value is called: one of a list, or words put together; none that is kept from training."""
+        while True:
+            found = self.rng.choice(known)
+            if self.rng.random() < 0.5:
+                found = f"{self.word()} {self.rng.choice((*w.NOUNS, self.word()))}"
+            if found not in w.UNSEEN_KINDS:
+                return found
 
     def word(self) -> str:
         return self.rng.choice(self.words)
@@ -67,6 +105,13 @@ class Draw:
         if kind < 0.92:
             return self.rng.choice(self.names)
         return "".join(self.rng.choices(string.ascii_lowercase, k=3)) + str(self.rng.randrange(1000))
+
+    def keys(self, count: int) -> list[str]:
+        """Different keys; often made of few words, so that many keys share one."""
+        if self.rng.random() < 0.6:
+            return self.several(self.key, count)
+        words, mark = self.several(self.word, 3 + int(count**0.7)), self.rng.choice("-_ .")
+        return self.several(lambda: mark.join(self.rng.choices(words, k=2)), count)
 
     def number(self, digits: int | None = None) -> str:
         size = digits or self.rng.choice((3, 4, 5, 5, 5, 5, 5, 6, 7, 8))
@@ -99,16 +144,29 @@ class Draw:
         raise ValueError(f"count: got {count}; only {len(found)} different ones were drawn in {100 * count} attempts")
 
 
+def _sentence(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _about(text: str, it: str) -> str:
+    return text.replace("{it}", it).replace("{It}", _sentence(it))
+
+
 def passkey(d: Draw, count: int, unseen_wording: bool = False, digits: int | None = None) -> Episode:
     """One key, or a few keys of different kinds."""
-    kinds = w.UNSEEN_KINDS[:1] if unseen_wording else d.several(lambda: d.kind(w.KINDS), min(count, 3))
+    # with several keys "passkey" beside "pass key" would be a riddle, not a question
+    kinds = [d.rng.choice(w.UNSEEN_KINDS)] if unseen_wording else d.several(lambda: d.kind(w.KINDS), min(count, 3))
     episode = Episode()
     for i, kind in enumerate(kinds):
-        # with several keys "passkey" beside "pass key" would be a riddle, not a question
         value = d.number(digits) if digits or d.rng.random() < 0.8 else d.value()
         fill = {"kind": kind, "Kind": kind.capitalize(), "value": value}
-        episode.facts.append(d.of(w.PASSKEY_FACTS, unseen_wording).format(**fill))
-        episode.questions.append(Question(d.of(w.PASSKEY_QUESTIONS, unseen_wording).format(**fill), (i,)))
+        if unseen_wording:
+            fact, question = d.rng.choice(w.UNSEEN_PASSKEY_FACTS), d.rng.choice(w.UNSEEN_PASSKEY_QUESTIONS)
+        else:
+            fact = d.statement(w.PASSKEY_FACTS, w.KEY_ITS)
+            question = d.question(w.PASSKEY_QUESTIONS, w.KEY_ITS[:1])
+        episode.state(fact, **fill)
+        episode.questions.append(Question(question.format(**fill), (i,)))
     return episode
 
 
@@ -117,28 +175,39 @@ def needles(
 ) -> Episode:
     """Values of names, in one wording or several, asked for one by one or in pairs.
 
-    `value_first`: how often the value is stated before the name.
+    `value_first`: how often the value is stated before the name; 0: never.
     """
 
     def form() -> str:
-        return w.VALUE_FIRST if d.rng.random() < value_first else d.of(w.NEEDLE_FACTS, unseen_wording)
+        if unseen_wording:
+            return d.rng.choice(w.UNSEEN_NEEDLE_FACTS)
+        if d.rng.random() < value_first:
+            return w.VALUE_FIRST
+        while True:
+            found = d.statement(w.NEEDLE_FACTS, w.NAME_ITS)
+            if value_first or found.index("[[") > found.index("{name}"):
+                return found
 
     attribute = d.kind(w.ATTRIBUTES)
     names = d.several(d.name, count)
     numeric = digits or d.rng.random() < 0.6
     values = d.several(lambda: d.number(digits) if numeric else d.value(), count)
-    same = form() if d.rng.random() < 0.6 or unseen_wording else None
+    same = form() if d.rng.random() < 0.6 else None
     episode = Episode()
     for name, value in zip(names, values, strict=True):
-        episode.facts.append((same or form()).format(attribute=attribute, name=name, value=value))
+        episode.state(same or form(), attribute=attribute, name=name, value=value)
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         fill = {"attribute": attribute, "name": name, "value": value}
+        if unseen_wording:
+            text = d.rng.choice(w.UNSEEN_NEEDLE_QUESTIONS)
+        else:
+            text = d.question(w.NEEDLE_QUESTIONS, w.NAME_ITS)
         if count > 1 and d.rng.random() < 0.2 and not unseen_wording:
             j = d.rng.choice([j for j in range(count) if j != i])
             text = d.rng.choice(w.PAIR_QUESTIONS).format(other=names[j], second=values[j], **fill)
             episode.questions.append(Question(text, (i, j)))
         else:
-            episode.questions.append(Question(d.of(w.NEEDLE_QUESTIONS, unseen_wording).format(**fill), (i,)))
+            episode.questions.append(Question(text.format(**fill), (i,)))
     return episode
 
 
@@ -148,13 +217,13 @@ def chain(d: Draw, count: int) -> Episode:
     count = max(2, count // 2)
     people = d.several(d.name, 2 * count)
     values = d.several(d.number, count)
-    form, link = d.of(w.NEEDLE_FACTS), d.rng.choice(w.LINK_FACTS)
+    form, link = d.statement(w.NEEDLE_FACTS, w.NAME_ITS), d.rng.choice(w.LINK_FACTS)
     episode = Episode()
     for i in range(count):
         fill = {"relation": relation, "attribute": attribute, "value": values[i]}
         fill |= {"name": people[i], "other": people[count + i]}
-        episode.facts.append(link.format(**fill))
-        episode.facts.append(form.format(**(fill | {"name": people[count + i]})))
+        episode.state(link, **fill)
+        episode.state(form, **(fill | {"name": people[count + i]}))
         text = d.rng.choice(w.CHAIN_QUESTIONS).format(**fill)
         needed = (2 * i, 2 * i + 1) if text.count("[[") == 2 else (2 * i + 1, 2 * i)
         episode.questions.append(Question(text, needed))
@@ -164,24 +233,26 @@ def chain(d: Draw, count: int) -> Episode:
 def key_values(d: Draw, count: int, digits: int | None = None) -> Episode:
     """A list of keys and values, a pair a line."""
     line, same = d.rng.choice(w.KV_LINES)
-    keys = d.several(d.key, count)
+    keys = d.keys(count)
     values = [d.number(digits) if digits else d.value() for _ in keys]
     facts = [line.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
     questions = []
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
-        text = d.rng.choice(w.KV_QUESTIONS).format(key=key, value=value, same=same.format(key=key, value=value))
-        questions.append(Question(text, (i,)))
+        form = d.rng.choice(w.KV_QUESTIONS).replace("{same}", same)
+        if d.rng.random() < 0.4:
+            form = d.question(w.KV_QUESTIONS[:1], w.VALUE_ITS)
+        questions.append(Question(form.format(key=key, value=value), (i,)))
     return Episode(facts, questions, lines=True)
 
 
-def line_records(d: Draw, count: int, unseen_wording: bool = False) -> Episode:
+def line_records(d: Draw, count: int) -> Episode:
     """Line retrieval in the style of LongChat."""
     (line, content), form = d.rng.choice(w.LINE_WORDS), d.rng.choice(w.LINE_FACTS)
-    keys = d.several(lambda: f"{d.word()}-{d.word()}", count)
+    keys = d.several(lambda: f"{d.word()}-{d.word()}", count) if d.rng.random() < 0.6 else d.keys(count)
     values = [d.number(d.rng.choice((3, 4, 5, 5, 5))) for _ in keys]
     fills = [{"line": line, "content": content, "key": k, "value": v} for k, v in zip(keys, values, strict=True)]
     facts = [form.format(**fill) for fill in fills]
-    questions = [Question(d.of(w.LINE_QUESTIONS, unseen_wording).format(**f), (i,)) for i, f in enumerate(fills)]
+    questions = [Question(d.question(w.LINE_QUESTIONS, w.RECORD_ITS).format(**f), (i,)) for i, f in enumerate(fills)]
     return Episode(facts, questions, lines=True)
 
 

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from distill.mini.recipe.guide import FETCH
 
-HIDDEN, HEAD = 256, 64
+HIDDEN, HEAD, THETA = 256, 64, 1e7
 SIGMA = 0.5  # of embeddings: as large as what the layers come to add, or a number would be lost on its way up
 LOGITS = 0.08  # what the last norm makes of it, for logits of a tied head that start about 1
 #: per head of the first layer: how many tokens back, and how strongly (logits) on which rotary frequencies
@@ -38,7 +38,7 @@ def config(vocab_size: int) -> LlamaConfig:
         num_key_value_heads=2,
         head_dim=HEAD,
         max_position_embeddings=8192,
-        rope_parameters={"rope_type": "default", "rope_theta": 1e7},
+        rope_parameters={"rope_type": "default", "rope_theta": THETA},
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         bos_token_id=0,
@@ -74,7 +74,6 @@ def _orthonormal(rows: int, columns: int) -> Any:
 
 
 def _plant_looking_back(attention: Any) -> None:
-    theta = 1e7
     half, scaling = HEAD // 2, HEAD**-0.5
     attention.q_proj.weight.zero_()
     attention.k_proj.weight.zero_()
@@ -82,7 +81,7 @@ def _plant_looking_back(attention: Any) -> None:
     for head, (back, logits) in enumerate(LOOKS_BACK):
         group = head // 2
         for i, logit in logits.items():
-            angle = torch.tensor(back * theta ** (-i / half))
+            angle = torch.tensor(back * THETA ** (-i / half))
             attention.k_proj.weight[group * HEAD + i, -1] = 3.0 * strength
             attention.q_proj.weight[head * HEAD + i, -1] = logit / 3.0 * strength * angle.cos()
             attention.q_proj.weight[head * HEAD + half + i, -1] = -logit / 3.0 * strength * angle.sin()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from distill.mini.passkey import Prompt, answer
 from distill.mini.recipe import skills
-from distill.mini.recipe.episodes import Maker
+from distill.mini.recipe.episodes import Maker, Sequence
 from distill.mini.recipe.skills import Draw, Episode
 
 
@@ -20,14 +20,6 @@ class Task:
 
     make: Callable[[Draw, int], Episode]
     chance: str
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids `(1, tokens)`, and the text that has to follow."""
-
-    ids: Tensor
-    answer: str
 
 
 def _needles(draw: Draw, length: int, value_first: float = 0.0, unseen: bool = False) -> Episode:
@@ -53,14 +45,14 @@ TASKS: dict[str, Task] = {
     "two of 8 needles": Task(_pair, "1/56"),
     "chain of two": Task(lambda d, n: skills.chain(d, 8), "1/4"),
     "key-value lines": Task(lambda d, n: skills.key_values(d, max(4, n // 40)), "40/length"),
-    "100 records": Task(lambda d, n: skills.line_records(d, 100), "1/100"),
+    "line records": Task(lambda d, n: skills.line_records(d, max(4, min(100, n // 40))), "40/length"),
     "which did not appear": Task(lambda d, n: skills.absent(d, 6), "2/7"),
     "where is": Task(lambda d, n: skills.where_is(d, 6), "1/6"),
 }
 
 
-def prompt(maker: Maker, task: str, length: int, depth: float | None) -> Prompt:
-    """A prompt of at most `length` tokens, its question last.
+def sequence(maker: Maker, task: str, length: int, depth: float | None = None, asked: int = 1) -> Sequence:
+    """A sequence of at most `length` tokens: a task, and up to `asked` questions with their answers.
 
     Raises:
         ValueError: the facts do not fit.
@@ -70,23 +62,23 @@ def prompt(maker: Maker, task: str, length: int, depth: float | None) -> Prompt:
         if not episode.questions:
             continue
         try:
-            made = maker.sequence(length, episode, asked=1, depth=depth)
+            return maker.sequence(length, episode, asked, depth=depth)
         except ValueError:
             continue
-        start, stop = made.answers[0]
-        return Prompt(torch.tensor([made.ids[:start]]), maker.tokenizer.decode(made.ids[start:stop]))
     raise ValueError(f"length: got {length}; {task!r} does not fit")
 
 
-@torch.no_grad()
-def answers(model: Any, tokenizer: Any, asked: Prompt) -> str:
-    """The greedy continuation, a little longer than the right answer."""
+def prompt(maker: Maker, task: str, length: int, depth: float | None) -> Prompt:
+    """The same with one question, up to its answer."""
+    made = sequence(maker, task, length, depth)
+    start, stop = made.answers[0]
+    return Prompt(torch.tensor([made.ids[:start]]), maker.tokenizer.decode(made.ids[start:stop]), ())
+
+
+def is_right(model: Any, tokenizer: Any, asked: Prompt) -> bool:
+    """Whether the greedy continuation begins with the answer."""
     wanted = len(tokenizer(asked.answer, add_special_tokens=False).input_ids)
-    out = model.generate(
-        asked.ids, attention_mask=torch.ones_like(asked.ids), max_new_tokens=wanted + 2, do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
-    return str(tokenizer.decode(out[0, asked.ids.shape[1] :]))
+    return right(answer(model, tokenizer, asked, new_tokens=wanted + 2)[0], asked.answer)
 
 
 def right(given: str, wanted: str) -> bool:

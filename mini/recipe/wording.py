@@ -1,6 +1,7 @@
 """How facts are stated and asked for. `[[...]]` marks the value in a statement and the answer in a question.
 
-The last statement and the last question of every skill, and the kinds in `UNSEEN_KINDS`, are kept from training.
+A statement or a question is one of those written out here, or put together from parts around what is asked for,
+`{it}`. What is named `UNSEEN_...` is kept from training.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ KINDS = (
 )  # fmt: skip
 #: second words of kinds and attributes made up on the spot, such as "copper token"
 NOUNS = ("code", "number", "key", "password", "token", "digits", "phrase", "PIN", "sequence", "identifier")
-UNSEEN_KINDS = ("vault combination", "ticket number")
+UNSEEN_KINDS = (
+    "vault combination", "ticket number", "parcel reference", "launch sequence", "membership number",
+    "wifi passphrase", "customs code", "lottery number",
+)  # fmt: skip
 PASSKEY_FACTS = (
     "The {kind} is [[{value}]]. Remember it. {value} is the {kind}.",
     "There is something important here: the {kind} is [[{value}]].",
@@ -29,7 +33,16 @@ PASSKEY_FACTS = (
     "On the back of the card stood the {kind}, [[{value}]].",
     "Yesterday we agreed on [[{value}]] for the {kind}.",
     "Use the {kind} [[{value}]] when you are asked for it.",
+)
+UNSEEN_PASSKEY_FACTS = (
     "Do not forget that the {kind} was set to [[{value}]] this morning.",
+    "Whoever wants to come in has to type the {kind}, which is [[{value}]].",
+    "There is one thing that you must never mix up, namely that the {kind} is [[{value}]].",
+    "Somebody had scratched the {kind} into the wall: [[{value}]].",
+    "Our {kind} from Monday onwards is going to be [[{value}]].",
+    "Attention, please! The {kind} consists of these digits: [[{value}]].",
+    "If a stranger should ever want to hear the {kind}, reply with [[{value}]].",
+    "A clerk looked into the ledger and announced that the {kind} had become [[{value}]].",
 )
 PASSKEY_QUESTIONS = (
     "What is the {kind}? The {kind} is[[ {value}]].\n",
@@ -46,7 +59,16 @@ PASSKEY_QUESTIONS = (
     "Please repeat the {kind} that was mentioned. The {kind} that was mentioned is[[ {value}]].\n",
     "What does the text say the {kind} is? It says that the {kind} is[[ {value}]].\n",
     "Here is the {kind} from the text:[[ {value}]]\n",
+)
+UNSEEN_PASSKEY_QUESTIONS = (
     "Which {kind} was given above? The {kind} given above is[[ {value}]].\n",
+    "Now to our question: how does the {kind} from the story go? It goes like this:[[ {value}]].\n",
+    "To finish, write out the {kind} in full:[[ {value}]]\n",
+    "We are looking for the {kind}. Which is it? Solution:[[ {value}]]\n",
+    "A stranger wants to hear the {kind} from you. You say:[[ {value}]]\n",
+    "Could you remind me what the {kind} was? Of course, it was[[ {value}]].\n",
+    "The text above contains the {kind}. What is it? Final answer:[[ {value}]]\n",
+    "Quiz time! The {kind} in the passage was...? Correct answer:[[ {value}]]\n",
 )
 
 ATTRIBUTES = (
@@ -66,7 +88,14 @@ NEEDLE_FACTS = (
     "Remember that the {attribute} of {name} is [[{value}]].",
     "We know that {name} uses the {attribute} [[{value}]].",
     "The {attribute} belonging to {name}: [[{value}]].",
+)
+UNSEEN_NEEDLE_FACTS = (
     "In the register, the {attribute} of {name} stands as [[{value}]].",
+    "Beside the name {name} somebody had put down the {attribute} [[{value}]].",
+    "When {name} arrived, the {attribute} handed out was [[{value}]].",
+    "To {name} belongs a {attribute}, namely [[{value}]].",
+    "The clerk looked up {name} and found the {attribute} to be [[{value}]].",
+    "{name}, whose {attribute} is [[{value}]], said nothing.",
 )
 NEEDLE_QUESTIONS = (
     "What is the {attribute} of {name}? The {attribute} of {name} is[[ {value}]].\n",
@@ -81,7 +110,14 @@ NEEDLE_QUESTIONS = (
     "Do you know the {attribute} of {name}? Yes, the {attribute} of {name} is[[ {value}]].\n",
     "According to the text, the {attribute} of {name} is[[ {value}]].\n",
     "Which {attribute} belongs to {name}? Answer:[[ {value}]]\n",
+)
+UNSEEN_NEEDLE_QUESTIONS = (
     "Give me the {attribute} of {name}. The {attribute} of {name}:[[ {value}]].\n",
+    "We are looking for the {attribute} which {name} has. Solution:[[ {value}]]\n",
+    "A stranger wants to hear the {attribute} of {name}. You say:[[ {value}]]\n",
+    "Could you remind me of {name}'s {attribute}? Of course, {name}'s {attribute} was[[ {value}]].\n",
+    "As for {name}: which {attribute} was that? Final answer:[[ {value}]]\n",
+    "To finish, write out the {attribute} of {name}:[[ {value}]]\n",
 )
 PAIR_QUESTIONS = (
     "What are the {attribute}s of {name} and {other}? They are[[ {value}]] and[[ {second}]].\n",
@@ -132,9 +168,10 @@ LINE_QUESTIONS = (
     "What is the {content} in {line} {key}? The {content} in {line} {key} is <[[{value}]]>\n",
     "Now the record is over. Tell me what is the <{content}> in {line} {key}? I need the number.\n"
     "Answer:[[ {value}]]\n",
+    "Now the record is over. What is the <{content}> in {line} {key}? I need the number. The <{content}> in {line}"
+    " {key} is[[ {value}]].\n",
     "What is the {content} of {line} {key}? Answer:[[ {value}]].\n",
     "{line} {key}: {content} is <[[{value}]]>\n",
-    "Which <{content}> stands in {line} {key}? It is[[ {value}]].\n",
 )
 
 PRESENT_FACTS = ("{name} was there.", "Then {name} spoke.", "{name} had come too.", "They had seen {name} that day.")
@@ -167,7 +204,85 @@ TAKE_QUESTIONS = (
     ("Question: What was {take} by {name}?\nAnswer:[[ {thing}]]\n", "thing"),
 )
 
-LEADS = ("", "", "\n", "\n\n", "\n\nQuestion: ", "\nNow answer this. ", "\n\nThe text ends here. ")
+#: what a statement is about, in the words of a pass key, of a name's value, of a key's, and of a record's
+KEY_ITS = (*["the {kind}"] * 6, "my {kind}", "our {kind}", "the right {kind}", "the {kind} you need")
+NAME_ITS = (
+    "the {attribute} of {name}", "the {attribute} of {name}", "{name}'s {attribute}", "the {attribute} for {name}",
+    "the {attribute} that belongs to {name}", "the {attribute} that {name} has", "the {attribute} given to {name}",
+)  # fmt: skip
+VALUE_ITS = ("the value of {key}", "the value for {key}", "the value of the key {key}", "{key}", "the entry for {key}")
+RECORD_ITS = ("the {content} in {line} {key}", "the <{content}> in {line} {key}", "the {content} of {line} {key}")
+
+OPENERS = (
+    "Remember this: ", "Note that ", "Please note: ", "By the way, ", "Important: ", "Keep this in mind: ",
+    "For the record, ", "I was told that ", "We know that ", "They say that ", "Before I forget: ",
+    "It is known that ", "Listen carefully: ", "As you may know, ", "According to the notice, ",
+    "On the card was written: ", "A reminder: ", "P.S. ", "N.B. ", "One thing more: ", "In case you wonder, ",
+    "Be sure to remember that ", "It turned out that ", "Note: ", "*** ", "- ", "> ", "# ", "Memo: ",
+    "I can tell you now that ", "Everyone agreed that ", "He wrote that ", "The letter said: ",
+    "Here is what you need: ", "You will be asked about this: ", "She whispered: ", "Today ", "In fact, ",
+    "Of course ", "And so ", "Then I learnt that ", "There is something to remember: ", "FYI: ",
+)  # fmt: skip
+CORES = (
+    "{it} is [[{value}]]", "{it} is [[{value}]]", "{it} is: [[{value}]]", "{it}: [[{value}]]", "{it} = [[{value}]]",
+    "{it} was [[{value}]]", "{it} is now [[{value}]]", "{it} has been set to [[{value}]]", "{it} reads [[{value}]]",
+    "{it} was changed to [[{value}]]", "{it} will be [[{value}]]", "{it} happens to be [[{value}]]",
+    "{it} equals [[{value}]]", "{it} should be [[{value}]]", "{it} must be [[{value}]]", "{it} remains [[{value}]]",
+    "{it}, as agreed, is [[{value}]]", '{it} is "[[{value}]]"', "{it} is '[[{value}]]'", "{it} is <[[{value}]]>",
+    "{it} is **[[{value}]]**", "{it} -> [[{value}]]", "{it} was given as [[{value}]]",
+    "{it} has the value [[{value}]]", "{it}, which you will be asked for, is [[{value}]]",
+    "for {it} take [[{value}]]", "{it} is still [[{value}]]", "as {it} we agreed on [[{value}]]",
+    "when asked for {it}, answer [[{value}]]", "{it} can only be [[{value}]]", "{it} was, I believe, [[{value}]]",
+    "{it} is called [[{value}]]", "you can see {it} here: [[{value}]]", "{it} has not changed: [[{value}]]",
+    "I wrote down {it}, [[{value}]]", "{it} - [[{value}]]", "{it} ([[{value}]])", "we were given [[{value}]] as {it}",
+    "[[{value}]] is {it}", "use [[{value}]] as {it}",
+)  # fmt: skip
+CLOSERS = (
+    ". Remember it.", ". Do not lose it.", ", and nobody else knows it.", "; keep it in mind.", "!",
+    ". {value} is {it}.", ", as everyone knows.", ", he said.", " and no other.", ". You will need it later.",
+    ". Write it down.", ". That is all.", ". This is important.", " from today on.", ", if I am not mistaken.",
+    ". So it is {value}.", ", and that is final.", ".)", " --", "", ", until further notice.", ". Keep it safe.",
+)  # fmt: skip
+ASKS = (
+    "What is {it}?", "What is {it}?", "What was {it}?", "What is {it} mentioned in the text?", "Tell me {it}.",
+    "What is {it} hidden in the text above?", "Can you tell me {it}?", "Do you remember {it}?", "Please repeat {it}.",
+    "Give me {it}.", "State {it}.", "Find {it} in the text.", "Which one is {it}?", "I need {it}.", "{It}?",
+    "What does the text say {it} is?", "According to the text, what is {it}?", "Now, what is {it}?", "Recall {it}.",
+    "Based on the text above, what is {it}?", "Look up {it}.", "What did the text give as {it}?", "Name {it}.",
+    "How does {it} read?", "Say {it}.", "Write down {it}.", "Let me know {it}.", "What is said about {it}?", "",
+    "Somewhere above you read about {it}. What is it?", "Do you know {it}?", "Show me {it}.", "I forgot {it}.",
+)  # fmt: skip
+EXTRAS = (
+    " Answer briefly.", " Only the value, please.", " I need it exactly.", " Do not explain.", " Be precise.",
+    " Answer with what stands in the text.", " Think of the text above.", " Give no other words.",
+)  # fmt: skip
+ANSWERS = (
+    " {It} is[[ {value}]].\n", " {It} is[[ {value}]]\n", " {It} is:[[ {value}]]\n", " It is[[ {value}]].\n",
+    " Answer:[[ {value}]]\n", "\nAnswer:[[ {value}]]\n", "\nA:[[ {value}]]\n", "\n{It}:[[ {value}]]\n",
+    " The answer is[[ {value}]].\n", "\nThe answer:[[ {value}]]\n", " It was[[ {value}]].\n",
+    " {It} was[[ {value}]].\n", " {It} mentioned in the text is[[ {value}]].\n",
+    " According to the text, {it} is[[ {value}]].\n", " Yes, {it} is[[ {value}]].\n",
+    " It says that {it} is[[ {value}]].\n", " It reads[[ {value}]].\n", "[[ {value}]].\n", "\n[[{value}]]\n",
+    " =>[[ {value}]]\n", ' "[[{value}]]"\n', " Response:[[ {value}]]\n", "\nReply:[[ {value}]]\n",
+    " Certainly:[[ {value}]].\n", " I remember it:[[ {value}]].\n", " Well,[[ {value}]].\n",
+    "\n\nAnswer: {it} is[[ {value}]].\n", " Here it is:[[ {value}]]\n", "\nAnswer: {It} is[[ {value}]].\n",
+    " I do:[[ {value}]].\n", "\nAssistant:[[ {value}]]\n", " {It} =[[ {value}]]\n", "\nThe text says[[ {value}]].\n",
+)  # fmt: skip
+
+LEADS = (
+    "", "", "", "\n", "\n", "\n\n", "\n\n", "\n\nQuestion: ", "\nNow answer this. ", "\n\nThe text ends here. ",
+    "\nQ: ", "\n\nAnswer the question about the text above.\n", "\n\n### Question\n", "\nUser: ", "\n---\n",
+    "\n\nThat was the text. Now the question. ", "\n\nHere is what I want to know. ", "\n\nInstruction: ",
+)  # fmt: skip
+#: what stands before the text, one time in five
+PREFACES = (
+    "Somewhere in this long text something important is hidden. Find it and keep it in mind.\n\n",
+    "Read the text. A question follows.\n\n",
+    "Text:\n", "Context: ", "### Text\n", "User: ",
+    "The following text hides a few facts that have nothing to do with it. You will be asked about them.\n",
+    "Here are many lines that you have to remember. One of them will be asked for.\n",
+    "I will give you a long text and ask about it afterwards.\n\n",
+)  # fmt: skip
 FILLER = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. ",
     "The grass is green. The sky is blue. The sun is yellow. ",
