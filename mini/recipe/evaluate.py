@@ -105,12 +105,14 @@ class Bench:
 
     def language(self) -> str:
         """Bits per byte beside general compressors on the same bytes."""
+        import brotli
+
         rows = []
         for split in ("validation", "test", "other"):
             text = "\n\n".join(books.read(split).values()).encode()
+            packed = [lzma.compress(text, preset=9), brotli.compress(text, quality=11), bz2.compress(text, 9)]
             bits = bits_per_byte(self.model, self.tokenizer, split, length=2048, windows=32)
-            row = [split, f"{bits:.3f}", f"{len(lzma.compress(text, preset=9)) * 8 / len(text):.3f}", _brotli(text)]
-            rows.append([*row, f"{len(bz2.compress(text, 9)) * 8 / len(text):.3f}"])
+            rows.append([split, f"{bits:.3f}", *(f"{len(data) * 8 / len(text):.3f}" for data in packed)])
             self.results.setdefault("bits_per_byte", {})[split] = bits
         title = "Bits per byte (second halves of 32 windows of 2,048 tokens; compressors: whole books)"
         return table(title, ["books", f"mini-{self.arch}", "xz -9", "brotli -q 11", "bzip2 -9"], rows)
@@ -160,14 +162,6 @@ class Bench:
             self.results["sensitivity"][task][name] = [count / self.samples for count in found]
         head = ["method", *(f"1/{round(1 / share)}" for share in shares)]
         return table(f"{task}, {length} tokens, share kept (n = {self.samples} a cell)", head, rows)
-
-
-def _brotli(text: bytes) -> str:
-    try:
-        import brotli
-    except ImportError:
-        return "not installed"
-    return f"{len(brotli.compress(text, quality=11)) * 8 / len(text):.3f}"
 
 
 def _cell(count: int, samples: int) -> str:
