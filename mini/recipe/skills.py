@@ -12,6 +12,9 @@ from distill.mini.recipe import wording as w
 from distill.mini.recipe.books import held_out
 
 
+_COMMON = w.COMMON.split()
+
+
 @dataclass(frozen=True)
 class Question:
     """A question with its marked answer, and the facts that it needs: one for each mark, then any others."""
@@ -54,15 +57,17 @@ class Draw:
         """A template: a `whole` one, or one made of an opener, a core about one of `its`, and a closer."""
         if self.rng.random() < 0.3:
             return self.rng.choice(whole)
-        text = self.rng.choice(w.CORES) + (self.rng.choice(w.CLOSERS) if self.rng.random() < 0.5 else ".")
+        core = self.rng.choice(w.CORES)
+        if self.rng.random() < 0.25:  # any words between what is asked for and its value
+            core = f"{{it}}{self.mark()}{self.some_words()}{self.mark()}[[{{value}}]]"
+        text = core + (self.rng.choice(w.CLOSERS) if self.rng.random() < 0.5 else ".")
         text = _about(text, self.rng.choice(its))
         chance = self.rng.random()
         if chance < 0.4:
             return _sentence(text)
         if chance < 0.85:
             return self.rng.choice(w.OPENERS) + (text if self.rng.random() < 0.7 else _sentence(text))
-        words = " ".join(self.word() for _ in range(self.rng.randint(1, 6)))
-        return f"{_sentence(words)}{self.rng.choice((', ', ': ', ' and '))}{text}"
+        return f"{_sentence(self.some_words())}{self.rng.choice((', ', ': ', ' and '))}{text}"
 
     def question(self, whole: Sequence[str], its: Sequence[str]) -> str:
         """A template: a `whole` one, or one made of a request for one of `its` and the beginning of an answer."""
@@ -70,8 +75,17 @@ class Draw:
             return self.rng.choice(whole)
         ask = self.rng.choice(w.ASKS)
         extra = self.rng.choice(w.EXTRAS) if ask and self.rng.random() < 0.15 else ""
-        answers = w.ANSWERS if ask else [text for text in w.ANSWERS if "{It}" in text or "{it}" in text]
-        return _about(ask + extra + self.rng.choice(answers), self.rng.choice(its)).removeprefix(" ")
+        if not ask:
+            begin = self.rng.choice([text for text in w.ANSWERS if "{It}" in text or "{it}" in text])
+        elif self.rng.random() < 0.35:  # an answer may begin with any words
+            end = self.rng.choice((":", ":", " is", " was", " says", ""))
+            gap = self.rng.choice((" ", "\n"))
+            begin = f"{gap}{_sentence(self.some_words())}{end}[[ {{value}}]].\n"
+        else:
+            begin = self.rng.choice(w.ANSWERS)
+        if ask and self.rng.random() < 0.2:  # and so may a question
+            ask = f"{_sentence(self.some_words())}{self.rng.choice(', .:')} {ask}".replace("  ", " ")
+        return _about(ask + extra + begin, self.rng.choice(its)).removeprefix(" ")
 
     def kind(self, known: Sequence[str]) -> str:
         """What a value is called: one of a list, or words put together; none that is kept from training."""
@@ -84,6 +98,15 @@ class Draw:
 
     def word(self) -> str:
         return self.rng.choice(self.words)
+
+    def some_words(self) -> str:
+        """One to five words: rare ones and those of which sentences are made."""
+        return " ".join(
+            self.word() if self.rng.random() < 0.4 else self.rng.choice(_COMMON) for _ in range(self.rng.randint(1, 5))
+        )
+
+    def mark(self) -> str:
+        return self.rng.choice((" ", " ", " ", ", ", ": "))
 
     def name(self) -> str:
         kind = self.rng.random()

@@ -269,6 +269,14 @@ ANSWERS = (
     " I do:[[ {value}]].\n", "\nAssistant:[[ {value}]]\n", " {It} =[[ {value}]]\n", "\nThe text says[[ {value}]].\n",
 )  # fmt: skip
 
+#: what any words are drawn from, beside the books' rarer ones
+COMMON = (
+    "the a of to and in it is was that this you he she they we I as at on with for by be been has had have will would"
+    " can may must here there now then again only just so very well yes indeed right sure say said tell told know"
+    " think read heard found seen given shown kept named noted following final one thing text story page word end"
+    " my your his our their from which what who how when"
+)
+
 LEADS = (
     "", "", "", "\n", "\n", "\n\n", "\n\n", "\n\nQuestion: ", "\nNow answer this. ", "\n\nThe text ends here. ",
     "\nQ: ", "\n\nAnswer the question about the text above.\n", "\n\n### Question\n", "\nUser: ", "\n---\n",
