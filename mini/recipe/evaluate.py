@@ -65,10 +65,10 @@ class Bench:
                 found += is_right(self.model, self.tokenizer, asked)
         return found
 
-    def skills(self, lengths: Sequence[int]) -> str:
-        """Accuracy by skill and length, and pass keys and needles by length and depth."""
+    def skills(self, lengths: Sequence[int], tasks: Sequence[str]) -> str:
+        """Accuracy by skill and length, and in other prose."""
         rows, cells = [], {}
-        for task in tqdm(TASKS, desc="skills", leave=False):
+        for task in tqdm(tasks, desc="skills", leave=False):
             row = [self.share(task, length, lambda seed: None, self.samples) for length in lengths]
             row.append(self.share(task, OTHER, lambda seed: None, self.samples, split="other"))
             cells[task] = dict(zip((*map(str, lengths), "other"), row, strict=True))
@@ -77,10 +77,10 @@ class Bench:
         title = f"Accuracy by skill and length (n = {self.samples}, `{self.split}` books; last: `other`, {OTHER})"
         return table(title, ["task", "chance", *map(str, lengths), "other"], rows)
 
-    def depths(self, lengths: Sequence[int]) -> str:
-        """Pass keys and needles over length and depth, as pictures too."""
+    def depths(self, lengths: Sequence[int], tasks: Sequence[str]) -> str:
+        """Accuracy by depth and length, as pictures too."""
         rows, each = [], max(1, self.samples // 2)
-        for task in ("passkey", "one of 8 needles"):
+        for task in tasks:
             scored = self._by_depth(task, lengths, each)
             _, depths, values = grid(scored)
             rows += [[task, f"{d} %", *(f"{v:.0f}" for v in row)] for d, row in zip(depths, values, strict=True)]
@@ -184,9 +184,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200, help="prompts a cell (profile and depths: half of it)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--shares", type=float, nargs="+", default=[1 / 4, 1 / 8, 1 / 16, 1 / 32])
-    parser.add_argument(
-        "--tasks", nargs="+", default=["passkey", "one of 8 needles"], help="of layers and sensitivity"
-    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all skills; for the other parts two")
     parser.add_argument("--split", default="test", choices=("validation", "test", "other"))
     parser.add_argument("--out", type=Path, help="folder for tables and pictures")
     args = parser.parse_args()
@@ -198,14 +196,17 @@ def main() -> None:
     bench = Bench(args.arch, args.model or path(args.arch), args.samples, args.split, args.out)
     printed = []
     for part in args.parts:
-        if part in ("skills", "depths"):
-            texts = [getattr(bench, part)(args.lengths)]
+        tasks = args.tasks or ["passkey", "one of 8 needles"]
+        if part == "skills":
+            texts = [bench.skills(args.lengths, args.tasks or list(TASKS))]
+        elif part == "depths":
+            texts = [bench.depths(args.lengths, tasks)]
         elif part == "language":
             texts = [bench.language()]
         elif part == "layers":
-            texts = [bench.layers(task, 1 / 8) for task in args.tasks]
+            texts = [bench.layers(task, 1 / 8) for task in tasks]
         else:
-            texts = [bench.sensitivity(task, args.shares) for task in args.tasks]
+            texts = [bench.sensitivity(task, args.shares) for task in tasks]
         for text in texts:
             print(text, flush=True)
             printed.append(text)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from distill.mini.recipe import wording as w
 from distill.mini.recipe.books import held_out
 
-
 _COMMON = w.COMMON.split()
 
 
