@@ -221,6 +221,7 @@ def test_the_same_weights_in_every_architecture(arch, words, tmp_path):
 
 def test_a_run_goes_on_where_it_stopped(shelf, words, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "STEP_TOKENS", 512)
+    monkeypatch.setattr(train, "CURRICULUM", ((1.0, {256: 1.0}),))
     monkeypatch.setattr(train, "progress", lambda *_: {"bits_per_byte": 9.0, "passkey@1": 0.0})
     words.save_pretrained(tmp_path)
 
