@@ -16,11 +16,11 @@ from distill.mini.recipe.skills import SKILLS, Draw, Episode
 
 #: how often each skill is drawn, and how large a share of a sequence its facts may fill
 MIXTURE = {
-    "passkey": (0.18, 0.3),
-    "needles": (0.27, 0.4),
+    "passkey": (0.24, 0.3),
+    "needles": (0.25, 0.4),
     "chain": (0.06, 0.3),
-    "key_values": (0.21, 0.6),
-    "line_records": (0.14, 0.8),
+    "key_values": (0.20, 0.6),
+    "line_records": (0.11, 0.8),
     "absent": (0.05, 0.3),
     "where_is": (0.09, 0.3),
 }

@@ -57,14 +57,14 @@ class Draw:
         if self.rng.random() < 0.3:
             return self.rng.choice(whole)
         core = self.rng.choice(w.CORES)
-        if self.rng.random() < 0.25:  # any words between what is asked for and its value
+        if self.rng.random() < 0.2:  # any words between what is asked for and its value
             core = f"{{it}}{self.mark()}{self.some_words()}{self.mark()}[[{{value}}]]"
         text = core + (self.rng.choice(w.CLOSERS) if self.rng.random() < 0.5 else ".")
         text = _about(text, self.rng.choice(its))
         chance = self.rng.random()
         if chance < 0.4:
             return _sentence(text)
-        if chance < 0.85:
+        if chance < 0.9:
             return self.rng.choice(w.OPENERS) + (text if self.rng.random() < 0.7 else _sentence(text))
         return f"{_sentence(self.some_words())}{self.rng.choice((', ', ': ', ' and '))}{text}"
 
@@ -76,15 +76,22 @@ class Draw:
         extra = self.rng.choice(w.EXTRAS) if ask and self.rng.random() < 0.15 else ""
         if not ask:
             begin = self.rng.choice([text for text in w.ANSWERS if "{It}" in text or "{it}" in text])
-        elif self.rng.random() < 0.35:  # an answer may begin with any words
+        elif self.rng.random() < 0.25:  # an answer may begin with any words
             end = self.rng.choice((":", ":", " is", " was", " says", ""))
             gap = self.rng.choice((" ", "\n"))
             begin = f"{gap}{_sentence(self.some_words())}{end}[[ {{value}}]].\n"
         else:
             begin = self.rng.choice(w.ANSWERS)
-        if ask and self.rng.random() < 0.2:  # and so may a question
+        if ask and self.rng.random() < 0.15:  # and so may a question
             ask = f"{_sentence(self.some_words())}{self.rng.choice(', .:')} {ask}".replace("  ", " ")
         return _about(ask + extra + begin, self.rng.choice(its)).removeprefix(" ")
+
+    def unnamed(self) -> tuple[str, str]:
+        """A statement of a value that has no name, and a question that begins its sentence again."""
+        begin = _sentence(f"{self.some_words()} {self.some_words()}")
+        end = f" {self.some_words()}" if self.rng.random() < 0.5 else ""
+        ask = f"Which {self.rng.choice(w.NOUNS)} {self.some_words()}? " if self.rng.random() < 0.5 else ""
+        return f"{begin} [[{{value}}]]{end}.", f"{ask}{begin}[[ {{value}}]]{end}.\n"
 
     def kind(self, known: Sequence[str]) -> str:
         """What a value is called: one of a list, or words put together; none that is kept from training."""
@@ -174,8 +181,13 @@ def _about(text: str, it: str) -> str:
     return text.replace("{it}", it).replace("{It}", _sentence(it))
 
 
-def passkey(d: Draw, count: int, unseen_wording: bool = False, digits: int | None = None) -> Episode:
-    """One key, or a few keys of different kinds."""
+def passkey(
+    d: Draw, count: int, unseen_wording: bool = False, digits: int | None = None, unnamed: float = 0.1
+) -> Episode:
+    """One key, or a few keys of different kinds.
+
+    `unnamed`: how often a value is no key at all, only a part of a sentence that the question begins again.
+    """
     # with several keys "passkey" beside "pass key" would be a riddle, not a question
     kinds = [d.rng.choice(w.UNSEEN_KINDS)] if unseen_wording else d.several(lambda: d.kind(w.KINDS), min(count, 3))
     episode = Episode()
@@ -184,6 +196,8 @@ def passkey(d: Draw, count: int, unseen_wording: bool = False, digits: int | Non
         fill = {"kind": kind, "Kind": kind.capitalize(), "value": value}
         if unseen_wording:
             fact, question = d.rng.choice(w.UNSEEN_PASSKEY_FACTS), d.rng.choice(w.UNSEEN_PASSKEY_QUESTIONS)
+        elif d.rng.random() < unnamed:
+            fact, question = d.unnamed()
         else:
             fact = d.statement(w.PASSKEY_FACTS, w.KEY_ITS)
             question = d.question(w.PASSKEY_QUESTIONS, w.KEY_ITS[:1])
@@ -206,7 +220,10 @@ def needles(
         if d.rng.random() < value_first:
             return w.VALUE_FIRST
         while True:
-            found = d.statement(w.NEEDLE_FACTS, w.NAME_ITS)
+            its = w.NAME_ITS
+            if d.rng.random() < 0.15:  # any words between the name and what is asked of it
+                its = (f"{{name}} {d.some_words()} {d.rng.choice(('the', 'a', 'his', 'this'))} {{attribute}}",)
+            found = d.statement(w.NEEDLE_FACTS, its)
             if value_first or found.index("[[") > found.index("{name}"):
                 return found
 

@@ -37,7 +37,7 @@ def _pair(draw: Draw, length: int) -> Episode:
 
 
 TASKS: dict[str, Task] = {
-    "passkey": Task(lambda d, n: skills.passkey(d, 1, digits=5), "1/90000"),
+    "passkey": Task(lambda d, n: skills.passkey(d, 1, digits=5, unnamed=0.0), "1/90000"),
     "passkey, unseen wording": Task(lambda d, n: skills.passkey(d, 1, unseen_wording=True, digits=5), "1/90000"),
     "one of 8 needles": Task(_needles, "1/8"),
     "one of 8, unseen wording": Task(lambda d, n: _needles(d, n, unseen=True), "1/8"),
