@@ -121,6 +121,13 @@ def test_wordings_are_put_together_from_parts(maker):
         assert text.count("[[") == text.count("]]") == 1 and "4711" in text and text[0] != " " and "{" not in text
 
 
+def test_a_question_for_a_value_without_a_name_begins_its_sentence_again(maker):
+    for _ in range(20):
+        fact, question = maker.draw.unnamed()
+        begin = fact.split(" [[")[0]
+        assert len(begin.split()) >= 2 and f"{begin}[[ {{value}}]]" in question
+
+
 def test_a_value_before_its_owner_is_known_as_such():
     episode = Episode()
     episode.state("[[{value}]] is {name}'s code.", name="Ann", value="1")

@@ -52,15 +52,15 @@ class Bench:
         self.results: dict[str, Any] = {}
 
     def share(
-        self, task: str, length: int, policy: PolicyOf, samples: int, depths: Sequence[float] | None = None,
+        self, task: str, length: int, policy: PolicyOf, samples: int, depth: float | None = None,
         split: str | None = None,
     ) -> int:  # fmt: skip
-        """How many of `samples` prompts are answered right, their depths spread evenly."""
+        """How many of `samples` prompts are answered right; without a `depth`, theirs are spread evenly."""
         source = maker(self.tokenizer, split or self.split, seed=length)
         found = 0
         for i in range(samples):
-            depth = depths[i % len(depths)] if depths else (i + 0.5) / samples
-            asked = prompt(source, task, length, None if task == "where is" else depth)
+            at = (i + 0.5) / samples if depth is None else depth
+            asked = prompt(source, task, length, None if task == "where is" else at)
             with self.model.using(policy(i)):
                 found += is_right(self.model, self.tokenizer, asked)
         return found
@@ -97,7 +97,7 @@ class Bench:
         for length in tqdm(lengths, desc=f"depths of {task}", leave=False):
             for depth in DEPTHS:
                 key = f"{length}-{depth}"
-                samples[key] = self.share(task, length, lambda s: None, each, depths=[depth]) / each
+                samples[key] = self.share(task, length, lambda s: None, each, depth) / each
                 groups[key] = {"length": length, "depth": round(100 * depth)}
         header = {"label": f"mini-{self.arch}", "budget": None, "protocol": f"{self.split} books", "task": task}
         score = 100 * sum(samples.values()) / len(samples)
@@ -194,20 +194,17 @@ def main() -> None:
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.arch, args.model or path(args.arch), args.samples, args.split, args.out)
+    two = args.tasks or ["passkey", "one of 8 needles"]
+    tables: dict[str, Callable[[], list[str]]] = {
+        "skills": lambda: [bench.skills(args.lengths, args.tasks or list(TASKS))],
+        "depths": lambda: [bench.depths(args.lengths, two)],
+        "language": lambda: [bench.language()],
+        "layers": lambda: [bench.layers(task, 1 / 8) for task in two],
+        "sensitivity": lambda: [bench.sensitivity(task, args.shares) for task in two],
+    }
     printed = []
     for part in args.parts:
-        tasks = args.tasks or ["passkey", "one of 8 needles"]
-        if part == "skills":
-            texts = [bench.skills(args.lengths, args.tasks or list(TASKS))]
-        elif part == "depths":
-            texts = [bench.depths(args.lengths, tasks)]
-        elif part == "language":
-            texts = [bench.language()]
-        elif part == "layers":
-            texts = [bench.layers(task, 1 / 8) for task in tasks]
-        else:
-            texts = [bench.sensitivity(task, args.shares) for task in tasks]
-        for text in texts:
+        for text in tables[part]():
             print(text, flush=True)
             printed.append(text)
     if args.out:

@@ -20,13 +20,16 @@ LOOKED_AT, LENGTH = ("passkey", "one of 8 needles", "key-value lines", "line rec
 
 def maker(tokenizer: Any, split: str = "validation", seed: int = 1) -> Maker:
     """Sequences of a held-out split, with words and values that training never saw."""
-    tokens, words, names = _source(tokenizer, split)
-    return Maker(tokenizer, tokens, Draw(random.Random(seed), words, names, unseen=True), noise=0.0)
+    words, names = _vocabulary()
+    return Maker(tokenizer, _tokens(tokenizer, split), Draw(random.Random(seed), words, names, unseen=True), noise=0.0)
+
+
+_tokens = cache(books.encode)
 
 
 @cache
-def _source(tokenizer: Any, split: str) -> tuple[Any, list[str], list[str]]:
-    return books.encode(tokenizer, split), *books.vocabulary(books.read("train"))
+def _vocabulary() -> tuple[list[str], list[str]]:
+    return books.vocabulary(books.read("train"))
 
 
 @torch.no_grad()
@@ -35,7 +38,7 @@ def bits_per_byte(model: Any, tokenizer: Any, split: str, length: int = 1024, wi
 
     The first half of every window is context that is not counted.
     """
-    tokens = torch.from_numpy(_source(tokenizer, split)[0]).long()
+    tokens = torch.from_numpy(_tokens(tokenizer, split)).long()
     bits = size = 0.0
     for i in range(windows):
         first = (len(tokens) - length) * i // max(1, windows - 1)

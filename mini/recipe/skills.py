@@ -72,19 +72,21 @@ class Draw:
         """A template: a `whole` one, or one made of a request for one of `its` and the beginning of an answer."""
         if self.rng.random() < 0.3:
             return self.rng.choice(whole)
-        ask = self.rng.choice(w.ASKS)
-        extra = self.rng.choice(w.EXTRAS) if ask and self.rng.random() < 0.15 else ""
-        if not ask:
-            begin = self.rng.choice([text for text in w.ANSWERS if "{It}" in text or "{it}" in text])
-        elif self.rng.random() < 0.25:  # an answer may begin with any words
-            end = self.rng.choice((":", ":", " is", " was", " says", ""))
-            gap = self.rng.choice((" ", "\n"))
-            begin = f"{gap}{_sentence(self.some_words())}{end}[[ {{value}}]].\n"
-        else:
-            begin = self.rng.choice(w.ANSWERS)
-        if ask and self.rng.random() < 0.15:  # and so may a question
-            ask = f"{_sentence(self.some_words())}{self.rng.choice(', .:')} {ask}".replace("  ", " ")
-        return _about(ask + extra + begin, self.rng.choice(its)).removeprefix(" ")
+        it, ask = self.rng.choice(its), self.rng.choice(w.ASKS)
+        if not ask:  # then the beginning of the answer says what is asked for
+            named = [text for text in w.ANSWERS if "{it}" in text.lower()]
+            return _about(self.rng.choice(named), it).removeprefix(" ")
+        if self.rng.random() < 0.15:
+            ask = f"{_sentence(self.some_words())}{self.rng.choice((',', '.', ':', ''))} {ask}"
+        extra = self.rng.choice(w.EXTRAS) if self.rng.random() < 0.15 else ""
+        return _about(ask + extra + self.beginning(), it)
+
+    def beginning(self) -> str:
+        """The beginning of an answer: one of those known, or any words."""
+        if self.rng.random() < 0.75:
+            return self.rng.choice(w.ANSWERS)
+        end = self.rng.choice((":", ":", " is", " was", " says", ""))
+        return self.rng.choice((" ", "\n")) + _sentence(self.some_words()) + end + "[[ {value}]].\n"
 
     def unnamed(self) -> tuple[str, str]:
         """A statement of a value that has no name, and a question that begins its sentence again."""
@@ -214,40 +216,38 @@ def needles(
     `value_first`: how often the value is stated before the name; 0: never.
     """
 
-    def form() -> str:
-        if unseen_wording:
-            return d.rng.choice(w.UNSEEN_NEEDLE_FACTS)
-        if d.rng.random() < value_first:
-            return w.VALUE_FIRST
-        while True:
-            its = w.NAME_ITS
-            if d.rng.random() < 0.15:  # any words between the name and what is asked of it
-                its = (f"{{name}} {d.some_words()} {d.rng.choice(('the', 'a', 'his', 'this'))} {{attribute}}",)
-            found = d.statement(w.NEEDLE_FACTS, its)
-            if value_first or found.index("[[") > found.index("{name}"):
-                return found
-
     attribute = d.kind(w.ATTRIBUTES)
     names = d.several(d.name, count)
     numeric = digits or d.rng.random() < 0.6
     values = d.several(lambda: d.number(digits) if numeric else d.value(), count)
-    same = form() if d.rng.random() < 0.6 else None
+    same = _needle_fact(d, unseen_wording, value_first) if d.rng.random() < 0.6 else None
     episode = Episode()
-    for name, value in zip(names, values, strict=True):
-        episode.state(same or form(), attribute=attribute, name=name, value=value)
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         fill = {"attribute": attribute, "name": name, "value": value}
-        if unseen_wording:
-            text = d.rng.choice(w.UNSEEN_NEEDLE_QUESTIONS)
-        else:
-            text = d.question(w.NEEDLE_QUESTIONS, w.NAME_ITS)
-        if count > 1 and d.rng.random() < 0.2 and not unseen_wording:
-            j = d.rng.choice([j for j in range(count) if j != i])
+        episode.state(same or _needle_fact(d, unseen_wording, value_first), **fill)
+        others = [j for j in range(count) if j != i]
+        if others and not unseen_wording and d.rng.random() < 0.2:
+            j = d.rng.choice(others)
             text = d.rng.choice(w.PAIR_QUESTIONS).format(other=names[j], second=values[j], **fill)
             episode.questions.append(Question(text, (i, j)))
-        else:
-            episode.questions.append(Question(text.format(**fill), (i,)))
+            continue
+        ask = d.rng.choice(w.UNSEEN_NEEDLE_QUESTIONS) if unseen_wording else d.question(w.NEEDLE_QUESTIONS, w.NAME_ITS)
+        episode.questions.append(Question(ask.format(**fill), (i,)))
     return episode
+
+
+def _needle_fact(d: Draw, unseen_wording: bool, value_first: float) -> str:
+    if unseen_wording:
+        return d.rng.choice(w.UNSEEN_NEEDLE_FACTS)
+    if d.rng.random() < value_first:
+        return w.VALUE_FIRST
+    while True:
+        its = w.NAME_ITS
+        if d.rng.random() < 0.15:  # any words between the name and what is asked of it
+            its = (f"{{name}} {d.some_words()} {d.rng.choice(('the', 'a', 'his', 'this'))} {{attribute}}",)
+        found = d.statement(w.NEEDLE_FACTS, its)
+        if value_first or found.index("[[") > found.index("{name}"):
+            return found
 
 
 def chain(d: Draw, count: int) -> Episode:
@@ -279,7 +279,7 @@ def key_values(d: Draw, count: int, digits: int | None = None) -> Episode:
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
         form = d.rng.choice(w.KV_QUESTIONS).replace("{same}", same)
         if d.rng.random() < 0.4:
-            form = d.question(w.KV_QUESTIONS[:1], w.VALUE_ITS)
+            form = d.question((form,), w.VALUE_ITS)
         questions.append(Question(form.format(key=key, value=value), (i,)))
     return Episode(facts, questions, lines=True)
 

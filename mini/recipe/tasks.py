@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,18 +22,23 @@ class Task:
     chance: str
 
 
+def _asking(episode: Episode, count: int) -> Episode:
+    """The same facts with those questions only that ask for so many of them."""
+    return replace(episode, questions=[question for question in episode.questions if len(question.facts) == count])
+
+
 def _needles(draw: Draw, length: int, value_first: float = 0.0, unseen: bool = False) -> Episode:
     """Eight names, and the questions that ask for one value."""
     episode = skills.needles(draw, 8, unseen, digits=5, value_first=value_first)
-    return Episode(episode.facts, [question for question in episode.questions if len(question.facts) == 1])
+    return _asking(episode, 1)
 
 
 def _pair(draw: Draw, length: int) -> Episode:
     while True:
         episode = skills.needles(draw, 8, digits=5, value_first=0.0)
-        pairs = [question for question in episode.questions if len(question.facts) == 2]
-        if pairs:
-            return Episode(episode.facts, pairs)
+        pairs = _asking(episode, 2)
+        if pairs.questions:
+            return pairs
 
 
 TASKS: dict[str, Task] = {
