@@ -128,6 +128,16 @@ def test_a_question_for_a_value_without_a_name_begins_its_sentence_again(maker):
         assert len(begin.split()) >= 2 and f"{begin}[[ {{value}}]]" in question
 
 
+def test_nothing_is_put_together_where_only_written_out_wordings_are_wanted(maker):
+    draw = Draw(random.Random(0), WORDS, WORDS, composed=0.0)
+    for _ in range(50):
+        assert draw.statement(wording.PASSKEY_FACTS, wording.KEY_ITS) in wording.PASSKEY_FACTS
+        assert draw.question(wording.PASSKEY_QUESTIONS, wording.KEY_ITS) in wording.PASSKEY_QUESTIONS
+        assert draw.kind(wording.KINDS) in wording.KINDS
+    tasks.prompt(maker, "passkey", 300, 0.5)
+    assert maker.draw.composed == 0.7
+
+
 def test_a_value_before_its_owner_is_known_as_such():
     episode = Episode()
     episode.state("[[{value}]] is {name}'s code.", name="Ann", value="1")

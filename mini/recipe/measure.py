@@ -15,7 +15,8 @@ from distill.mini.recipe.skills import Draw
 from distill.mini.recipe.tasks import sequence
 
 #: what is looked at while a model is trained, and at which length
-LOOKED_AT, LENGTH = ("passkey", "one of 8 needles", "key-value lines", "line records", "where is"), 1024
+LOOKED_AT = ("passkey", "passkey, composed wording", "one of 8 needles", "key-value lines", "line records", "where is")
+LENGTH = 1024
 
 
 def maker(tokenizer: Any, split: str = "validation", seed: int = 1) -> Maker:

@@ -45,16 +45,28 @@ class Episode:
 
 
 class Draw:
-    """Random words, names and values: of training, or (`unseen`) only such as training never sees."""
+    """Random words, names, values and wordings.
 
-    def __init__(self, rng: random.Random, words: Sequence[str], names: Sequence[str], unseen: bool = False) -> None:
-        self.rng, self.unseen = rng, unseen
+    Args:
+        unseen: only words, names and values that training never sees.
+        composed: how often a wording is put together from parts, and not one of those written out.
+    """
+
+    def __init__(
+        self,
+        rng: random.Random,
+        words: Sequence[str],
+        names: Sequence[str],
+        unseen: bool = False,
+        composed: float = 0.7,
+    ) -> None:
+        self.rng, self.unseen, self.composed = rng, unseen, composed
         self.words = [word for word in words if held_out(word) == unseen]
         self.names = [name for name in names if held_out(name) == unseen]
 
     def statement(self, whole: Sequence[str], its: Sequence[str]) -> str:
         """A template: a `whole` one, or one made of an opener, a core about one of `its`, and a closer."""
-        if self.rng.random() < 0.3:
+        if self.rng.random() >= self.composed:
             return self.rng.choice(whole)
         core = self.rng.choice(w.CORES)
         if self.rng.random() < 0.2:  # any words between what is asked for and its value
@@ -70,7 +82,7 @@ class Draw:
 
     def question(self, whole: Sequence[str], its: Sequence[str]) -> str:
         """A template: a `whole` one, or one made of a request for one of `its` and the beginning of an answer."""
-        if self.rng.random() < 0.3:
+        if self.rng.random() >= self.composed:
             return self.rng.choice(whole)
         it, ask = self.rng.choice(its), self.rng.choice(w.ASKS)
         if not ask:  # then the beginning of the answer says what is asked for
@@ -99,7 +111,7 @@ class Draw:
         """What a value is called: one of a list, or words put together; none that is kept from training."""
         while True:
             found = self.rng.choice(known)
-            if self.rng.random() < 0.5:
+            if self.rng.random() < 0.7 * self.composed:
                 found = f"{self.word()} {self.rng.choice((*w.NOUNS, self.word()))}"
             if found not in w.UNSEEN_KINDS:
                 return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,15 +17,23 @@ from distill.mini.recipe.skills import Draw, Episode
 
 @dataclass(frozen=True)
 class Task:
-    """How an episode is made from a source of words and a length, and how often a guess would be right."""
+    """How an episode is made from a source of words and a length, and how often a guess would be right.
+
+    `composed`: as for `Draw`.
+    """
 
     make: Callable[[Draw, int], Episode]
     chance: str
+    composed: float = 0.0
 
 
 def _asking(episode: Episode, count: int) -> Episode:
     """The same facts with those questions only that ask for so many of them."""
     return replace(episode, questions=[question for question in episode.questions if len(question.facts) == count])
+
+
+def _passkey(draw: Draw, length: int, unseen: bool = False) -> Episode:
+    return skills.passkey(draw, 1, unseen, digits=5, unnamed=0.0)
 
 
 def _needles(draw: Draw, length: int, value_first: float = 0.0, unseen: bool = False) -> Episode:
@@ -42,9 +51,11 @@ def _pair(draw: Draw, length: int) -> Episode:
 
 
 TASKS: dict[str, Task] = {
-    "passkey": Task(lambda d, n: skills.passkey(d, 1, digits=5, unnamed=0.0), "1/90000"),
-    "passkey, unseen wording": Task(lambda d, n: skills.passkey(d, 1, unseen_wording=True, digits=5), "1/90000"),
+    "passkey": Task(_passkey, "1/90000"),
+    "passkey, composed wording": Task(_passkey, "1/90000", composed=1.0),
+    "passkey, unseen wording": Task(lambda d, n: _passkey(d, n, unseen=True), "1/90000"),
     "one of 8 needles": Task(_needles, "1/8"),
+    "one of 8, composed wording": Task(_needles, "1/8", composed=1.0),
     "one of 8, unseen wording": Task(lambda d, n: _needles(d, n, unseen=True), "1/8"),
     "one of 8, value before name": Task(lambda d, n: _needles(d, n, value_first=1.0), "1/8"),
     "two of 8 needles": Task(_pair, "1/56"),
@@ -62,8 +73,10 @@ def sequence(maker: Maker, task: str, length: int, depth: float | None = None, a
     Raises:
         ValueError: the facts do not fit.
     """
+    draw = copy(maker.draw)  # the random numbers of both are the same ones
+    draw.composed = TASKS[task].composed
     for _ in range(50):
-        episode = TASKS[task].make(maker.draw, length)
+        episode = TASKS[task].make(draw, length)
         if not episode.questions:
             continue
         try:
