@@ -15,7 +15,7 @@ FOLDER = Path(__file__).parent
 SELECTION_LAYER = 3
 #: how PromptDistill is used there: the paper's scores and truncated caches. With truncated caches a small model needs
 #: the question's own tokens in its early layers, so the last ones (and the first) stay, within the budget.
-SCORING: dict[str, Any] = {"cache_truncation_end": 1, "sinks": 4, "recent": 24}
+SETTINGS: dict[str, Any] = {"cache_truncation_end": 1, "sinks": 4, "recent": 24}
 #: the other scoring that is measured: probabilities, and a token's neighbours count as much as it does
 SOFTMAX: dict[str, Any] = {"scoring": "softmax", "pooling": "max", "pooling_kernel": 11}
 

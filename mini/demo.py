@@ -16,12 +16,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
-from distill.mini import FOLDER, path, tokenizer_of
-from distill.mini.passkey import FACT, QUESTION, Prompt, answer, hide, small_policy
-from distill.models import DistillLlamaConfig
+from distill.mini import FOLDER, mini
+from distill.mini.passkey import FACT, QUESTION, Prompt, answer, hide, right, small_policy
 
 KEPT, DROPPED, PLAIN = "\x1b[30;42m", "\x1b[2m", "\x1b[0m"
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -116,19 +114,18 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=FOLDER / "story.txt", help="the text to hide the facts in")
     parser.add_argument("--length", type=int, default=8000, help="prompt length in tokens, up to 8192")
     parser.add_argument("--keep", type=int, default=256, help="tokens kept (default: 256)")
-    parser.add_argument("--depth", type=float, default=0.4, help="where the first fact is hidden: 0 first, 1 last")
+    parser.add_argument("--depth", type=float, default=0.4, help="where the first fact is hidden, from 0 to below 1")
     parser.add_argument("--seed", type=int, default=7, help="chooses the answers")
     parser.add_argument("--page", type=Path, default=Path("outputs/demo.html"), help="where the page is written")
     args = parser.parse_args()
-    if not 0 <= args.depth <= 1:
-        parser.error(f"--depth: got {args.depth}; allowed are numbers from 0 to 1")
+    if not 0 <= args.depth < 1:
+        parser.error(f"--depth: got {args.depth}; allowed are numbers from 0 to below 1")
     logging.disable_progress_bar()
 
-    folder = path("llama")
     policy = small_policy(args.keep)
-    config = DistillLlamaConfig.from_pretrained(folder, policy=policy)
-    model = AutoModelForCausalLM.from_pretrained(folder, config=config).eval()
-    tokenizer = tokenizer_of(folder)
+    model, tokenizer = mini("llama", policy=policy)
+    if args.length > model.config.max_position_embeddings:
+        parser.error(f"--length: got {args.length}; allowed are up to {model.config.max_position_embeddings}")
     prompts = questions(tokenizer, args.text.read_text(), args.length, args.depth, args.seed)
     length = prompts[0].ids.shape[1]
     print(f"{length} tokens of {args.text.name}, with {len(FACTS)} facts hidden in them; {policy}\n")
@@ -140,7 +137,7 @@ def main() -> None:
     for prompt, question in zip(prompts, QUESTIONS, strict=True):
         stock, ours = run(model, tokenizer, prompt, None), run(model, tokenizer, prompt, policy)
         figures.append((stock, ours))
-        wrong += [prompt.answer] if not ours["answer"].startswith(prompt.answer) else []
+        wrong += [prompt.answer] if not right(ours["answer"], prompt.answer) else []
         print(
             f"{question.split('?')[0] + '?':44} {stock['answer']:>10} {stock['seconds']:8.3f} s "
             f"{ours['answer']:>10} {ours['seconds']:8.3f} s"

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from distill.mini import FOLDER, SCORING, SELECTION_LAYER, SOFTMAX, mini, names
+from distill.mini import FOLDER, SELECTION_LAYER, SETTINGS, SOFTMAX, mini, names
 from distill.models import PromptDistill
 from distill.patches.policy import Policy
 
@@ -28,7 +28,7 @@ QUESTION = "What is the pass key? The pass key is"
 
 def small_policy(budget: int | float) -> PromptDistill:
     """PromptDistill as it suits the shipped models: after the layer where they find what a question is about."""
-    return PromptDistill([SELECTION_LAYER], [budget], **SCORING)
+    return PromptDistill([SELECTION_LAYER], [budget], **SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,11 @@ def hide(
         answer: what has to follow the question.
         seed: where in the text the prompt begins.
     Raises:
-        ValueError: a length that leaves no room for text.
+        ValueError: a length that leaves no room for text, or depths that do not ascend.
     """
+    depths = [depth for _, depth in facts]
+    if depths != sorted(depths):
+        raise ValueError(f"facts: got the depths {depths}; allowed are ascending ones")
     hay, asked, *hidden = (
         tokenizer(part, add_special_tokens=False).input_ids
         for part in (text, f"\n{question}", *(f"\n{fact}\n" for fact, _ in facts))
@@ -101,14 +104,20 @@ def answer(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 6) -> t
     return tokenizer.decode(out.sequences[0, prompt.ids.shape[1] :]), out, marks[1] - marks[0]
 
 
+def right(given: str, wanted: str) -> bool:
+    """Whether an answer begins with what was wanted, and with no longer word or number."""
+    given, wanted = given.strip(), wanted.strip()
+    return given.startswith(wanted) and not given[len(wanted) : len(wanted) + 1].isalnum()
+
+
 def accuracy(model: Any, tokenizer: Any, text: str, length: int, policy: Policy | None, samples: int) -> float:
     """Share of `samples` prompts, their depths spread evenly, that are answered with the right key."""
-    right = 0
+    found = 0
     for i in range(samples):
         prompt = make_prompt(tokenizer, text, length, (i + 0.5) / samples, seed=i)
         with model.using(policy):
-            right += prompt.answer in answer(model, tokenizer, prompt)[0]
-    return right / samples
+            found += right(answer(model, tokenizer, prompt)[0], prompt.answer)
+    return found / samples
 
 
 def main() -> None:
@@ -120,8 +129,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=20, help="prompts a cell")
     args = parser.parse_args()
     model, tokenizer = mini(args.arch)
-    softmax = PromptDistill([SELECTION_LAYER], [args.keep], **(SCORING | SOFTMAX))
-    chance = PromptDistill([SELECTION_LAYER], [args.keep], **(SCORING | {"scoring": "random"}))
+    softmax = PromptDistill([SELECTION_LAYER], [args.keep], **(SETTINGS | SOFTMAX))
+    chance = PromptDistill([SELECTION_LAYER], [args.keep], **(SETTINGS | {"scoring": "random"}))
     policies = {
         "all tokens": None, "the paper's scores": small_policy(args.keep), "softmax scores": softmax, "random": chance,
     }  # fmt: skip

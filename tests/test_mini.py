@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import distill
 from distill import PromptDistill, Random, SnapKV, StreamingLLM
-from distill.mini import SCORING, SELECTION_LAYER, names, path
+from distill.mini import SELECTION_LAYER, SETTINGS, names, path
 from distill.mini.passkey import accuracy, answer, hide, make_prompt, small_policy, story
 
 ARCHITECTURES = ("llama", "phi3", "qwen2")
@@ -56,14 +56,14 @@ def test_the_folder_is_a_stock_checkpoint(arch, dtype):
 
 def test_they_find_pass_keys_in_an_eighth_of_the_tokens_where_chance_does_not(model_and_tokenizer):
     model, tokenizer = model_and_tokenizer
-    random = PromptDistill([SELECTION_LAYER], [1 / 2], **(SCORING | {"scoring": "random"}))
+    random = PromptDistill([SELECTION_LAYER], [1 / 2], **(SETTINGS | {"scoring": "random"}))
     late = PromptDistill([SELECTION_LAYER], [1 / 8], scoring="random", recent=24)  # the early caches are full
     full, kept, half, full_caches = (
         accuracy(model, tokenizer, story(), 1024, policy, samples=8)
         for policy in (None, small_policy(1 / 8), random, late)
     )
     assert full == 1.0 and kept >= 7 / 8
-    assert kept >= half and half <= 5 / 8 and full_caches <= 3 / 8
+    assert half <= 5 / 8 and full_caches <= 3 / 8
 
 
 def test_methods_that_look_at_the_question_find_the_key_and_others_do_not():
@@ -75,11 +75,12 @@ def test_methods_that_look_at_the_question_find_the_key_and_others_do_not():
     assert found["snapkv"] >= 7 / 8 and found["streamingllm"] <= 3 / 8 and found["random"] <= 3 / 8
 
 
-def test_prompts_hold_the_key_once_where_it_was_asked_for():
+def test_prompts_hold_the_key_where_it_was_asked_for():
     tokenizer = load("llama")[1]
     for depth in (0.0, 0.3, 1.0):
         prompt = make_prompt(tokenizer, story(), 700, depth, seed=3)
         assert prompt.ids.shape == (1, 700) and prompt.ids[0, 0] == tokenizer.bos_token_id
+        assert prompt.facts[0][0] == pytest.approx(1 + depth * 660, abs=10)
         fact = tokenizer.decode(prompt.ids[0, slice(*prompt.facts[0])])
         assert fact.count(prompt.answer) == 2 == tokenizer.decode(prompt.ids[0]).count(prompt.answer)
     with pytest.raises(ValueError, match="length: got 20"):

@@ -1,7 +1,7 @@
 """One set of weights in three architectures, and checkpoints that ship.
 
 Phi3 is Llama with two fused matrices; Qwen2 is Llama with biases on queries, keys and values. So a Llama converts
-without loss (the biases start at zero), and back (where they are zero).
+without loss (the biases start at zero).
 """
 
 from __future__ import annotations

@@ -58,6 +58,10 @@ class Sequence:
     answers: list[tuple[int, int]]
 
 
+class TooLong(ValueError):
+    """Facts and a question need more tokens than the sequence has."""
+
+
 @dataclass
 class Piece:
     """A tokenised text and the token ranges `[start, stop)` of its marks."""
@@ -84,7 +88,11 @@ def tokenise(tokenizer: Any, text: str) -> Piece:
 
 
 class Maker:
-    """Makes sequences from books (one array of tokens), skills and wordings."""
+    """Makes sequences from books (one array of tokens), skills and wordings.
+
+    `noise`: half of it is the share of stretches that are filler, shuffled, or have random tokens; all of it the share
+    with numbers strewn in.
+    """
 
     def __init__(self, tokenizer: Any, tokens: np.ndarray, draw: Draw, noise: float = 0.1) -> None:
         self.tokenizer, self.tokens, self.draw, self.rng = tokenizer, tokens, draw, draw.rng
@@ -114,13 +122,15 @@ class Maker:
         return found
 
     def _with_numbers(self, tokens: list[int]) -> list[int]:
-        """The same text, interrupted by numbers as tables and indexes are."""
+        """The text, interrupted by numbers as tables and indexes are, and cut to its old length."""
         found: list[int] = []
+        at = 0
         while len(found) < len(tokens):
             step = self.rng.randrange(5, 80)
-            number = str(self.rng.randrange(10 ** self.rng.randrange(1, 6)))
             form = self.rng.choice((" {}", " {},", " {};", "\n{}. ", " ({})", " No. {}"))
-            found += tokens[len(found) : len(found) + step] + tokenise(self.tokenizer, form.format(number)).ids
+            number = form.format(self.draw.number(self.rng.randrange(1, 6)))
+            found += tokens[at : at + step] + tokenise(self.tokenizer, number).ids
+            at += step
         return found[: len(tokens)]
 
     def plain(self, length: int) -> list[int]:
@@ -140,16 +150,17 @@ class Maker:
     ) -> Sequence:
         """One sequence of at most `length` tokens: facts in text, then up to `asked` questions.
 
-        With a `depth`, 0 to 1, only the question is asked whose fact lies there (of scattered facts, the first one is
-        put there; of lines, the one that is there is asked for).
+        With a `depth`, 0 to 1, one question is asked, and the first fact that it needs lies there. Lines stay
+        together: their block lies there, and the line as deep in the block is asked for.
 
         Raises:
-            ValueError: the facts and one question do not fit.
+            TooLong: the facts and one question do not fit.
         """
         facts = [tokenise(self.tokenizer, self._spaced(text, episode.lines)) for text in episode.facts]
         order = self.rng.sample(range(len(episode.questions)), min(asked, len(episode.questions)))
         if depth is not None:
             order = [round(depth * (len(episode.questions) - 1)) if episode.lines else 0]
+        asked_first = next((fact for i in order for fact in episode.questions[i].facts if fact >= 0), 0)
         questions = [(tokenise(self.tokenizer, episode.questions[i].text), episode.questions[i].facts) for i in order]
         lead = tokenise(self.tokenizer, self.rng.choice(wording.LEADS)).ids
         preface = tokenise(self.tokenizer, self.rng.choice(wording.PREFACES)).ids if self.rng.random() < 0.2 else []
@@ -158,8 +169,9 @@ class Maker:
             questions.pop()
         room -= sum(len(q.ids) for q, _ in questions)
         if room < 0:
-            raise ValueError(f"length: got {length}; the facts alone take {length - room} tokens")
-        ids, starts = self._hide(facts, room, episode.lines, depth, [self.tokenizer.bos_token_id, *preface])
+            raise TooLong(f"length: got {length}; the facts and a question alone take {length - room} tokens")
+        before = [self.tokenizer.bos_token_id, *preface]
+        ids, starts = self._hide(facts, room, episode.lines, before, depth, asked_first)
         weights = [1.0] * len(ids)
         for fact, start in zip(facts, starts, strict=True):
             for a, b in fact.marks:  # random values cannot be predicted where they are stated
@@ -182,19 +194,22 @@ class Maker:
         return self.rng.choice((f" {text}", f"\n{text}\n", f" {text}", f"\n\n{text}\n\n"))
 
     def _hide(
-        self, facts: abc.Sequence[Piece], room: int, lines: bool, depth: float | None, before: abc.Sequence[int]
-    ) -> tuple[list[int], list[int]]:
-        """Text of `room` tokens with the facts in it, and where each of them starts; the first one at `depth`."""
+        self, facts: abc.Sequence[Piece], room: int, lines: bool, before: abc.Sequence[int], depth: float | None,
+        first: int,
+    ) -> tuple[list[int], list[int]]:  # fmt: skip
+        """Text of `room` tokens with the facts in it, and where each of them starts; fact `first` at `depth`.
+
+        Without a depth, scattered facts come in their order.
+        """
         hay = self.hay(room) if room else []
         if lines:
             at = self.rng.randrange(room + 1) if self.rng.random() < 0.7 else self.rng.choice((0, room))
-            places = [at] * len(facts)
+            places = [at if depth is None else round(depth * room)] * len(facts)
         else:
-            places = sorted(self.rng.randrange(room + 1) for _ in facts)
-            places = [self._sentence(hay, place) for place in places]
+            places = sorted(self._sentence(hay, self.rng.randrange(room + 1)) for _ in facts)
             if depth is not None:
                 self.rng.shuffle(places)
-                places[0] = self._sentence(hay, round(depth * room))
+                places[first] = self._sentence(hay, round(depth * room))
         ids, starts, done = [*before], [0] * len(facts), 0
         for i in sorted(range(len(facts)), key=places.__getitem__):
             ids += hay[done : places[i]]
@@ -225,10 +240,8 @@ class Maker:
                 fetch = -1
                 # how a value is fetched that stands before its owner is left to the model
                 if own >= 0 and own not in early and facts[own].marks:
-                    stop = starts[own] + facts[own].marks[0][1]
-                    target = stop - (b - i)
-                    answer = question.ids[a:b]
-                    if list(before[stop - (b - a) : stop]) == answer or before[target] == question.ids[i]:
+                    target = starts[own] + facts[own].marks[0][1] - (b - i)
+                    if before[target] == question.ids[i]:
                         fetch = target
                 for fact in others:
                     span = (starts[fact], starts[fact] + len(facts[fact].ids))
@@ -249,7 +262,7 @@ class Maker:
                     try:
                         made = self.sequence(length, self.episode(length), asked, row)
                         break
-                    except ValueError:  # too many facts for the length
+                    except TooLong:
                         continue
                 found, weight = made.ids, made.weights
                 guides += made.guides

@@ -2,9 +2,9 @@
 
     python -m distill.mini.recipe.evaluate --arch llama skills language layers sensitivity
 
-Prints tables in Markdown and, with `--out`, writes them and pictures there. All text, words and values are held out
-from training. Answers are greedy continuations, right if they begin with the whole value. Intervals are Wilson's,
-95 %.
+Prints tables in Markdown and, with `--out`, writes them and pictures there. The text is held out from training, and no
+training task used these words, names and values. Answers are greedy continuations, right if they begin with the whole
+value. Intervals are Wilson's, 95 %.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import bz2
 import json
 import lzma
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tqdm import tqdm
 from distill.baselines import GemFilter, SnapKV, StreamingLLM
 from distill.evaluation.heatmap import grid, write_png
 from distill.evaluation.intervals import wilson
-from distill.mini import SCORING, SELECTION_LAYER, SOFTMAX, names, path, tokenizer_of
+from distill.mini import FOLDER, SELECTION_LAYER, SETTINGS, SOFTMAX, names, path, tokenizer_of
 from distill.mini.recipe import books
 from distill.mini.recipe.measure import bits_per_byte, maker
 from distill.mini.recipe.tasks import TASKS, is_right, prompt
@@ -31,7 +32,7 @@ from distill.patches.policy import Policy
 
 PolicyOf = Callable[[int], Policy | None]
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-OTHER = 2048  # length of the prompts in other prose
+OTHER = BUDGETED = 2048  # length of the prompts in other prose, and of those that are cut down
 
 
 def distilled(layer: int, share: float, **options: Any) -> PolicyOf:
@@ -43,15 +44,16 @@ def distilled(layer: int, share: float, **options: Any) -> PolicyOf:
 
 
 class Bench:
-    """A model, its tokenizer, and where pictures go."""
+    """A model, how many prompts a cell has (half as many in `depths` and `layers`), and where pictures go."""
 
-    def __init__(self, arch: str, folder: Path, samples: int, split: str, out: Path | None) -> None:
-        self.arch, self.samples, self.split, self.out = arch, samples, split, out
+    def __init__(self, folder: Path, samples: int, split: str, out: Path | None) -> None:
+        self.samples, self.split, self.out = samples, split, out
         self.model = load(folder).eval()  # in the precision that ships, bfloat16
         self.tokenizer = tokenizer_of(folder)
+        self.label = f"mini-{folder.name}" if folder.parent == FOLDER else str(folder)
         self.results: dict[str, Any] = {}
 
-    def share(
+    def right(
         self, task: str, length: int, policy: PolicyOf, samples: int, depth: float | None = None,
         split: str | None = None,
     ) -> int:  # fmt: skip
@@ -60,7 +62,7 @@ class Bench:
         found = 0
         for i in range(samples):
             at = (i + 0.5) / samples if depth is None else depth
-            asked = prompt(source, task, length, None if task == "where is" else at)
+            asked = prompt(source, task, length, at)
             with self.model.using(policy(i)):
                 found += is_right(self.model, self.tokenizer, asked)
         return found
@@ -69,8 +71,8 @@ class Bench:
         """Accuracy by skill and length, and in other prose."""
         rows, cells = [], {}
         for task in tqdm(tasks, desc="skills", leave=False):
-            row = [self.share(task, length, lambda seed: None, self.samples) for length in lengths]
-            row.append(self.share(task, OTHER, lambda seed: None, self.samples, split="other"))
+            row = [self.right(task, length, lambda seed: None, self.samples) for length in lengths]
+            row.append(self.right(task, OTHER, lambda seed: None, self.samples, split="other"))
             cells[task] = dict(zip((*map(str, lengths), "other"), row, strict=True))
             rows.append([task, TASKS[task].chance, *(f"{count / self.samples:.3f}" for count in row)])
         self.results["skills"] = cells
@@ -86,7 +88,7 @@ class Bench:
             rows += [[task, f"{d} %", *(f"{v:.0f}" for v in row)] for d, row in zip(depths, values, strict=True)]
             self.results.setdefault("depths", {})[task] = values
             if self.out:
-                write_png(scored, self.out / f"{self.arch}-{task.replace(' ', '-')}.png")
+                write_png(scored, self.out / f"depths-{task.replace(' ', '-')}.png")
         title = f"Accuracy (%) by depth (0: first, 100: last) and length (n = {each} a cell)"
         return table(title, ["task", "depth", *map(str, lengths)], rows)
 
@@ -97,9 +99,9 @@ class Bench:
         for length in tqdm(lengths, desc=f"depths of {task}", leave=False):
             for depth in DEPTHS:
                 key = f"{length}-{depth}"
-                samples[key] = self.share(task, length, lambda s: None, each, depth) / each
+                samples[key] = self.right(task, length, lambda s: None, each, depth) / each
                 groups[key] = {"length": length, "depth": round(100 * depth)}
-        header = {"label": f"mini-{self.arch}", "budget": None, "protocol": f"{self.split} books", "task": task}
+        header = {"label": self.label, "budget": None, "protocol": f"{self.split} books", "task": task}
         score = 100 * sum(samples.values()) / len(samples)
         return {"samples": samples, "groups": groups, "header": header, "score": score, "n": each * len(samples)}
 
@@ -115,53 +117,53 @@ class Bench:
             rows.append([split, f"{bits:.3f}", *(f"{len(data) * 8 / len(text):.3f}" for data in packed)])
             self.results.setdefault("bits_per_byte", {})[split] = bits
         title = "Bits per byte (second halves of 32 windows of 2,048 tokens; compressors: whole books)"
-        return table(title, ["books", f"mini-{self.arch}", "xz -9", "brotli -q 11", "bzip2 -9"], rows)
+        return table(title, ["books", self.label, "xz -9", "brotli -q 11", "bzip2 -9"], rows)
 
-    def layers(self, task: str, share: float, length: int = 2048) -> str:
+    def layers(self, task: str, share: float) -> str:
         """Accuracy when tokens are dropped after each layer."""
-        kinds = {"paper": SCORING, "softmax": SCORING | SOFTMAX, "random": SCORING | {"scoring": "random"}}
+        kinds = {"paper": SETTINGS, "softmax": SETTINGS | SOFTMAX, "random": SETTINGS | {"scoring": "random"}}
         last = self.model.config.num_hidden_layers - 1
         each = max(1, self.samples // 2)
         rows = []
         for layer in tqdm(range(last), desc="layers", leave=False):
             found = [
-                self.share(
-                    task, length, distilled(layer, share, **options | {"cache_truncation_end": truncated}), each
+                self.right(
+                    task, BUDGETED, distilled(layer, share, **options | {"cache_truncation_end": truncated}), each
                 )
                 / each
                 for truncated in (0, 1)
                 for options in kinds.values()
             ]
             rows.append([str(layer), *(f"{v:.2f}" for v in found)])
-            self.results.setdefault("layers", {})[layer] = found
+            self.results.setdefault("layers", {}).setdefault(task, {})[layer] = found
         head = [f"{kind}, {'truncated' if t else 'full caches'}" for t in (0, 1) for kind in kinds]
-        title = f"{task}, {length} tokens, {share:.4g} of them kept after one layer (n = {each} a cell)"
+        title = f"{task}, {BUDGETED} tokens, {share:.4g} of them kept after one layer (n = {each} a cell)"
         return table(title, ["layer", *head], rows)
 
-    def sensitivity(self, task: str, shares: Sequence[float], length: int = 2048) -> str:
+    def sensitivity(self, task: str, shares: Sequence[float]) -> str:
         """Methods against budgets."""
         control = {"scoring": "random"}
         methods: dict[str, Callable[[float], PolicyOf]] = {
-            "PromptDistill": lambda s: distilled(SELECTION_LAYER, s, **SCORING),
-            "PromptDistill, softmax": lambda s: distilled(SELECTION_LAYER, s, **SCORING | SOFTMAX),
+            "PromptDistill": lambda s: distilled(SELECTION_LAYER, s, **SETTINGS),
+            "PromptDistill, softmax": lambda s: distilled(SELECTION_LAYER, s, **SETTINGS | SOFTMAX),
             "PromptDistill, nothing kept always": lambda s: distilled(SELECTION_LAYER, s, cache_truncation_end=1),
-            "random tokens": lambda s: distilled(SELECTION_LAYER, s, **SCORING | control),
+            "random tokens": lambda s: distilled(SELECTION_LAYER, s, **SETTINGS | control),
             "random tokens, full early caches": lambda s: distilled(
-                SELECTION_LAYER, s, **SCORING | control | {"cache_truncation_end": 0}
+                SELECTION_LAYER, s, **SETTINGS | control | {"cache_truncation_end": 0}
             ),
             "GemFilter": lambda s: lambda seed: GemFilter(s, layer=SELECTION_LAYER),
             "SnapKV": lambda s: lambda seed: SnapKV(s),
             "StreamingLLM": lambda s: lambda seed: StreamingLLM(s),
         }
-        full = self.share(task, length, lambda seed: None, self.samples)
+        full = self.right(task, BUDGETED, lambda seed: None, self.samples)
         rows = [["all tokens", _cell(full, self.samples), *[""] * (len(shares) - 1)]]
         self.results.setdefault("sensitivity", {})[task] = {"full": full / self.samples}
         for name, method in tqdm(methods.items(), desc=f"methods, {task}", leave=False):
-            found = [self.share(task, length, method(share), self.samples) for share in shares]
+            found = [self.right(task, BUDGETED, method(share), self.samples) for share in shares]
             rows.append([name, *(_cell(count, self.samples) for count in found)])
             self.results["sensitivity"][task][name] = [count / self.samples for count in found]
-        head = ["method", *(f"1/{round(1 / share)}" for share in shares)]
-        return table(f"{task}, {length} tokens, share kept (n = {self.samples} a cell)", head, rows)
+        head = ["method", *(str(Fraction(share).limit_denominator(1000)) for share in shares)]
+        return table(f"{task}, {BUDGETED} tokens, share kept (n = {self.samples} a cell)", head, rows)
 
 
 def _cell(count: int, samples: int) -> str:
@@ -181,7 +183,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=parts, help=f"which of {', '.join(parts)}; all if none is named")
     parser.add_argument("--arch", default="llama", help=f"a model that ships: {', '.join(names())}")
     parser.add_argument("--model", type=Path, help="the folder of another model")
-    parser.add_argument("--samples", type=int, default=200, help="prompts a cell (profile and depths: half of it)")
+    parser.add_argument("--samples", type=int, default=200, help="prompts a cell (layers and depths: half of it)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
     parser.add_argument("--shares", type=float, nargs="+", default=[1 / 4, 1 / 8, 1 / 16, 1 / 32])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all skills; for the other parts two")
@@ -193,7 +195,7 @@ def main() -> None:
         parser.error(f"parts: got {', '.join(sorted(unknown))}; allowed are {', '.join(parts)}")
     if args.out:
         args.out.mkdir(parents=True, exist_ok=True)
-    bench = Bench(args.arch, args.model or path(args.arch), args.samples, args.split, args.out)
+    bench = Bench(args.model or path(args.arch), args.samples, args.split, args.out)
     two = args.tasks or ["passkey", "one of 8 needles"]
     tables: dict[str, Callable[[], list[str]]] = {
         "skills": lambda: [bench.skills(args.lengths, args.tasks or list(TASKS))],
@@ -208,7 +210,7 @@ def main() -> None:
             print(text, flush=True)
             printed.append(text)
     if args.out:
-        stem = f"{args.arch}-{'-'.join(args.parts)}"
+        stem = "-".join(args.parts)
         (args.out / f"{stem}.md").write_text("\n".join(printed))
         (args.out / f"{stem}.json").write_text(json.dumps(bench.results, indent=1))
 

@@ -32,8 +32,9 @@ class Plan:
     """What attention does in the present step.
 
     Args:
-        window: tokens that layers before the first of `FETCH` see, or None: all.
+        window: layers before the first of `FETCH` see this many to twice as many tokens; None: all.
         guides: where attention should go.
+        find, fetch: the losses of the step, filled in by the layers.
     """
 
     window: int | None = None
@@ -75,7 +76,7 @@ def local_attention(query: Tensor, key: Tensor, value: Tensor, window: int, scal
 def attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float | None = None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """As Transformers' attention functions; adds to the losses of the plan."""
+    """As Transformers' attention functions, without padding or cache; adds to the losses of the plan."""
     layer, plan = module.layer_idx, _plan
     if plan.guides and layer == FIND:
         plan.find.append(_find_loss(query, key, scaling, plan.guides))

@@ -48,7 +48,7 @@ class Draw:
     """Random words, names, values and wordings.
 
     Args:
-        unseen: only words, names and values that training never sees.
+        unseen: only words, names and values that no training task uses (training text may hold them).
         composed: how often a wording is put together from parts, and not one of those written out.
     """
 
@@ -202,8 +202,9 @@ def passkey(
 
     `unnamed`: how often a value is no key at all, only a part of a sentence that the question begins again.
     """
-    # with several keys "passkey" beside "pass key" would be a riddle, not a question
     kinds = [d.rng.choice(w.UNSEEN_KINDS)] if unseen_wording else d.several(lambda: d.kind(w.KINDS), min(count, 3))
+    # "passkey" beside "pass key" would be a riddle, not a question
+    kinds = list({kind.replace(" ", ""): kind for kind in kinds}.values())
     episode = Episode()
     for i, kind in enumerate(kinds):
         value = d.number(digits) if digits or d.rng.random() < 0.8 else d.value()
@@ -225,7 +226,7 @@ def needles(
 ) -> Episode:
     """Values of names, in one wording or several, asked for one by one or in pairs.
 
-    `value_first`: how often the value is stated before the name; 0: never.
+    `value_first`: how often, at least, the value is stated before the name; 0: never.
     """
 
     attribute = d.kind(w.ATTRIBUTES)
@@ -281,11 +282,11 @@ def chain(d: Draw, count: int) -> Episode:
     return episode
 
 
-def key_values(d: Draw, count: int, digits: int | None = None) -> Episode:
+def key_values(d: Draw, count: int) -> Episode:
     """A list of keys and values, a pair a line."""
     line, same = d.rng.choice(w.KV_LINES)
     keys = d.keys(count)
-    values = [d.number(digits) if digits else d.value() for _ in keys]
+    values = [d.value() for _ in keys]
     facts = [line.format(key=key, value=value) for key, value in zip(keys, values, strict=True)]
     questions = []
     for i, (key, value) in enumerate(zip(keys, values, strict=True)):
@@ -341,6 +342,8 @@ def where_is(d: Draw, count: int) -> Episode:
     for i, (name, thing) in enumerate(zip(people, things, strict=True)):
         take = d.rng.choice(w.TAKES)
         question, asked = d.rng.choice(w.TAKE_QUESTIONS)
+        if asked == "name":
+            episode.early.add(i)
         marked = {"name": name, "thing": thing, asked: f"[[{name if asked == 'name' else thing}]]"}
         episode.facts.append("{name} {take} the {thing}.".format(take=take, **marked))
         episode.questions.append(Question(question.format(name=name, take=take, thing=thing), (i,)))

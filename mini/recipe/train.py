@@ -67,9 +67,9 @@ class SparseLoss(torch.autograd.Function):
         return to_hidden * grads[0], to_head * grads[0], None, None
 
 
-def loss_of(model: Any, batch: Batch, device: str) -> tuple[Tensor, Tensor, Tensor]:
+def loss_of(model: Any, batch: Batch, window: int | None, device: str) -> tuple[Tensor, Tensor, Tensor]:
     """Cross-entropy per weight (nats), and the two losses of the guide."""
-    plan = guide.Plan(guides=batch.guides, window=WINDOW if random.random() < LOCAL else None)
+    plan = guide.Plan(guides=batch.guides, window=window)
     guide.set_plan(plan)
     ids = batch.ids.to(device)
     with torch.autocast(device, torch.bfloat16):
@@ -148,17 +148,21 @@ class Run:
 
     def _restore(self) -> None:
         state = torch.load(self.check, map_location=self.args.device, weights_only=False)
+        for name, before in state["args"].items():
+            if getattr(self.args, name) != before:
+                now = getattr(self.args, name)
+                raise ValueError(f"{name}: got {now!r}; {self.out} holds a run with {before!r}, choose another --out")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.tokens, self.steps, self.seconds = state["tokens"], state["steps"], state["seconds"]
         self.rng.setstate(state["rng"])
-        random.seed(self.steps)
 
     def save(self) -> None:
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "args": {name: getattr(self.args, name) for name in ("arch", "init", "seed")},
             "tokens": self.tokens, "steps": self.steps, "seconds": self.seconds, "rng": self.rng.getstate(),
         }  # fmt: skip
         torch.save(state, self.check.with_suffix(".new"))
@@ -173,7 +177,8 @@ class Run:
             length = max(length, self.args.min_length)
         rows = max(1, STEP_TOKENS * self.args.scale // length)
         batch = self.maker.batch(rows, length, PLAIN, REACH)
-        text, find, fetch = loss_of(self.model, batch, self.args.device)
+        window = WINDOW if self.rng.random() < LOCAL else None
+        text, find, fetch = loss_of(self.model, batch, window, self.args.device)
         share = rate(done, 0.0 if self.args.init else 0.03)
         (text + self.args.find * find + self.args.fetch * (0.2 + 0.8 * share) * fetch).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -240,7 +245,7 @@ def plot(out: Path) -> None:
     axes[1].set(title="bits per byte")
     for key in [k for k in (looks[-1] if looks else {}) if "@" in k]:
         axes[2].plot([r["tokens"] / 1e6 for r in looks], [r.get(key) for r in looks], label=key)
-    axes[2].set(title="answers right (held-out text and values)", ylim=(0, 1.02))
+    axes[2].set(title="answers right (held-out text, words and values)", ylim=(0, 1.02))
     for axis in axes:
         axis.set_xlabel("million tokens")
         axis.legend(fontsize=7)
@@ -253,12 +258,12 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--arch", default="llama", choices=convert.ARCHITECTURES)
     p.add_argument("--out", default="outputs/mini", help="folder of the run; made if absent")
-    p.add_argument("--init", help="a folder of a trained model to start from, of any of the architectures")
+    p.add_argument("--init", help="a folder of a trained model to start from: a Llama, or one of --arch")
     p.add_argument("--tokens", type=float, default=36e6, help="how many tokens to learn from (default: 36e6)")
     p.add_argument("--min-length", type=int, default=0, help="no shorter sequences than this")
     p.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates")
     p.add_argument("--find", type=float, default=0.2, help="weight of the guide's loss where facts are found")
-    p.add_argument("--fetch", type=float, default=0.3, help="weight of the guide's loss where words are fetched")
+    p.add_argument("--fetch", type=float, default=0.3, help="weight of its loss where words are fetched (it falls)")
     p.add_argument("--scale", type=int, default=1, help="factor on the sequences of a step (for a GPU)")
     p.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     p.add_argument("--seed", type=int, default=0)
@@ -268,9 +273,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    args = parser().parse_args()
-    torch.manual_seed(args.seed)
-    random.seed(args.seed)
+    p = parser()
+    args = p.parse_args()
+    if args.min_length % WINDOW:
+        p.error(f"--min-length: got {args.min_length}; allowed are multiples of {WINDOW}")
     Run(args).train()
 
 

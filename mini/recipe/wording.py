@@ -1,7 +1,7 @@
 """How facts are stated and asked for. `[[...]]` marks the value in a statement and the answer in a question.
 
 A statement or a question is one of those written out here, or put together from parts around what is asked for,
-`{it}`. What is named `UNSEEN_...` is kept from training.
+`{it}`. What is named `UNSEEN_...` is kept from training (the tokenizer has read the kinds).
 """
 
 from __future__ import annotations
