@@ -20,7 +20,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distill.baselines import GemFilter, SnapKV, StreamingLLM
+from distill.baselines import TOVA, GemFilter, SnapKV, StreamingLLM
 from distill.evaluation.heatmap import grid, write_png
 from distill.evaluation.intervals import wilson
 from distill.mini import FOLDER, SELECTION_LAYER, SETTINGS, SOFTMAX, names, path, tokenizer_of
@@ -153,6 +153,7 @@ class Bench:
             ),
             "GemFilter": lambda s: lambda seed: GemFilter(s, layer=SELECTION_LAYER),
             "SnapKV": lambda s: lambda seed: SnapKV(s),
+            "TOVA": lambda s: lambda seed: TOVA(s),
             "StreamingLLM": lambda s: lambda seed: StreamingLLM(s),
         }
         full = self.right(task, BUDGETED, lambda seed: None, self.samples)
