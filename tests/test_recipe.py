@@ -140,6 +140,15 @@ def test_a_question_for_a_value_without_a_name_begins_its_sentence_again(maker):
         assert len(begin.split()) >= 2 and f"{begin}[[ {{value}}]]" in question
 
 
+def test_any_words_are_half_of_them_pieces_of_text(shelf):
+    phrases = books.phrases(books.read("train"))
+    text = " ".join(" ".join(books.read("train").values()).split())
+    assert len(phrases) > 20 and all(phrase in text and 3 <= len(phrase.split()) <= 6 for phrase in phrases)
+    draw = Draw(random.Random(0), WORDS, [], phrases=["one two three four five six"])
+    found = [draw.some_words() for _ in range(100)]
+    assert 30 < sum(words.startswith("one") for words in found) < 70 and "one two three four five" in found
+
+
 def test_nothing_is_put_together_where_only_written_out_wordings_are_wanted(maker):
     draw = Draw(random.Random(0), WORDS, WORDS, composed=0.0)
     for _ in range(50):

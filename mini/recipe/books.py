@@ -85,6 +85,12 @@ def held_out(value: str) -> bool:
     return crc32(value.lower().encode()) % 5 == 0
 
 
+def phrases(texts: dict[str, str]) -> list[str]:
+    """Three to six words in a row, from all over the texts."""
+    found = [phrase for text in texts.values() for phrase in re.findall(r"\b[A-Za-z]+(?:,? [a-z]+){2,5}", text)]
+    return found[::20]
+
+
 def vocabulary(texts: dict[str, str]) -> tuple[list[str], list[str]]:
     """Plain words (4 to 10 letters) and names (mostly capitalised) that occur at least five times."""
     counts: Counter[str] = Counter()

@@ -50,6 +50,7 @@ class Draw:
     Args:
         unseen: only words, names and values that no training task uses (training text may hold them).
         composed: how often a wording is put together from parts, and not one of those written out.
+        phrases: pieces of text, half of what stands where any words may stand; none: single words only.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class Draw:
         names: Sequence[str],
         unseen: bool = False,
         composed: float = 0.7,
+        phrases: Sequence[str] = (),
     ) -> None:
         self.rng, self.unseen, self.composed = rng, unseen, composed
+        self.phrases = phrases
         self.words = [word for word in words if held_out(word) == unseen]
         self.names = [name for name in names if held_out(name) == unseen]
 
@@ -120,7 +123,9 @@ class Draw:
         return self.rng.choice(self.words)
 
     def some_words(self) -> str:
-        """One to five words: rare ones and those of which sentences are made."""
+        """One to five words: of a phrase, or rare ones and those of which sentences are made."""
+        if self.phrases and self.rng.random() < 0.5:
+            return " ".join(self.rng.choice(self.phrases).split()[: self.rng.randint(1, 5)])
         return " ".join(
             self.word() if self.rng.random() < 0.4 else self.rng.choice(_COMMON) for _ in range(self.rng.randint(1, 5))
         )

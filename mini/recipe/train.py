@@ -114,7 +114,8 @@ class Run:
         self.tokenizer = self._tokenizer()
         words, names = books.vocabulary(self.texts)
         self.rng = random.Random(args.seed)
-        self.maker = Maker(self.tokenizer, self._tokens(), Draw(self.rng, words, names))
+        draw = Draw(self.rng, words, names, phrases=books.phrases(self.texts))
+        self.maker = Maker(self.tokenizer, self._tokens(), draw)
         self.tokens, self.steps, self.seconds = 0, 0, 0.0
         self.model = self._model().to(args.device)
         self.model.set_attn_implementation(guide.NAME)
