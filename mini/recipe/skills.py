@@ -260,7 +260,7 @@ def _needle_fact(d: Draw, unseen_wording: bool, value_first: float) -> str:
     if d.rng.random() < value_first:
         return w.VALUE_FIRST
     while True:
-        its = w.NAME_ITS
+        its: Sequence[str] = w.NAME_ITS
         if d.rng.random() < 0.15:  # any words between the name and what is asked of it
             its = (f"{{name}} {d.some_words()} {d.rng.choice(('the', 'a', 'his', 'this'))} {{attribute}}",)
         found = d.statement(w.NEEDLE_FACTS, its)
