@@ -61,6 +61,9 @@ def test_no_held_out_book_is_learnt_from():
 
 
 def test_books_lose_their_licence(shelf):
+    split = {name: set(books.read(name)) for name in books.SPLITS}
+    assert split["train"] == {"One_1", "Two_1"}
+    assert not any(split["train"] & split[name] for name in books.SPLITS if name != "train")
     for text in books.read("train").values():
         assert "licence" not in text and "\n\n" in text
     with pytest.raises(ValueError, match="split: got 'all'; allowed are train, validation"):
