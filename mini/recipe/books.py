@@ -22,7 +22,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
     ),
     # of the kind learnt from; looked at while the recipe was made
     "validation": ("War-of-the-Worlds",),
-    # measured only in the end
+    # of the kind learnt from; measured after each stage of training
     "test": ("Sherlock-Holmes", "Log-School-House"),
     # a book of the seventeenth century, and expository prose
     "other": ("Complete-Angler", "How-to-Listen-to-Music"),
