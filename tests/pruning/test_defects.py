@@ -69,7 +69,7 @@ def test_e5_versions_numbers_and_codes_are_kept_whole(pruner, prose):
 def test_e6_forced_words_are_words(unruled):
     text = "The cat will concatenate the category of every catalogue that was ever made there. " * 3
     result = unruled.compress(text, 0.3, force_tokens=["cat"])
-    assert result.text.count("cat ") >= 3 and "catcat" not in result.text
+    assert len(regex.findall(r"\bcat\b", result.text)) == 3 and "catcat" not in result.text
     assert sum(text[a.start : a.end] == "cat" for a in result.anchors) == 3 == len(result.anchors)
     assert result.tokens <= result.budget
     greedy = unruled.compress(text, 0.1, force_tokens=["The", "the", "of", "that", "will", "was", "every", "ever"])
