@@ -14,7 +14,8 @@ from distill.mini import FOLDER
 from distill.mini.passkey import right
 from distill.mini.recipe import books, convert, evaluate, guide, start, tasks, tokenizer, train, wording
 from distill.mini.recipe.episodes import Maker, TooLong, tokenise
-from distill.mini.recipe.skills import SKILLS, Draw, Episode
+from distill.mini.recipe.skills import SKILLS, Draw, Episode, Question
+from distill.mini.recipe.unseen import TEST, VALIDATION
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +47,12 @@ def words(shelf):
 
 SYLLABLES = ("ba", "do", "fe", "gu", "ki", "lo", "mu", "ne", "ri", "sa", "to", "wi")
 WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("n", "rt")]
+NAMES = [word.capitalize() for word in WORDS[::3]]
 
 
 @pytest.fixture
 def maker(words):
-    names = [word.capitalize() for word in WORDS[::3]]
-    return Maker(words, books.encode(words, "train"), Draw(random.Random(0), WORDS, names))
+    return Maker(words, books.encode(words, "train"), Draw(random.Random(0), WORDS, NAMES))
 
 
 def test_no_held_out_book_is_learnt_from():
@@ -110,20 +111,31 @@ def test_a_value_costs_nothing_where_it_is_stated(maker, words):
     assert words.decode(free) == "4711"
 
 
+def test_of_a_question_only_the_answer_costs_anything(maker, words):
+    episode = Episode(["The code of Ann is [[4711]]."], [Question("What is Ann's code? It is[[ 4711]].\n", (0,))])
+    made = maker.sequence(300, episode, asked=1)
+    start, stop = made.answers[0]
+    assert words.decode(made.ids[start:stop]) == " 4711"
+    asked = start - len(words("What is Ann's code? It is", add_special_tokens=False).input_ids)
+    assert made.weights[asked:start] == [0.0] * (start - asked) and made.weights[asked - 1] == 1.0
+    assert min(made.weights[start : stop + 1]) > 1.0
+
+
 def test_what_is_held_out_is_never_taught(maker):
     unseen = Draw(random.Random(1), maker.draw.words, maker.draw.names, unseen=True)
     assert not unseen.words  # the words that may be taught hold none of the others
     taught = {maker.draw.number(5) for _ in range(300)}
     asked = {unseen.number(5) for _ in range(300)}
     assert not taught & asked and not any(books.held_out(value) for value in taught)
-    kept = {*wording.UNSEEN_PASSKEY_FACTS, *wording.UNSEEN_PASSKEY_QUESTIONS}
-    kept |= {*wording.UNSEEN_NEEDLE_FACTS, *wording.UNSEEN_NEEDLE_QUESTIONS}
-    draw = maker.draw
+    draw, kept = maker.draw, set()
+    for wordings in (VALIDATION, TEST):
+        kept |= {*wordings.passkey_facts, *wordings.passkey_questions}
+        kept |= {*wordings.needle_facts, *wordings.needle_questions}
+        assert not {*wordings.kinds} & {draw.kind(wordings.kinds[:1] + wording.KINDS) for _ in range(500)}
     for whole, its in ((wording.PASSKEY_FACTS, wording.KEY_ITS), (wording.NEEDLE_FACTS, wording.NAME_ITS)):
         assert not kept & {draw.statement(whole, its) for _ in range(500)}
     for whole, its in ((wording.PASSKEY_QUESTIONS, wording.KEY_ITS), (wording.NEEDLE_QUESTIONS, wording.NAME_ITS)):
         assert not kept & {draw.question(whole, its) for _ in range(500)}
-    assert not set(wording.UNSEEN_KINDS) & {draw.kind(wording.UNSEEN_KINDS[:1] + wording.KINDS) for _ in range(500)}
 
 
 def test_wordings_are_put_together_from_parts(maker):
@@ -287,6 +299,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(shelf, words, tmp_pat
     monkeypatch.setattr(train, "STEP_TOKENS", 512)
     monkeypatch.setattr(train, "CURRICULUM", ((1.0, {256: 1.0}),))
     monkeypatch.setattr(train, "progress", lambda *_: {"bits_per_byte": 9.0, "passkey@1": 0.0})
+    monkeypatch.setattr(books, "vocabulary", lambda texts: (WORDS, NAMES))  # our story has two names
 
     def run(folder, *options):
         words.save_pretrained(tmp_path / folder)

@@ -24,7 +24,7 @@ MIXTURE = {
     "absent": (0.05, 0.3),
     "where_is": (0.09, 0.3),
 }
-FIRST, REST = 4.0, 3.0  # weights of an answer's first token and of its others
+FIRST, REST = 8.0, 4.0  # weights of an answer's first token and of its others
 
 
 @dataclass
@@ -180,7 +180,8 @@ class Maker:
         for question, needed in questions:
             at = len(made.ids)
             made.guides += self._guides(question, needed, facts, starts, at, ids, row, episode.early)
-            weight = [0.5] * len(question.ids)
+            # whoever learns to go on with the words of a question goes on with words where a value is wanted
+            weight = [0.0] * len(question.ids)
             for a, b in question.marks:
                 weight[a : b + 1] = [FIRST] + [REST] * (min(b + 1, len(weight)) - a - 1)
             made.answers.append((at + question.marks[0][0], at + question.marks[-1][1]))

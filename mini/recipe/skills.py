@@ -8,8 +8,10 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from distill.mini.recipe import unseen
 from distill.mini.recipe import wording as w
 from distill.mini.recipe.books import held_out
+from distill.mini.recipe.unseen import Wordings
 
 _COMMON = w.COMMON.split()
 
@@ -67,13 +69,16 @@ class Draw:
         self.words = [word for word in words if held_out(word) == unseen]
         self.names = [name for name in names if held_out(name) == unseen]
 
-    def statement(self, whole: Sequence[str], its: Sequence[str]) -> str:
+    def statement(self, whole: Sequence[str], its: Sequence[str], cores: Sequence[str] = w.CORES) -> str:
         """A template: a `whole` one, or one made of an opener, a core about one of `its`, and a closer."""
         if self.rng.random() >= self.composed:
             return self.rng.choice(whole)
-        core = self.rng.choice(w.CORES)
-        if self.rng.random() < 0.2:  # any words between what is asked for and its value
-            core = f"{{it}}{self.mark()}{self.some_words()}{self.mark()}[[{{value}}]]"
+        core = self.rng.choice(cores)
+        if self.rng.random() < 0.3:  # any words between what is asked for and its value
+            turn = ""
+            if self.rng.random() < 0.4:
+                turn = f"{self.rng.choice((' is', ' was', ':', ','))} {self.some_words()}"
+            core = f"{{it}}{self.mark()}{self.some_words()}{turn}{self.mark()}[[{{value}}]]"
         text = core + (self.rng.choice(w.CLOSERS) if self.rng.random() < 0.5 else ".")
         text = _about(text, self.rng.choice(its))
         chance = self.rng.random()
@@ -91,17 +96,22 @@ class Draw:
         if not ask:  # then the beginning of the answer says what is asked for
             named = [text for text in w.ANSWERS if "{it}" in text.lower()]
             return _about(self.rng.choice(named), it).removeprefix(" ")
-        if self.rng.random() < 0.15:
-            ask = f"{_sentence(self.some_words())}{self.rng.choice((',', '.', ':', ''))} {ask}"
+        chance = self.rng.random()
+        if chance < 0.3:
+            ask = f"{self.passage()} {{it}} {self.passage()}" if chance < 0.2 else f"{self.passage()} {{it}}"
+            ask += self.rng.choice("??.:")
+        elif chance < 0.5:
+            ask = f"{self.passage()}{self.rng.choice((',', '.', ':', ''))} {ask}"
         extra = self.rng.choice(w.EXTRAS) if self.rng.random() < 0.15 else ""
         return _about(ask + extra + self.beginning(), it)
 
     def beginning(self) -> str:
         """The beginning of an answer: one of those known, or any words."""
-        if self.rng.random() < 0.75:
+        if self.rng.random() < 0.4:
             return self.rng.choice(w.ANSWERS)
-        end = self.rng.choice((":", ":", " is", " was", " says", ""))
-        return self.rng.choice((" ", "\n")) + _sentence(self.some_words()) + end + "[[ {value}]].\n"
+        about = self.rng.choice(("", "", " {it}"))
+        end = self.rng.choice((":", ":", " is", " was", " says", "", "", ""))
+        return self.rng.choice((" ", "\n")) + self.passage() + about + end + self.rng.choice(w.ENDS)
 
     def unnamed(self) -> tuple[str, str]:
         """A statement of a value that has no name, and a question that begins its sentence again."""
@@ -116,7 +126,9 @@ class Draw:
             found = self.rng.choice(known)
             if self.rng.random() < 0.7 * self.composed:
                 found = f"{self.word()} {self.rng.choice((*w.NOUNS, self.word()))}"
-            if found not in w.UNSEEN_KINDS:
+                if self.rng.random() < 0.2:
+                    found = f"{self.word()} {found}"
+            if found not in unseen.ALL:
                 return found
 
     def word(self) -> str:
@@ -129,6 +141,12 @@ class Draw:
         return " ".join(
             self.word() if self.rng.random() < 0.4 else self.rng.choice(_COMMON) for _ in range(self.rng.randint(1, 5))
         )
+
+    def passage(self) -> str:
+        """Any words, up to three pieces of them with marks between, as a sentence, a heading or a tag."""
+        pieces = [self.some_words() for _ in range(self.rng.choice((1, 1, 1, 2, 2, 3)))]
+        text = _sentence(self.rng.choice((", ", ". ", " - ", "\n", ": ", "; ")).join(pieces))
+        return self.rng.choice(w.MARKUP).format(text) if self.rng.random() < 0.1 else text
 
     def mark(self) -> str:
         return self.rng.choice((" ", " ", " ", ", ", ": "))
@@ -201,25 +219,25 @@ def _about(text: str, it: str) -> str:
 
 
 def passkey(
-    d: Draw, count: int, unseen_wording: bool = False, digits: int | None = None, unnamed: float = 0.1
+    d: Draw, count: int, wordings: Wordings | None = None, digits: int | None = None, unnamed: float = 0.1
 ) -> Episode:
     """One key, or a few keys of different kinds.
 
     `unnamed`: how often a value is no key at all, only a part of a sentence that the question begins again.
     """
-    kinds = [d.rng.choice(w.UNSEEN_KINDS)] if unseen_wording else d.several(lambda: d.kind(w.KINDS), min(count, 3))
+    kinds = [d.rng.choice(wordings.kinds)] if wordings else d.several(lambda: d.kind(w.KINDS), min(count, 3))
     # "passkey" beside "pass key" would be a riddle, not a question
     kinds = list({kind.replace(" ", ""): kind for kind in kinds}.values())
     episode = Episode()
     for i, kind in enumerate(kinds):
         value = d.number(digits) if digits or d.rng.random() < 0.8 else d.value()
         fill = {"kind": kind, "Kind": kind.capitalize(), "value": value}
-        if unseen_wording:
-            fact, question = d.rng.choice(w.UNSEEN_PASSKEY_FACTS), d.rng.choice(w.UNSEEN_PASSKEY_QUESTIONS)
+        if wordings:
+            fact, question = d.rng.choice(wordings.passkey_facts), d.rng.choice(wordings.passkey_questions)
         elif d.rng.random() < unnamed:
             fact, question = d.unnamed()
         else:
-            fact = d.statement(w.PASSKEY_FACTS, w.KEY_ITS)
+            fact = d.statement(w.PASSKEY_FACTS, w.KEY_ITS, w.KEY_CORES)
             question = d.question(w.PASSKEY_QUESTIONS, w.KEY_ITS[:1])
         episode.state(fact, **fill)
         episode.questions.append(Question(question.format(**fill), (i,)))
@@ -227,7 +245,7 @@ def passkey(
 
 
 def needles(
-    d: Draw, count: int, unseen_wording: bool = False, digits: int | None = None, value_first: float = 0.1
+    d: Draw, count: int, wordings: Wordings | None = None, digits: int | None = None, value_first: float = 0.1
 ) -> Episode:
     """Values of names, in one wording or several, asked for one by one or in pairs.
 
@@ -238,25 +256,25 @@ def needles(
     names = d.several(d.name, count)
     numeric = digits or d.rng.random() < 0.6
     values = d.several(lambda: d.number(digits) if numeric else d.value(), count)
-    same = _needle_fact(d, unseen_wording, value_first) if d.rng.random() < 0.6 else None
+    same = _needle_fact(d, wordings, value_first) if d.rng.random() < 0.6 else None
     episode = Episode()
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         fill = {"attribute": attribute, "name": name, "value": value}
-        episode.state(same or _needle_fact(d, unseen_wording, value_first), **fill)
+        episode.state(same or _needle_fact(d, wordings, value_first), **fill)
         others = [j for j in range(count) if j != i]
-        if others and not unseen_wording and d.rng.random() < 0.2:
+        if others and not wordings and d.rng.random() < 0.2:
             j = d.rng.choice(others)
             text = d.rng.choice(w.PAIR_QUESTIONS).format(other=names[j], second=values[j], **fill)
             episode.questions.append(Question(text, (i, j)))
             continue
-        ask = d.rng.choice(w.UNSEEN_NEEDLE_QUESTIONS) if unseen_wording else d.question(w.NEEDLE_QUESTIONS, w.NAME_ITS)
+        ask = d.rng.choice(wordings.needle_questions) if wordings else d.question(w.NEEDLE_QUESTIONS, w.NAME_ITS)
         episode.questions.append(Question(ask.format(**fill), (i,)))
     return episode
 
 
-def _needle_fact(d: Draw, unseen_wording: bool, value_first: float) -> str:
-    if unseen_wording:
-        return d.rng.choice(w.UNSEEN_NEEDLE_FACTS)
+def _needle_fact(d: Draw, wordings: Wordings | None, value_first: float) -> str:
+    if wordings:
+        return d.rng.choice(wordings.needle_facts)
     if d.rng.random() < value_first:
         return w.VALUE_FIRST
     while True:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 
 from distill.mini.passkey import Prompt, answer, right
-from distill.mini.recipe import skills
+from distill.mini.recipe import skills, unseen
 from distill.mini.recipe.episodes import Maker, Sequence, TooLong
 from distill.mini.recipe.skills import Draw, Episode
+from distill.mini.recipe.unseen import Wordings
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ def _asking(episode: Episode, count: int) -> Episode:
     return replace(episode, questions=[question for question in episode.questions if len(question.facts) == count])
 
 
-def _passkey(draw: Draw, length: int, unseen: bool = False) -> Episode:
-    return skills.passkey(draw, 1, unseen, digits=5, unnamed=0.0)
+def _passkey(draw: Draw, length: int, wordings: Wordings | None = None) -> Episode:
+    return skills.passkey(draw, 1, wordings, digits=5, unnamed=0.0)
 
 
-def _needles(draw: Draw, length: int, value_first: float = 0.0, unseen: bool = False) -> Episode:
+def _needles(draw: Draw, length: int, value_first: float = 0.0, wordings: Wordings | None = None) -> Episode:
     """Eight names, and the questions that ask for one value."""
-    episode = skills.needles(draw, 8, unseen, digits=5, value_first=value_first)
+    episode = skills.needles(draw, 8, wordings, digits=5, value_first=value_first)
     return _asking(episode, 1)
 
 
@@ -52,10 +53,12 @@ def _pair(draw: Draw, length: int) -> Episode:
 TASKS: dict[str, Task] = {
     "passkey": Task(_passkey, "1/90000"),
     "passkey, composed wording": Task(_passkey, "1/90000", composed=1.0),
-    "passkey, unseen wording": Task(lambda d, n: _passkey(d, n, unseen=True), "1/90000"),
+    "passkey, validation wording": Task(lambda d, n: _passkey(d, n, wordings=unseen.VALIDATION), "1/90000"),
+    "passkey, unseen wording": Task(lambda d, n: _passkey(d, n, wordings=unseen.TEST), "1/90000"),
     "one of 8 needles": Task(_needles, "1/8"),
     "one of 8, composed wording": Task(_needles, "1/8", composed=1.0),
-    "one of 8, unseen wording": Task(lambda d, n: _needles(d, n, unseen=True), "1/8"),
+    "one of 8, validation wording": Task(lambda d, n: _needles(d, n, wordings=unseen.VALIDATION), "1/8"),
+    "one of 8, unseen wording": Task(lambda d, n: _needles(d, n, wordings=unseen.TEST), "1/8"),
     "one of 8, value before name": Task(lambda d, n: _needles(d, n, value_first=1.0), "1/8"),
     "two of 8 needles": Task(_pair, "1/56"),
     "chain of two": Task(lambda d, n: skills.chain(d, 8), "1/4"),

@@ -1,10 +1,12 @@
 """How facts are stated and asked for. `[[...]]` marks the value in a statement and the answer in a question.
 
 A statement or a question is one of those written out here, or put together from parts around what is asked for,
-`{it}`. What is named `UNSEEN_...` is kept from training (the tokenizer has read the kinds).
+`{it}`. What is kept from training is in `unseen.py`.
 """
 
 from __future__ import annotations
+
+from distill.mini.recipe import unseen
 
 KINDS = (
     "pass key", "password", "secret number", "access code", "door code", "key number", "magic number", "lucky number",
@@ -12,10 +14,6 @@ KINDS = (
 )  # fmt: skip
 #: second words of kinds and attributes made up on the spot, such as "copper token"
 NOUNS = ("code", "number", "key", "password", "token", "digits", "phrase", "PIN", "sequence", "identifier")
-UNSEEN_KINDS = (
-    "vault combination", "ticket number", "parcel reference", "launch sequence", "membership number",
-    "wifi passphrase", "customs code", "lottery number",
-)  # fmt: skip
 PASSKEY_FACTS = (
     "The {kind} is [[{value}]]. Remember it. {value} is the {kind}.",
     "There is something important here: the {kind} is [[{value}]].",
@@ -34,16 +32,6 @@ PASSKEY_FACTS = (
     "Yesterday we agreed on [[{value}]] for the {kind}.",
     "Use the {kind} [[{value}]] when you are asked for it.",
 )
-UNSEEN_PASSKEY_FACTS = (
-    "Do not forget that the {kind} was set to [[{value}]] this morning.",
-    "Whoever wants to come in has to type the {kind}, which is [[{value}]].",
-    "There is one thing that you must never mix up, namely that the {kind} is [[{value}]].",
-    "Somebody had scratched the {kind} into the wall: [[{value}]].",
-    "Our {kind} from Monday onwards is going to be [[{value}]].",
-    "Attention, please! The {kind} consists of these digits: [[{value}]].",
-    "If a stranger should ever want to hear the {kind}, reply with [[{value}]].",
-    "A clerk looked into the ledger and announced that the {kind} had become [[{value}]].",
-)
 PASSKEY_QUESTIONS = (
     "What is the {kind}? The {kind} is[[ {value}]].\n",
     "What is the {kind} mentioned in the text above? Answer:[[ {value}]].\n",
@@ -59,16 +47,6 @@ PASSKEY_QUESTIONS = (
     "Please repeat the {kind} that was mentioned. The {kind} that was mentioned is[[ {value}]].\n",
     "What does the text say the {kind} is? It says that the {kind} is[[ {value}]].\n",
     "Here is the {kind} from the text:[[ {value}]]\n",
-)
-UNSEEN_PASSKEY_QUESTIONS = (
-    "Which {kind} was given above? The {kind} given above is[[ {value}]].\n",
-    "Now to our question: how does the {kind} from the story go? It goes like this:[[ {value}]].\n",
-    "To finish, write out the {kind} in full:[[ {value}]]\n",
-    "We are looking for the {kind}. Which is it? Solution:[[ {value}]]\n",
-    "A stranger wants to hear the {kind} from you. You say:[[ {value}]]\n",
-    "Could you remind me what the {kind} was? Of course, it was[[ {value}]].\n",
-    "The text above contains the {kind}. What is it? Final answer:[[ {value}]]\n",
-    "Quiz time! The {kind} in the passage was...? Correct answer:[[ {value}]]\n",
 )
 
 ATTRIBUTES = (
@@ -89,14 +67,6 @@ NEEDLE_FACTS = (
     "We know that {name} uses the {attribute} [[{value}]].",
     "The {attribute} belonging to {name}: [[{value}]].",
 )
-UNSEEN_NEEDLE_FACTS = (
-    "In the register, the {attribute} of {name} stands as [[{value}]].",
-    "Beside the name {name} somebody had put down the {attribute} [[{value}]].",
-    "When {name} arrived, the {attribute} handed out was [[{value}]].",
-    "To {name} belongs a {attribute}, namely [[{value}]].",
-    "The clerk looked up {name} and found the {attribute} to be [[{value}]].",
-    "{name}, whose {attribute} is [[{value}]], said nothing.",
-)
 NEEDLE_QUESTIONS = (
     "What is the {attribute} of {name}? The {attribute} of {name} is[[ {value}]].\n",
     "What is {name}'s {attribute}? It is[[ {value}]].\n",
@@ -110,14 +80,6 @@ NEEDLE_QUESTIONS = (
     "Do you know the {attribute} of {name}? Yes, the {attribute} of {name} is[[ {value}]].\n",
     "According to the text, the {attribute} of {name} is[[ {value}]].\n",
     "Which {attribute} belongs to {name}? Answer:[[ {value}]]\n",
-)
-UNSEEN_NEEDLE_QUESTIONS = (
-    "Give me the {attribute} of {name}. The {attribute} of {name}:[[ {value}]].\n",
-    "We are looking for the {attribute} which {name} has. Solution:[[ {value}]]\n",
-    "A stranger wants to hear the {attribute} of {name}. You say:[[ {value}]]\n",
-    "Could you remind me of {name}'s {attribute}? Of course, {name}'s {attribute} was[[ {value}]].\n",
-    "As for {name}: which {attribute} was that? Final answer:[[ {value}]]\n",
-    "To finish, write out the {attribute} of {name}:[[ {value}]]\n",
 )
 PAIR_QUESTIONS = (
     "What are the {attribute}s of {name} and {other}? They are[[ {value}]] and[[ {second}]].\n",
@@ -237,6 +199,8 @@ CORES = (
     "I wrote down {it}, [[{value}]]", "{it} - [[{value}]]", "{it} ([[{value}]])", "we were given [[{value}]] as {it}",
     "[[{value}]] is {it}", "use [[{value}]] as {it}",
 )  # fmt: skip
+#: of a pass key more often the form in which nothing that stands before the value announces it, the hardest
+KEY_CORES = (*CORES, *["[[{value}]] is {it}"] * 4)
 CLOSERS = (
     ". Remember it.", ". Do not lose it.", ", and nobody else knows it.", "; keep it in mind.", "!",
     ". {value} is {it}.", ", as everyone knows.", ", he said.", " and no other.", ". You will need it later.",
@@ -267,6 +231,14 @@ ANSWERS = (
     " Certainly:[[ {value}]].\n", " I remember it:[[ {value}]].\n", " Well,[[ {value}]].\n",
     "\n\nAnswer: {it} is[[ {value}]].\n", " Here it is:[[ {value}]]\n", "\nAnswer: {It} is[[ {value}]].\n",
     " I do:[[ {value}]].\n", "\nAssistant:[[ {value}]]\n", " {It} =[[ {value}]]\n", "\nThe text says[[ {value}]].\n",
+)  # fmt: skip
+
+#: what stands around words that are more than a sentence
+MARKUP = ("<{}>", "[{}]", "### {}\n", "**{}**", "({})", '"{}"', "- {}\n", "{}:\n")
+#: how an answer ends that begins with any words
+ENDS = (
+    *["[[ {value}]].\n"] * 4, "[[ {value}]]\n", "[[ {value}]]\n", ' "[[{value}]]".\n', "\n[[{value}]]\n",
+    " <[[{value}]]>\n", " ([[{value}]])\n", " **[[{value}]]**\n",
 )  # fmt: skip
 
 #: what any words are drawn from, beside the books' rarer ones
@@ -300,7 +272,7 @@ FILLER = (
 
 def corpus() -> list[str]:
     """What the tokenizer reads beside the books, so that words of these lists do not fall to pieces."""
-    words = [*KINDS, *UNSEEN_KINDS, *ATTRIBUTES, *RELATIONS, *PLACES, *THINGS, *MOVES, *TAKES, *FILLER]
+    words = [*KINDS, *unseen.VALIDATION.kinds, *ATTRIBUTES, *RELATIONS, *PLACES, *THINGS, *MOVES, *TAKES, *FILLER]
     words += [word for pair in LINE_WORDS for word in pair]
     lists = (PASSKEY_QUESTIONS, NEEDLE_QUESTIONS, KV_QUESTIONS, LINE_QUESTIONS, ABSENT_QUESTIONS, WHERE_QUESTIONS)
     return words + [text for texts in lists for text in texts]
