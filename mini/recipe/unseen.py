@@ -1,8 +1,7 @@
 """Wordings that no training task uses, in the form of `wording.py`.
 
 The failures of `VALIDATION` were read while the recipe was made, and the tokenizer has read some of its kinds. `TEST`
-was written apart from all others, in the manner of well-known benchmarks and chats, and measured with the models that
-ship only.
+was written apart from all others, in the manner of well-known benchmarks and chats; its failures were never read.
 """
 
 from __future__ import annotations

@@ -233,7 +233,7 @@ ANSWERS = (
     " I do:[[ {value}]].\n", "\nAssistant:[[ {value}]]\n", " {It} =[[ {value}]]\n", "\nThe text says[[ {value}]].\n",
 )  # fmt: skip
 
-#: what stands around words that are more than a sentence
+#: how words are made a tag, a heading, a quotation or a point of a list
 MARKUP = ("<{}>", "[{}]", "### {}\n", "**{}**", "({})", '"{}"', "- {}\n", "{}:\n")
 #: how an answer ends that begins with any words
 ENDS = (
