@@ -8,9 +8,9 @@ import string
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from distill.mini.recipe import unseen
 from distill.mini.recipe import wording as w
 from distill.mini.recipe.books import held_out
+from distill.mini.recipe.unseen import KINDS as UNSEEN_KINDS
 from distill.mini.recipe.unseen import Wordings
 
 _COMMON = w.COMMON.split()
@@ -128,7 +128,7 @@ class Draw:
                 found = f"{self.word()} {self.rng.choice((*w.NOUNS, self.word()))}"
                 if self.rng.random() < 0.2:
                     found = f"{self.word()} {found}"
-            if found not in unseen.ALL:
+            if found not in UNSEEN_KINDS:
                 return found
 
     def word(self) -> str:
