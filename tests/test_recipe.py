@@ -121,6 +121,23 @@ def test_of_a_question_only_the_answer_costs_anything(maker, words):
     assert min(made.weights[start : stop + 1]) > 1.0
 
 
+@pytest.mark.parametrize(("apart", "glued"), [(0.0, 0.0), (0.0, 1.0), (1.0, 0.0), (1.0, 1.0)])
+def test_questions_stand_apart_and_are_announced_as_often_as_wanted(words, apart, glued):
+    maker = Maker(words, books.encode(words, "train"), Draw(random.Random(0), WORDS, NAMES), apart=apart, glued=glued)
+    episode = Episode([], [Question(f"What is {n}?\nAnswer:[[ 4711]]\n", ()) for n in ("one", "two", "three")])
+    leads = tuple(wording.LEADS)
+    for _ in range(10):
+        made = maker.sequence(600, episode, asked=3)
+        between = words.decode(made.ids[made.answers[0][1] : made.answers[1][0]])
+        before, asked = between.removeprefix("\n").split("What is")
+        assert len(made.answers) == 3 and asked.endswith("?\nAnswer:")
+        assert bool(before) == bool(apart)
+        assert not before or glued or before.endswith(leads)
+        first = words.decode(made.ids[1 : made.answers[0][0]])
+        assert glued or first[: first.rindex("What is")].endswith(leads)
+    assert glued == 0 or maker._lead(first=True) == []
+
+
 def test_what_is_held_out_is_never_taught(maker):
     unseen = Draw(random.Random(1), maker.draw.words, maker.draw.names, unseen=True)
     assert not unseen.words  # the words that may be taught hold none of the others

@@ -92,11 +92,21 @@ class Maker:
 
     `noise`: half of it is the share of stretches that are filler, shuffled, or have random tokens; all of it the share
     with numbers strewn in.
+    `apart`: how often text stands between two questions.
+    `glued`: how often a question follows the text at once, whatever word was cut there.
     """
 
-    def __init__(self, tokenizer: Any, tokens: np.ndarray, draw: Draw, noise: float = 0.1) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        tokens: np.ndarray,
+        draw: Draw,
+        noise: float = 0.1,
+        apart: float = 0.5,
+        glued: float = 0.08,
+    ) -> None:
         self.tokenizer, self.tokens, self.draw, self.rng = tokenizer, tokens, draw, draw.rng
-        self.noise = noise
+        self.noise, self.apart, self.glued = noise, apart, glued
         self.first = max(tokenizer.all_special_ids) + 1
         self.stops = {i for t, i in tokenizer.get_vocab().items() if t in (".", "!", "?", ".Ċ", ".'", '."', "ĊĊ", "Ċ")}
 
@@ -161,13 +171,13 @@ class Maker:
         if depth is not None:
             order = [round(depth * (len(episode.questions) - 1)) if episode.lines else 0]
         asked_first = next((fact for i in order for fact in episode.questions[i].facts if fact >= 0), 0)
-        questions = [(tokenise(self.tokenizer, episode.questions[i].text), episode.questions[i].facts) for i in order]
-        lead = tokenise(self.tokenizer, self.rng.choice(wording.LEADS)).ids
+        asked_for = [episode.questions[i] for i in order]
+        questions = [(self._lead(q is asked_for[0]), tokenise(self.tokenizer, q.text), q.facts) for q in asked_for]
         preface = tokenise(self.tokenizer, self.rng.choice(wording.PREFACES)).ids if self.rng.random() < 0.2 else []
-        room = length - 1 - len(preface) - len(lead) - sum(len(f.ids) for f in facts)
-        while len(questions) > 1 and sum(len(q.ids) for q, _ in questions) > room // 2:
+        room = length - 1 - len(preface) - sum(len(f.ids) for f in facts)
+        while len(questions) > 1 and sum(len(lead) + len(q.ids) for lead, q, _ in questions) > room // 2:
             questions.pop()
-        room -= sum(len(q.ids) for q, _ in questions)
+        room -= sum(len(lead) + len(q.ids) for lead, q, _ in questions)
         if room < 0:
             raise TooLong(f"length: got {length}; the facts and a question alone take {length - room} tokens")
         before = [self.tokenizer.bos_token_id, *preface]
@@ -176,8 +186,10 @@ class Maker:
         for fact, start in zip(facts, starts, strict=True):
             for a, b in fact.marks:  # random values cannot be predicted where they are stated
                 weights[start + a : start + b] = [0.0] * (b - a)
-        made = Sequence([*ids, *lead], [*weights, *[1.0] * len(lead)], [], [])
-        for question, needed in questions:
+        made = Sequence([*ids], weights, [], [])
+        for lead, question, needed in questions:
+            made.ids += lead
+            made.weights += [1.0] * len(lead)
             at = len(made.ids)
             made.guides += self._guides(question, needed, facts, starts, at, ids, row, episode.early)
             # whoever learns to go on with the words of a question goes on with words where a value is wanted
@@ -188,6 +200,17 @@ class Maker:
             made.ids += question.ids
             made.weights += weight
         return made
+
+    def _lead(self, first: bool) -> list[int]:
+        """What stands before a question: words that announce it, or nothing where it follows another question."""
+        text = []
+        if not first:
+            if self.rng.random() >= self.apart:
+                return []
+            text = self.hay(self.rng.randint(8, 120))
+        if self.rng.random() < self.glued:
+            return text
+        return text + tokenise(self.tokenizer, self.rng.choice(wording.LEADS)).ids
 
     def _spaced(self, text: str, lines: bool) -> str:
         if lines:

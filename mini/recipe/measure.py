@@ -22,7 +22,8 @@ LENGTH = 1024
 def maker(tokenizer: Any, split: str = "validation", seed: int = 1) -> Maker:
     """Sequences of a held-out split, with words and values that no training task used."""
     words, names = _vocabulary()
-    return Maker(tokenizer, _tokens(tokenizer, split), Draw(random.Random(seed), words, names, unseen=True), noise=0.0)
+    draw = Draw(random.Random(seed), words, names, unseen=True)
+    return Maker(tokenizer, _tokens(tokenizer, split), draw, noise=0.0, apart=0.0, glued=0.0)
 
 
 _tokens = cache(books.encode)

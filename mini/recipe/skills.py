@@ -96,22 +96,23 @@ class Draw:
         if not ask:  # then the beginning of the answer says what is asked for
             named = [text for text in w.ANSWERS if "{it}" in text.lower()]
             return _about(self.rng.choice(named), it).removeprefix(" ")
-        chance = self.rng.random()
+        chance, said = self.rng.random(), self.passage()
         if chance < 0.3:
-            ask = f"{self.passage()} {{it}} {self.passage()}" if chance < 0.2 else f"{self.passage()} {{it}}"
+            ask = f"{self.passage()} {{it}} {said}" if chance < 0.2 else f"{said} {{it}}"
             ask += self.rng.choice("??.:")
         elif chance < 0.5:
-            ask = f"{self.passage()}{self.rng.choice((',', '.', ':', ''))} {ask}"
+            ask = f"{said}{self.rng.choice((',', '.', ':', ''))} {ask}"
         extra = self.rng.choice(w.EXTRAS) if self.rng.random() < 0.15 else ""
-        return _about(ask + extra + self.beginning(), it)
+        again = chance < 0.5 and self.rng.random() < 0.4
+        return _about(ask + extra + self.beginning(said if again else None), it)
 
-    def beginning(self) -> str:
-        """The beginning of an answer: one of those known, or any words."""
-        if self.rng.random() < 0.4:
+    def beginning(self, said: str | None = None) -> str:
+        """The beginning of an answer: one of those known, or any words, such as those that the question `said`."""
+        if not said and self.rng.random() < 0.4:
             return self.rng.choice(w.ANSWERS)
         about = self.rng.choice(("", "", " {it}"))
         end = self.rng.choice((":", ":", " is", " was", " says", "", "", ""))
-        return self.rng.choice((" ", "\n")) + self.passage() + about + end + self.rng.choice(w.ENDS)
+        return self.rng.choice((" ", "\n")) + (said or self.passage()) + about + end + self.rng.choice(w.ENDS)
 
     def unnamed(self) -> tuple[str, str]:
         """A statement of a value that has no name, and a question that begins its sentence again."""

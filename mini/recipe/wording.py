@@ -233,8 +233,8 @@ ANSWERS = (
     " I do:[[ {value}]].\n", "\nAssistant:[[ {value}]]\n", " {It} =[[ {value}]]\n", "\nThe text says[[ {value}]].\n",
 )  # fmt: skip
 
-#: how words are made a tag, a heading, a quotation or a point of a list
-MARKUP = ("<{}>", "[{}]", "### {}\n", "**{}**", "({})", '"{}"', "- {}\n", "{}:\n")
+#: how words are made a tag, a heading, a quotation, a point of a list, or a gap to fill
+MARKUP = ("<{}>", "[{}]", "### {}\n", "**{}**", "({})", '"{}"', "- {}\n", "{}:\n", "{} ____", "____ {}")
 #: how an answer ends that begins with any words
 ENDS = (
     *["[[ {value}]].\n"] * 4, "[[ {value}]]\n", "[[ {value}]]\n", ' "[[{value}]]".\n', "\n[[{value}]]\n",
@@ -249,8 +249,9 @@ COMMON = (
     " my your his our their from which what who how when"
 )
 
+#: what a question is announced by
 LEADS = (
-    "", "", "", "\n", "\n", "\n\n", "\n\n", "\n\nQuestion: ", "\nNow answer this. ", "\n\nThe text ends here. ",
+    "\n", "\n", "\n", "\n\n", "\n\n", "\n\nQuestion: ", "\nNow answer this. ", "\n\nThe text ends here. ",
     "\nQ: ", "\n\nAnswer the question about the text above.\n", "\n\n### Question\n", "\nUser: ", "\n---\n",
     "\n\nThat was the text. Now the question. ", "\n\nHere is what I want to know. ", "\n\nInstruction: ",
 )  # fmt: skip
