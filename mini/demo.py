@@ -29,15 +29,15 @@ FACTS = (
     FACT.format(key="{0}"),
     "The room number of Harriet is {1}.",
     "The door code for the old mill is: {2}.",
-    "Jonas went to the {3}.",
+    "The code word of Jonas is {3}.",
 )
 QUESTIONS = (
     QUESTION,
     "What is the room number of Harriet? The room number of Harriet is",
     "What is the door code for the old mill? The door code for the old mill is:",
-    "Where is Jonas? Jonas is in the",
+    "What is the code word of Jonas? The code word of Jonas is",
 )
-PLACES = ("harbour", "library", "tower", "bakery")
+WORDS = ("harbour", "library", "tower", "bakery")
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Which tokens were kept</title>
 <style>
@@ -53,7 +53,7 @@ b {{ background: #f5c96a; color: #111; font-weight: 400 }}
 def questions(tokenizer: Any, text: str, length: int, depth: float, seed: int) -> list[Prompt]:
     """A prompt for each question; the same facts in the same places, the first one asked for at `depth`."""
     chosen = random.Random(seed)
-    answers = [*(str(chosen.randrange(10_000, 100_000)) for _ in FACTS[1:]), chosen.choice(PLACES)]
+    answers = [*(str(chosen.randrange(10_000, 100_000)) for _ in FACTS[1:]), chosen.choice(WORDS)]
     depths = [(depth + i / len(FACTS)) % 1.0 for i in range(len(FACTS))]
     order = sorted(range(len(FACTS)), key=depths.__getitem__)
     facts = [(FACTS[i].format(*answers), depths[i]) for i in order]
