@@ -125,16 +125,15 @@ def test_of_a_question_only_the_answer_costs_anything(maker, words):
 def test_questions_stand_apart_and_are_announced_as_often_as_wanted(words, apart, glued):
     maker = Maker(words, books.encode(words, "train"), Draw(random.Random(0), WORDS, NAMES), apart=apart, glued=glued)
     episode = Episode([], [Question(f"What is {n}?\nAnswer:[[ 4711]]\n", ()) for n in ("one", "two", "three")])
-    leads = tuple(wording.LEADS)
     for _ in range(10):
         made = maker.sequence(600, episode, asked=3)
         between = words.decode(made.ids[made.answers[0][1] : made.answers[1][0]])
         before, asked = between.removeprefix("\n").split("What is")
         assert len(made.answers) == 3 and asked.endswith("?\nAnswer:")
         assert bool(before) == bool(apart)
-        assert not before or glued or before.endswith(leads)
+        assert not before or glued or before.endswith(wording.LEADS)
         first = words.decode(made.ids[1 : made.answers[0][0]])
-        assert glued or first[: first.rindex("What is")].endswith(leads)
+        assert glued or first[: first.rindex("What is")].endswith(wording.LEADS)
     assert glued == 0 or maker._lead(first=True) == []
 
 

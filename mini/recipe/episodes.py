@@ -186,12 +186,12 @@ class Maker:
         for fact, start in zip(facts, starts, strict=True):
             for a, b in fact.marks:  # random values cannot be predicted where they are stated
                 weights[start + a : start + b] = [0.0] * (b - a)
-        made = Sequence([*ids], weights, [], [])
+        made = Sequence(ids, weights, [], [])
         for lead, question, needed in questions:
             made.ids += lead
             made.weights += [1.0] * len(lead)
             at = len(made.ids)
-            made.guides += self._guides(question, needed, facts, starts, at, ids, row, episode.early)
+            made.guides += self._guides(question, needed, facts, starts, at, made.ids, row, episode.early)
             # whoever learns to go on with the words of a question goes on with words where a value is wanted
             weight = [0.0] * len(question.ids)
             for a, b in question.marks:
