@@ -69,8 +69,13 @@ class Draw:
         self.words = [word for word in words if held_out(word) == unseen]
         self.names = [name for name in names if held_out(name) == unseen]
 
-    def statement(self, whole: Sequence[str], its: Sequence[str], cores: Sequence[str] = w.CORES) -> str:
-        """A template: a `whole` one, or one made of an opener, a core about one of `its`, and a closer."""
+    def statement(
+        self, whole: Sequence[str], its: Sequence[str], cores: Sequence[str] = w.CORES, value_first: float = 0.0
+    ) -> str:
+        """A template: a `whole` one, or one made of an opener, a core about one of `its`, and a closer.
+
+        `value_first`: how often a core of any words has the value before what it is.
+        """
         if self.rng.random() >= self.composed:
             return self.rng.choice(whole)
         core = self.rng.choice(cores)
@@ -79,6 +84,8 @@ class Draw:
             if self.rng.random() < 0.4:
                 turn = f"{self.rng.choice((' is', ' was', ':', ','))} {self.some_words()}"
             core = f"{{it}}{self.mark()}{self.some_words()}{turn}{self.mark()}[[{{value}}]]"
+            if self.rng.random() < value_first:
+                core = f"{self.some_words()} [[{{value}}]] {self.some_words()} {{it}}"
         text = core + (self.rng.choice(w.CLOSERS) if self.rng.random() < 0.5 else ".")
         text = _about(text, self.rng.choice(its))
         chance = self.rng.random()
@@ -226,7 +233,7 @@ def passkey(
 
     `unnamed`: how often a value is no key at all, only a part of a sentence that the question begins again.
     """
-    kinds = [d.rng.choice(wordings.kinds)] if wordings else d.several(lambda: d.kind(w.KINDS), min(count, 3))
+    kinds = [d.rng.choice(wordings.kinds)] if wordings else d.several(lambda: d.kind(w.KINDS), min(count, 5))
     # "passkey" beside "pass key" would be a riddle, not a question
     kinds = list({kind.replace(" ", ""): kind for kind in kinds}.values())
     episode = Episode()
@@ -238,7 +245,7 @@ def passkey(
         elif d.rng.random() < unnamed:
             fact, question = d.unnamed()
         else:
-            fact = d.statement(w.PASSKEY_FACTS, w.KEY_ITS, w.KEY_CORES)
+            fact = d.statement(w.PASSKEY_FACTS, w.KEY_ITS, w.KEY_CORES, value_first=0.35)
             question = d.question(w.PASSKEY_QUESTIONS, w.KEY_ITS[:1])
         episode.state(fact, **fill)
         episode.questions.append(Question(question.format(**fill), (i,)))

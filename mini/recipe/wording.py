@@ -199,8 +199,12 @@ CORES = (
     "I wrote down {it}, [[{value}]]", "{it} - [[{value}]]", "{it} ([[{value}]])", "we were given [[{value}]] as {it}",
     "[[{value}]] is {it}", "use [[{value}]] as {it}",
 )  # fmt: skip
-#: of a pass key more often the form in which nothing that stands before the value announces it, the hardest
-KEY_CORES = (*CORES, *["[[{value}]] is {it}"] * 4)
+#: of a pass key more often the forms in which what the value is comes after it, the hardest
+KEY_CORES = (
+    *CORES, *["[[{value}]] is {it}"] * 4, "we agreed on [[{value}]] for {it}", "they took [[{value}]] for {it}",
+    "he gave me [[{value}]] as {it}", "[[{value}]] was chosen for {it}", "let [[{value}]] be {it}",
+    "you have [[{value}]] there for {it}",
+)  # fmt: skip
 CLOSERS = (
     ". Remember it.", ". Do not lose it.", ", and nobody else knows it.", "; keep it in mind.", "!",
     ". {value} is {it}.", ", as everyone knows.", ", he said.", " and no other.", ". You will need it later.",
