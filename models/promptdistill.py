@@ -21,7 +21,7 @@ from distill.patches.policy import (
     check_integer,
     register,
 )
-from distill.patches.selection import attention_rows, last_rows, mean_logits, pool, top
+from distill.patches.selection import attention_rows, last_rows, mean_logits, pool, protect, top
 
 
 @register
@@ -47,7 +47,8 @@ class PromptDistill(Policy):
             `"random"`: random numbers, the control of an experiment, the same ones for the same seed.
         pooling: `"avg"` (the paper) or `"max"`.
         sinks: first tokens of the prompt that are always kept, within the budget.
-        recent: tokens before the last prompt token that are always kept, within the budget.
+        recent: tokens before the last prompt token that are always kept, within the budget. Where the fraction of a
+            short row is smaller than `sinks + recent`, the last of these are kept.
         seed: of the random numbers of `scoring="random"`.
     Raises:
         ValueError: a value that is not allowed, lists of unequal length, layers not ascending.
@@ -179,6 +180,7 @@ class _PromptDistillRun(Run):
         from_start = droppable.cumsum(1)
         from_end = droppable.sum(1, keepdim=True) - from_start + 1
         always = droppable & ((from_start <= self.policy.sinks) | (from_end <= self.policy.recent))
-        chosen = top(scores.masked_fill(always, torch.inf), droppable, self.budgets[layer_idx])
+        budgets = self.budgets[layer_idx]
+        chosen = top(protect(scores, always, budgets), droppable, budgets)
         keep = chosen | (tokens.valid & ~droppable)
         return Retention(keep, layer_idx in self.truncating, scores)

@@ -182,6 +182,15 @@ def test_a_sliding_window_follows_the_original_positions(arch, implementation):
     torch.testing.assert_close(ours(changed, policy=policy, logits_to_keep=1).logits, out.logits, atol=1e-6, rtol=1e-6)
 
 
+def test_a_share_too_small_for_what_is_always_kept_goes_to_the_last_of_it():
+    """Row by row: 6 tokens of 24 hold all three and one sink, 2 of 10 hold the last two only."""
+    ids, mask = padded([prompt(25), prompt(11)], "left")
+    policy = PromptDistill([1], [0.25], sinks=3, recent=5)
+    out = tiny("llama", policy)(ids, attention_mask=mask, logits_to_keep=1)
+    held = [row[row >= 0].tolist() for row in out.past_key_values.layers[-1].positions]
+    assert held == [[2, 19, 20, 21, 22, 23, 24], [22, 23, 24]]
+
+
 def test_a_sliding_window_that_cannot_follow_is_refused():
     from distill.patches.masks import Masks
 
