@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 import distill
 from distill import PromptDistill, Random, SnapKV, StreamingLLM
 from distill.mini import SELECTION_LAYER, SETTINGS, names, path
-from distill.mini.passkey import accuracy, answer, hide, make_prompt, small_policy, story
+from distill.mini.demo import pieces_of
+from distill.mini.passkey import accuracy, answer, hide, make_prompt, share_of, small_policy, story
 
 ARCHITECTURES = ("llama", "phi3", "qwen2")
 
@@ -85,6 +86,28 @@ def test_prompts_hold_the_key_where_it_was_asked_for():
         assert fact.count(prompt.answer) == 2 == tokenizer.decode(prompt.ids[0]).count(prompt.answer)
     with pytest.raises(ValueError, match="length: got 20"):
         make_prompt(tokenizer, story(), 20, 0.5, seed=3)
+    for depth in (-0.1, 1.1):
+        with pytest.raises(ValueError, match=r"facts: got the depths \[.*\]; allowed are ascending ones from 0 to 1"):
+            make_prompt(tokenizer, story(), 700, depth, seed=3)
+    with pytest.raises(ValueError, match="text: got an empty one"):
+        make_prompt(tokenizer, "", 700, 0.5, seed=3)
+    with pytest.raises(ValueError, match="samples: got 0"):
+        accuracy(None, tokenizer, story(), 700, None, samples=0)
+
+
+def test_shares_are_said_as_fractions_too():
+    assert share_of("1/16") == share_of("0.0625") == 1 / 16
+    for text in ("0", "1", "17/16", "-1/2"):
+        with pytest.raises(ValueError, match=r"text: got '.*'; allowed are numbers between 0 and 1"):
+            share_of(text)
+
+
+def test_the_tokens_of_the_demo_make_up_the_text():
+    tokenizer = load("llama")[1]
+    text = "naïve 漢字, 日本 \N{FIRE} and \ufffd"
+    ids = tokenizer(text, add_special_tokens=False).input_ids
+    pieces = pieces_of(tokenizer, ids)
+    assert "".join(pieces) == text and len(pieces) == len(ids)
 
 
 def test_one_of_several_facts_is_told_from_the_others():

@@ -2,9 +2,9 @@
 
     python -m distill.mini.recipe.train --arch llama --out outputs/mini-llama
 
-A run that was cut off goes on where it last saved (`--every`). `log.jsonl` and `curves.png` lie beside the checkpoint.
-Two CPU cores learn from 5,000 to 7,000 tokens a second; with a GPU, `--device cuda --scale 8` takes eight times the
-sequences a step.
+A run that was cut off goes on where it last saved (`--every`) when it is started again with the same options; those
+that decide the weights lie in `options.json`, beside the checkpoint, `log.jsonl` and `curves.png`. Two CPU cores learn
+from 5,000 to 7,000 tokens a second; with a GPU, `--device cuda --scale 8` takes eight times the sequences a step.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ CURRICULUM = (
     (1.00, {512: 0.2, 1024: 0.2, 2048: 0.4, 4096: 0.2}),
 )
 STEP_TOKENS, REACH, WINDOW, LOCAL, PLAIN = 8192, 8192, 128, 0.6, 0.15
+FREE = ("out", "device", "every", "look")  # options that may change when a run goes on
 MUON, EMBEDDING, ADAM = 0.006, 0.01, 0.002  # learning rates: matrices, embeddings, norms and biases
 
 
@@ -104,12 +106,38 @@ def rate(done: float, warm: float) -> float:
     return min(1.0, done / warm if warm else 1.0, 1.0 - 0.95 * max(0.0, done - 0.5) / 0.5)
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuses options that make no run.
+
+    Raises:
+        ValueError: naming the option, what came and what is allowed.
+    """
+    for name in ("find", "fetch", "every", "look"):
+        if not 0 <= getattr(args, name) < math.inf:
+            raise ValueError(f"{name}: got {getattr(args, name)}; allowed are numbers from 0")
+    if not 0 < args.rate < math.inf:
+        raise ValueError(f"rate: got {args.rate}; allowed are numbers above 0")
+    if not 1 <= args.tokens < math.inf:
+        raise ValueError(f"tokens: got {args.tokens}; allowed are numbers from 1")
+    if args.scale < 1:
+        raise ValueError(f"scale: got {args.scale}; allowed are integers from 1")
+    if args.min_length % WINDOW or not 0 <= args.min_length <= REACH:
+        raise ValueError(f"min_length: got {args.min_length}; allowed are multiples of {WINDOW} from 0 to {REACH}")
+
+
 class Run:
-    """A training run, all of it in one folder."""
+    """A training run, all of it in one folder.
+
+    Raises:
+        ValueError: an option that is not allowed, or that is not the one with which the run in this folder began; a
+            model to start from that has no tokenizer or another vocabulary.
+    """
 
     def __init__(self, args: argparse.Namespace) -> None:
+        check(args)
         self.args, self.out = args, Path(args.out)
         self.out.mkdir(parents=True, exist_ok=True)
+        self._claim()
         self.texts = books.read("train")
         self.tokenizer = self._tokenizer()
         words, names = books.vocabulary(self.texts)
@@ -124,11 +152,24 @@ class Run:
         if self.check.exists():
             self._restore()
 
+    def _claim(self) -> None:
+        """Writes down what decides the weights before anything else, or compares it with what is there."""
+        file = self.out / "options.json"
+        options = {name: value for name, value in vars(self.args).items() if name not in FREE}
+        if not file.exists():
+            _write(file, lambda new: new.write_text(json.dumps(options, indent=1)))
+        for name, before in json.loads(file.read_text()).items():
+            if options[name] != before:
+                raise ValueError(
+                    f"{name}: got {options[name]!r}; {self.out} holds a run with {before!r}, choose another --out"
+                )
+
     def _tokenizer(self) -> Any:
-        for folder in (self.out, Path(self.args.init or self.out)):
-            if (folder / "tokenizer.json").exists():
-                found = tokenizer_of(folder)
-                break
+        folder = Path(self.args.init or self.out)
+        if (folder / "tokenizer.json").exists():
+            found = tokenizer_of(folder)
+        elif self.args.init:
+            raise ValueError(f"init: got {self.args.init}; allowed is the folder of a model with its tokenizer.json")
         else:
             found = tokenizer.train([*self.texts.values(), *wording.corpus() * 300])
         found.save_pretrained(self.out)
@@ -137,37 +178,39 @@ class Run:
     def _tokens(self) -> np.ndarray:
         file = self.out / "tokens.npy"
         if not file.exists():
-            np.save(file, books.encode(self.tokenizer, "train"))
+            _write(file, lambda new: np.save(new, books.encode(self.tokenizer, "train")))
         return np.load(file)
 
     def _model(self) -> Any:
-        if self.args.init:
-            found = AutoModelForCausalLM.from_pretrained(self.args.init, dtype=torch.float32)
-        else:
-            found = start.build(len(self.tokenizer), self.args.seed)
+        if not self.args.init:
+            return convert.convert(start.build(len(self.tokenizer), self.args.seed), self.args.arch)
+        found = AutoModelForCausalLM.from_pretrained(self.args.init, dtype=torch.float32)
+        if found.config.vocab_size != len(self.tokenizer):
+            raise ValueError(
+                f"init: got {self.args.init}, a model of {found.config.vocab_size} tokens with a tokenizer of "
+                f"{len(self.tokenizer)}; allowed are equal numbers"
+            )
         return convert.convert(found, self.args.arch)
 
     def _restore(self) -> None:
         state = torch.load(self.check, map_location=self.args.device, weights_only=False)
-        for name, before in state["args"].items():
-            if getattr(self.args, name) != before:
-                now = getattr(self.args, name)
-                raise ValueError(f"{name}: got {now!r}; {self.out} holds a run with {before!r}, choose another --out")
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.tokens, self.steps, self.seconds = state["tokens"], state["steps"], state["seconds"]
         self.rng.setstate(state["rng"])
+        log = self.out / "log.jsonl"
+        if log.exists():  # what was logged after the last save is about to be done again
+            lines = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.steps]
+            _write(log, lambda new: new.write_text("".join(lines)))
 
     def save(self) -> None:
         state = {
             "model": self.model.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "args": {name: getattr(self.args, name) for name in ("arch", "init", "seed")},
             "tokens": self.tokens, "steps": self.steps, "seconds": self.seconds, "rng": self.rng.getstate(),
         }  # fmt: skip
-        torch.save(state, self.check.with_suffix(".new"))
-        os.replace(self.check.with_suffix(".new"), self.check)
+        _write(self.check, lambda new: torch.save(state, new))
 
     def step(self) -> dict[str, float]:
         """One step of both optimizers."""
@@ -182,7 +225,9 @@ class Run:
         text, find, fetch = loss_of(self.model, batch, window, self.args.device)
         share = rate(done, 0.0 if self.args.init else 0.03)
         (text + self.args.find * find + self.args.fetch * (0.2 + 0.8 * share) * fetch).backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        norm = float(torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0))
+        if not math.isfinite(norm):  # before it reaches the weights, and these the checkpoint
+            raise ArithmeticError(f"the gradient is {norm} after {self.steps} steps, the loss {text.item()}")
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["top"] * self.args.rate * share
@@ -209,8 +254,6 @@ class Run:
             recent.append(self.step())
             self.seconds += time.perf_counter() - began
             bar.update(self.tokens - before)
-            if not math.isfinite(recent[-1]["loss"]):
-                raise ArithmeticError(f"the loss is {recent[-1]['loss']} after {self.steps} steps")
             if self.steps % 20 == 0:
                 means = {k: sum(r[k] for r in recent) / len(recent) for k in ("loss", "find", "fetch")}
                 bar.set_postfix({k: f"{v:.2f}" for k, v in means.items()})
@@ -227,6 +270,13 @@ class Run:
         self.log(**progress(self.model, self.tokenizer, self.args.device))
         convert.export(self.model, self.tokenizer, self.out / "model")
         plot(self.out)
+
+
+def _write(file: Path, write: Callable[[Path], object]) -> None:
+    """Writes a file whole or not at all: a run may be killed at any time."""
+    new = file.with_name(f"new-{file.name}")
+    write(new)
+    os.replace(new, file)
 
 
 def plot(out: Path) -> None:
@@ -276,9 +326,11 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     p = parser()
     args = p.parse_args()
-    if args.min_length % WINDOW:
-        p.error(f"--min-length: got {args.min_length}; allowed are multiples of {WINDOW}")
-    Run(args).train()
+    try:
+        run = Run(args)
+    except ValueError as error:
+        p.error(str(error))
+    run.train()
 
 
 if __name__ == "__main__":

@@ -1,58 +1,18 @@
-"""How the small models are made: what they are taught, by which losses, and that a run goes on where it stopped."""
+"""What the small models are taught: books, wordings, facts, questions, and where their answers lie."""
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
 
 import pytest
-import torch
-import torch.nn.functional as F
 
-from distill.mini import FOLDER
 from distill.mini.passkey import right
-from distill.mini.recipe import books, convert, evaluate, guide, start, tasks, tokenizer, train, wording
+from distill.mini.recipe import books, tasks, wording
 from distill.mini.recipe.episodes import Maker, TooLong, tokenise
 from distill.mini.recipe.skills import SKILLS, Draw, Episode, Question
 from distill.mini.recipe.unseen import TEST, VALIDATION
 
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    """A folder of books: our story, chapter by chapter, said to be several books."""
-    folder = tmp_path_factory.mktemp("shared")
-    shelf = folder / "data" / "gutenberg"
-    shelf.mkdir(parents=True)
-    story = (FOLDER / "story.txt").read_text()
-    held_out = [part for split in ("validation", "test", "other") for part in books.SPLITS[split]]
-    for name in ("One", "Two", *held_out):
-        with gzip.open(shelf / f"{name}_1.txt.gz", "wt") as handle:
-            handle.write("licence\n*** START OF THIS BOOK ***\n" + story * 4 + "\n*** END OF THIS BOOK\nlicence")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def shelf(library):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DISTILL_SHARED", str(library))
-        patch.setitem(books.SPLITS, "train", ("One", "Two"))
-        yield library
-
-
-@pytest.fixture(scope="module")
-def words(shelf):
-    return tokenizer.train([*books.read("train").values(), *wording.corpus()], size=1700, numbers=40)
-
-
-SYLLABLES = ("ba", "do", "fe", "gu", "ki", "lo", "mu", "ne", "ri", "sa", "to", "wi")
-WORDS = [a + b + c for a in SYLLABLES for b in SYLLABLES for c in ("n", "rt")]
-NAMES = [word.capitalize() for word in WORDS[::3]]
-
-
-@pytest.fixture
-def maker(words):
-    return Maker(words, books.encode(words, "train"), Draw(random.Random(0), WORDS, NAMES))
+from .conftest import NAMES, WORDS
 
 
 def test_no_held_out_book_is_learnt_from():
@@ -138,11 +98,14 @@ def test_questions_stand_apart_and_are_announced_as_often_as_wanted(words, apart
 
 
 def test_what_is_held_out_is_never_taught(maker):
-    unseen = Draw(random.Random(1), maker.draw.words, maker.draw.names, unseen=True)
-    assert not unseen.words  # the words that may be taught hold none of the others
-    taught = {maker.draw.number(5) for _ in range(300)}
-    asked = {unseen.number(5) for _ in range(300)}
-    assert not taught & asked and not any(books.held_out(value) for value in taught)
+    unseen = Draw(random.Random(1), WORDS, NAMES, unseen=True)
+    assert not {*unseen.words, *unseen.names} & {*maker.draw.words, *maker.draw.names}
+    assert {*unseen.words, *maker.draw.words} == {*WORDS} and min(len(unseen.words), len(unseen.names)) > 5
+    for draw in ("number", "value", "word", "name"):
+        taught = {getattr(maker.draw, draw)() for _ in range(300)}
+        asked = {getattr(unseen, draw)() for _ in range(300)}
+        assert not taught & asked
+    assert not any(books.held_out(maker.draw.number(5)) for _ in range(300))
     draw, kept = maker.draw, set()
     for wordings in (VALIDATION, TEST):
         kept |= {*wordings.passkey_facts, *wordings.passkey_questions}
@@ -260,107 +223,3 @@ def test_facts_that_do_not_fit_are_an_error(maker):
 )
 def test_a_longer_number_is_another_answer(given, wanted, expected):
     assert right(given, wanted) is expected
-
-
-def test_the_loss_is_cross_entropy():
-    torch.manual_seed(0)
-    hidden, head = torch.randn(700, 8), torch.randn(30, 8)
-    targets, weights = torch.randint(30, (700,)), torch.rand(700)
-    ours = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
-    stock = [hidden.clone().requires_grad_(), head.clone().requires_grad_()]
-    found = 2 * train.SparseLoss.apply(*ours, targets, weights)
-    found.backward()
-    wanted = 2 * (F.cross_entropy(stock[0] @ stock[1].T, targets, reduction="none") * weights).sum()
-    wanted.backward()
-    torch.testing.assert_close(found, wanted)
-    for mine, theirs in zip(ours, stock, strict=True):
-        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-5)
-
-
-def test_local_attention_sees_its_block_and_the_one_before():
-    torch.manual_seed(0)
-    query, key, value = (torch.randn(2, 3, 24, 4) for _ in range(3))
-    ours = guide.local_attention(query, key, value, 6, 0.5)
-    i = torch.arange(24)
-    mask = (i[:, None] >= i) & (i[:, None] // 6 - i // 6 <= 1)
-    torch.testing.assert_close(ours, F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=0.5))
-
-
-def test_guided_attention_is_plain_attention_and_its_losses_fall_with_what_they_reward(words):
-    torch.manual_seed(0)
-    model = start.build(len(words)).eval()
-    ids = torch.randint(3, len(words), (1, 40))
-    stock = model(ids, use_cache=False).logits
-    model.set_attn_implementation(guide.NAME)
-    plan = guide.Plan(guides=[guide.Guide(0, 30, 12, 10, 16)])
-    guide.set_plan(plan)
-    torch.testing.assert_close(model(ids, use_cache=False).logits, stock, rtol=1e-4, atol=1e-4)
-    guide.set_plan(guide.Plan())
-    assert len(plan.find) == 1 and len(plan.fetch) == len(guide.FETCH)
-    query, key = torch.zeros(1, 4, 40, 8), torch.zeros(1, 2, 40, 8)
-    query[..., 0], key[:, :, 12, 0] = 1.0, 50.0
-    near, far = [guide.Guide(0, 30, 12, 12, 13)], [guide.Guide(0, 30, 13, 13, 14)]
-    assert guide._find_loss(query, key, 1.0, near) < 0.1 < 10 < guide._find_loss(query, key, 1.0, far)
-    assert (
-        guide._fetch_loss(query, key, 1.0, near, (0, 1)) < 0.1 < 10 < guide._fetch_loss(query, key, 1.0, far, (0, 1))
-    )
-
-
-@pytest.mark.parametrize("arch", convert.ARCHITECTURES)
-def test_the_same_weights_in_every_architecture(arch, words, tmp_path):
-    model = start.build(len(words), seed=3).eval()
-    ids = torch.randint(3, len(words), (2, 30))
-    with torch.no_grad():
-        stock, other = model(ids).logits, convert.convert(model, arch).eval()
-        torch.testing.assert_close(other(ids).logits, stock, rtol=1e-5, atol=1e-5)
-        convert.export(other, words, tmp_path)
-        back = type(other).from_pretrained(tmp_path, dtype=torch.bfloat16).eval()
-        assert back.config.model_type == arch and back.dtype == torch.bfloat16
-    for name, parameter in other.named_parameters():
-        assert torch.equal(back.get_parameter(name), parameter.to(torch.bfloat16))
-    assert back.lm_head.weight is back.get_input_embeddings().weight
-    with pytest.raises(ValueError, match="arch: got"):
-        convert.convert(other, "gpt")
-
-
-def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(shelf, words, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "STEP_TOKENS", 512)
-    monkeypatch.setattr(train, "CURRICULUM", ((1.0, {256: 1.0}),))
-    monkeypatch.setattr(train, "progress", lambda *_: {"bits_per_byte": 9.0, "passkey@1": 0.0})
-    monkeypatch.setattr(books, "vocabulary", lambda texts: (WORDS, NAMES))  # our story has two names
-
-    def run(folder, *options):
-        words.save_pretrained(tmp_path / folder)
-        return train.Run(train.parser().parse_args(["--out", str(tmp_path / folder), "--tokens", "2048", *options]))
-
-    whole, half = run("whole"), run("half")
-    whole.train()
-    for _ in range(2):
-        half.step()
-    half.save()
-    again = run("half")
-    assert again.steps == 2
-    again.train()
-    assert again.steps == whole.steps == 4 and again.tokens == 2048
-    assert all(torch.equal(p, again.model.get_parameter(n)) for n, p in whole.model.named_parameters())
-    logged = (tmp_path / "half" / "log.jsonl").read_text().splitlines()
-    assert json.loads(logged[-1])["step"] == 4
-    assert (tmp_path / "half" / "curves.png").stat().st_size > 1000
-    assert (tmp_path / "half" / "model" / "model.safetensors").exists()
-    with pytest.raises(ValueError, match=r"seed: got 1; .* holds a run with 0"):
-        run("half", "--seed", "1")
-
-
-def test_the_evaluation_prints_its_tables(shelf, words, tmp_path, monkeypatch, capsys):
-    convert.export(start.build(len(words)), words, tmp_path / "model")
-    command = ["evaluate", "skills", "depths", "layers", "sensitivity", "--model", str(tmp_path / "model")]
-    command += ["--samples", "2", "--lengths", "300", "--tasks", "passkey", "--shares", "0.125", "0.3"]
-    monkeypatch.setattr(evaluate, "OTHER", 300)
-    monkeypatch.setattr(evaluate, "BUDGETED", 300)
-    monkeypatch.setattr("sys.argv", [*command, "--out", str(tmp_path / "out")])
-    evaluate.main()
-    printed = capsys.readouterr().out
-    assert "| method | 1/8 | 3/10 |" in printed and "| passkey | 1/90000 | 0.000 | 0.000 |" in printed
-    found = json.loads((tmp_path / "out" / "skills-depths-layers-sensitivity.json").read_text())
-    assert set(found) == {"skills", "depths", "layers", "sensitivity"} and len(found["layers"]["passkey"]) == 7
-    assert (tmp_path / "out" / "depths-passkey.png").stat().st_size > 1000
