@@ -26,7 +26,7 @@ def names() -> list[str]:
 
 
 def path(arch: str = "llama") -> Path:
-    """The folder of a shipped model: a stock Transformers checkpoint, good for any `from_pretrained`.
+    """The folder of a shipped model: a stock Transformers checkpoint. Read its tokenizer with `tokenizer_of`.
 
     Raises:
         ValueError: no model of that architecture ships.

@@ -77,6 +77,19 @@ def run(model: Any, tokenizer: Any, prompt: Prompt, policy: Any) -> dict[str, An
     }
 
 
+def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
+    """The text of each token; that of a character in several tokens is the last one's."""
+    found, begun = [], []
+    for i, token in enumerate(ids, 1):
+        begun.append(token)
+        text = tokenizer.decode(begun)
+        open_end = text.endswith("\N{REPLACEMENT CHARACTER}")
+        whole = not open_end or len(begun) == 4 or i == len(ids)  # a character has at most four bytes
+        found.append(text if whole else "")
+        begun = [] if whole else begun
+    return found
+
+
 def colour(pieces: list[str], kept: set[int], first: int, last: int) -> str:
     """Tokens `[first, last)` for a terminal: kept ones marked, dropped ones faint; without colours, in brackets."""
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -151,7 +164,7 @@ def main() -> None:
     print(f"{'KV cache':44} {'':10} {size[0]:7.2f} MB {'':10} {size[1]:7.2f} MB  ({size[0] / size[1]:.1f} x)")
     print(f"{'tokens kept':44} {'':10} {1:10.1%} {'':10} {len(kept) / length:10.1%}\n")
 
-    pieces = [tokenizer.decode([token]) for token in prompts[0].ids[0].tolist()]
+    pieces = pieces_of(tokenizer, prompts[0].ids[0].tolist())
     start, stop = prompts[0].facts[0]
     print("Around the first fact, and its question; marked tokens were kept:\n")
     print(colour(pieces, kept, max(0, start - 60), min(length, stop + 40)).strip("\n"))

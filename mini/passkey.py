@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,13 @@ def hide(
         answer: what has to follow the question.
         seed: where in the text the prompt begins.
     Raises:
-        ValueError: a length that leaves no room for text, or depths that do not ascend.
+        ValueError: a length that leaves no room for text, depths that do not ascend from 0 to 1, or an empty text.
     """
     depths = [depth for _, depth in facts]
-    if depths != sorted(depths):
-        raise ValueError(f"facts: got the depths {depths}; allowed are ascending ones")
+    if depths != sorted(depths) or not all(0 <= depth <= 1 for depth in depths):
+        raise ValueError(f"facts: got the depths {depths}; allowed are ascending ones from 0 to 1")
+    if not text:
+        raise ValueError("text: got an empty one; allowed is any text to hide facts in")
     hay, asked, *hidden = (
         tokenizer(part, add_special_tokens=False).input_ids
         for part in (text, f"\n{question}", *(f"\n{fact}\n" for fact, _ in facts))
@@ -105,13 +108,19 @@ def answer(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 6) -> t
 
 
 def right(given: str, wanted: str) -> bool:
-    """Whether an answer begins with what was wanted, and with no longer word or number."""
+    """Whether an answer begins with what was wanted, and goes on with no letter or digit."""
     given, wanted = given.strip(), wanted.strip()
     return given.startswith(wanted) and not given[len(wanted) : len(wanted) + 1].isalnum()
 
 
 def accuracy(model: Any, tokenizer: Any, text: str, length: int, policy: Policy | None, samples: int) -> float:
-    """Share of `samples` prompts, their depths spread evenly, that are answered with the right key."""
+    """Share of `samples` prompts, their depths spread evenly, that are answered with the right key.
+
+    Raises:
+        ValueError: no samples.
+    """
+    if samples < 1:
+        raise ValueError(f"samples: got {samples}; allowed are integers from 1")
     found = 0
     for i in range(samples):
         prompt = make_prompt(tokenizer, text, length, (i + 0.5) / samples, seed=i)
@@ -120,15 +129,29 @@ def accuracy(model: Any, tokenizer: Any, text: str, length: int, policy: Policy 
     return found / samples
 
 
+def share_of(text: str) -> float:
+    """A share of the tokens, said as 0.125 or 1/8.
+
+    Raises:
+        ValueError: it is no number between 0 and 1.
+    """
+    share = float(Fraction(text))
+    if not 0 < share < 1:
+        raise ValueError(f"text: got {text!r}; allowed are numbers between 0 and 1")
+    return share
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="llama", choices=names())
     parser.add_argument("--text", type=Path, default=FOLDER / "story.txt", help="the text to hide keys in")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8000])
-    parser.add_argument("--keep", type=float, default=1 / 16, help="share of the tokens kept (default: 1/16)")
+    parser.add_argument("--keep", type=share_of, default="1/16", help="share of the tokens kept (default: 1/16)")
     parser.add_argument("--samples", type=int, default=20, help="prompts a cell")
     args = parser.parse_args()
     model, tokenizer = mini(args.arch)
+    if max(args.lengths) > model.config.max_position_embeddings:
+        parser.error(f"--lengths: got {max(args.lengths)}; allowed are up to {model.config.max_position_embeddings}")
     softmax = PromptDistill([SELECTION_LAYER], [args.keep], **(SETTINGS | SOFTMAX))
     chance = PromptDistill([SELECTION_LAYER], [args.keep], **(SETTINGS | {"scoring": "random"}))
     policies = {

@@ -22,7 +22,7 @@ SPLITS: dict[str, tuple[str, ...]] = {
     ),
     # of the kind learnt from; looked at while the recipe was made
     "validation": ("War-of-the-Worlds",),
-    # of the kind learnt from; measured after each stage of training
+    # of the kind learnt from; measured for each version that shipped
     "test": ("Sherlock-Holmes", "Log-School-House"),
     # a book of the seventeenth century, and expository prose
     "other": ("Complete-Angler", "How-to-Listen-to-Music"),
@@ -58,15 +58,16 @@ def read(split: str) -> dict[str, str]:
 
     Raises:
         ValueError: there is no such split.
-        FileNotFoundError: a book is missing.
+        FileNotFoundError: a book is missing, or there are two of it.
     """
     if split not in SPLITS:
         raise ValueError(f"split: got {split!r}; allowed are {', '.join(SPLITS)}")
     found = {}
     for part in SPLITS[split]:
-        file = next(folder().glob(f"*{part}*.txt.gz"), None)
-        if file is None:
-            raise FileNotFoundError(f"no book *{part}*.txt.gz in {folder()}")
+        files = sorted(folder().glob(f"*{part}*.txt.gz"))
+        if len(files) != 1:
+            raise FileNotFoundError(f"{len(files) or 'no'} book *{part}*.txt.gz in {folder()}; one is wanted")
+        file = files[0]
         with gzip.open(file, "rt", encoding="utf-8", errors="replace") as handle:
             found[file.name.removesuffix(".txt.gz")] = clean(handle.read())
     return found
@@ -81,7 +82,7 @@ def encode(tokenizer: Any, split: str) -> np.ndarray:
 
 
 def held_out(value: str) -> bool:
-    """Whether no training task may use a word, name or number: one in five, by its checksum."""
+    """Whether no training task may draw a word, name or number as what is asked for: one in five, by its checksum."""
     return crc32(value.lower().encode()) % 5 == 0
 
 

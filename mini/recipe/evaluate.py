@@ -3,8 +3,8 @@
     python -m distill.mini.recipe.evaluate --arch llama skills language layers sensitivity
 
 Prints tables in Markdown and, with `--out`, writes them and pictures there. The text is held out from training, and no
-training task used these words, names and values. Answers are greedy continuations, right if they begin with the whole
-value. Intervals are Wilson's, 95 %.
+training task asked for these words, names and values. Answers are greedy continuations, right if they begin with the
+whole value. The intervals of `sensitivity` are Wilson's, 95 %.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import lzma
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from distill.baselines import TOVA, GemFilter, SnapKV, StreamingLLM
 from distill.evaluation.heatmap import grid, write_png
 from distill.evaluation.intervals import wilson
 from distill.mini import FOLDER, SELECTION_LAYER, SETTINGS, SOFTMAX, names, path, tokenizer_of
+from distill.mini.passkey import share_of
 from distill.mini.recipe import books
 from distill.mini.recipe.measure import bits_per_byte, maker
 from distill.mini.recipe.tasks import TASKS, is_right, prompt
@@ -47,6 +49,8 @@ class Bench:
     """A model, how many prompts a cell has (half as many in `depths` and `layers`), and where pictures go."""
 
     def __init__(self, folder: Path, samples: int, split: str, out: Path | None) -> None:
+        if samples < 1:
+            raise ValueError(f"samples: got {samples}; allowed are integers from 1")
         self.samples, self.split, self.out = samples, split, out
         self.model = load(folder).eval()  # in the precision that ships, bfloat16
         self.tokenizer = tokenizer_of(folder)
@@ -75,7 +79,7 @@ class Bench:
             row.append(self.right(task, OTHER, lambda seed: None, self.samples, split="other"))
             cells[task] = dict(zip((*map(str, lengths), "other"), row, strict=True))
             rows.append([task, TASKS[task].chance, *(f"{count / self.samples:.3f}" for count in row)])
-        self.results["skills"] = cells
+        self.results["skills"] = {"n": self.samples, "right": cells}
         title = f"Accuracy by skill and length (n = {self.samples}, `{self.split}` books; last: `other`, {OTHER})"
         return table(title, ["task", "chance", *map(str, lengths), "other"], rows)
 
@@ -84,13 +88,14 @@ class Bench:
         rows, each = [], max(1, self.samples // 2)
         for task in tasks:
             scored = self._by_depth(task, lengths, each)
-            _, depths, values = grid(scored)
+            columns, depths, values = grid(scored)
             rows += [[task, f"{d} %", *(f"{v:.0f}" for v in row)] for d, row in zip(depths, values, strict=True)]
-            self.results.setdefault("depths", {})[task] = values
+            found = {"n": each, "lengths": columns, "depths": depths, "percent": values}
+            self.results.setdefault("depths", {})[task] = found
             if self.out:
                 write_png(scored, self.out / f"depths-{task.replace(' ', '-')}.png")
         title = f"Accuracy (%) by depth (0: first, 100: last) and length (n = {each} a cell)"
-        return table(title, ["task", "depth", *map(str, lengths)], rows)
+        return table(title, ["task", "depth", *map(str, sorted(lengths))], rows)
 
     def _by_depth(self, task: str, lengths: Sequence[int], each: int) -> dict[str, Any]:
         """The samples of a task with their lengths and depths, as `distill.evaluation` keeps them."""
@@ -106,7 +111,7 @@ class Bench:
         return {"samples": samples, "groups": groups, "header": header, "score": score, "n": each * len(samples)}
 
     def language(self) -> str:
-        """Bits per byte beside general compressors on the same bytes."""
+        """Bits per byte of windows of the books, beside what general compressors make of the whole books."""
         import brotli
 
         rows = []
@@ -115,7 +120,7 @@ class Bench:
             packed = [lzma.compress(text, preset=9), brotli.compress(text, quality=11), bz2.compress(text, 9)]
             bits = bits_per_byte(self.model, self.tokenizer, split, length=2048, windows=32)
             rows.append([split, f"{bits:.3f}", *(f"{len(data) * 8 / len(text):.3f}" for data in packed)])
-            self.results.setdefault("bits_per_byte", {})[split] = bits
+            self.results.setdefault("language", {})[split] = bits
         title = "Bits per byte (second halves of 32 windows of 2,048 tokens; compressors: whole books)"
         return table(title, ["books", self.label, "xz -9", "brotli -q 11", "bzip2 -9"], rows)
 
@@ -135,7 +140,7 @@ class Bench:
                 for options in kinds.values()
             ]
             rows.append([str(layer), *(f"{v:.2f}" for v in found)])
-            self.results.setdefault("layers", {}).setdefault(task, {})[layer] = found
+            self.results.setdefault("layers", {"n": each}).setdefault(task, {})[layer] = found
         head = [f"{kind}, {'truncated' if t else 'full caches'}" for t in (0, 1) for kind in kinds]
         title = f"{task}, {BUDGETED} tokens, {share:.4g} of them kept after one layer (n = {each} a cell)"
         return table(title, ["layer", *head], rows)
@@ -158,7 +163,7 @@ class Bench:
         }
         full = self.right(task, BUDGETED, lambda seed: None, self.samples)
         rows = [["all tokens", _cell(full, self.samples), *[""] * (len(shares) - 1)]]
-        self.results.setdefault("sensitivity", {})[task] = {"full": full / self.samples}
+        self.results.setdefault("sensitivity", {"n": self.samples})[task] = {"full": full / self.samples}
         for name, method in tqdm(methods.items(), desc=f"methods, {task}", leave=False):
             found = [self.right(task, BUDGETED, method(share), self.samples) for share in shares]
             rows.append([name, *(_cell(count, self.samples) for count in found)])
@@ -178,25 +183,64 @@ def table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
 
 
-def main() -> None:
+#: the options that a part reads; another one would change nothing
+OPTIONS = {
+    "skills": ("samples", "lengths", "tasks", "split"), "depths": ("samples", "lengths", "tasks", "split"),
+    "language": (), "layers": ("samples", "tasks", "split"), "sensitivity": ("samples", "shares", "tasks", "split"),
+}  # fmt: skip
+DEFAULTS = {
+    "samples": 200,
+    "lengths": [512, 1024, 2048, 4096],
+    "shares": [1 / 4, 1 / 8, 1 / 16, 1 / 32],
+    "split": "test",
+}
+
+
+def parse() -> argparse.Namespace:
+    """The options, those that no part reads refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = ("skills", "depths", "language", "layers", "sensitivity")
-    parser.add_argument("parts", nargs="*", default=parts, help=f"which of {', '.join(parts)}; all if none is named")
-    parser.add_argument("--arch", default="llama", help=f"a model that ships: {', '.join(names())}")
-    parser.add_argument("--model", type=Path, help="the folder of another model")
-    parser.add_argument("--samples", type=int, default=200, help="prompts a cell (layers and depths: half of it)")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096])
-    parser.add_argument("--shares", type=float, nargs="+", default=[1 / 4, 1 / 8, 1 / 16, 1 / 32])
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all skills; for the other parts two")
-    parser.add_argument("--split", default="test", choices=("validation", "test", "other"))
-    parser.add_argument("--out", type=Path, help="folder for tables and pictures")
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"{', '.join(OPTIONS)}; all if none is named")
+    model = parser.add_mutually_exclusive_group()
+    model.add_argument("--arch", default="llama", choices=names(), help="a model that ships (default: llama)")
+    model.add_argument("--model", type=Path, help="the folder of another model")
+    parser.add_argument("--samples", type=int, help="prompts a cell (default: 200; layers and depths: half of it)")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", help="of prompts, in tokens (skills, depths; default: 512 to 4096)"
+    )
+    parser.add_argument(
+        "--shares", type=share_of, nargs="+", help="of the tokens, kept (sensitivity; default: 1/4 to 1/32)"
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all for skills; two for the other parts")
+    parser.add_argument("--split", choices=("validation", "test", "other"), help="books (not language; default: test)")
+    parser.add_argument("--out", type=Path, help="folder for tables and pictures, written part by part")
     args = parser.parse_args()
-    unknown = set(args.parts) - set(parts)
+    args.parts = args.parts or list(OPTIONS)
+    unknown = set(args.parts) - set(OPTIONS)
     if unknown:
-        parser.error(f"parts: got {', '.join(sorted(unknown))}; allowed are {', '.join(parts)}")
+        parser.error(f"parts: got {', '.join(sorted(unknown))}; allowed are {', '.join(OPTIONS)}")
+    read = {option for part in args.parts for option in OPTIONS[part]}
+    for option in ("samples", "lengths", "shares", "tasks", "split"):
+        given = getattr(args, option)
+        if given is not None and option not in read:
+            parser.error(f"--{option}: {' and '.join(args.parts)} would not read it")
+        if isinstance(given, list) and len(set(given)) < len(given):
+            parser.error(f"--{option}: got {given}; allowed are different ones")
+        if given is None:
+            setattr(args, option, DEFAULTS.get(option))
+    return args
+
+
+def main() -> None:
+    args = parse()
+    if "language" in args.parts:
+        import_module("brotli")  # what is missing had better be missed now than in an hour
     if args.out:
+        import_module("matplotlib")
         args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.model or path(args.arch), args.samples, args.split, args.out)
+    longest = bench.model.config.max_position_embeddings
+    if max(args.lengths) > longest:
+        raise ValueError(f"lengths: got {max(args.lengths)}; allowed are up to {longest}, what the model can read")
     two = args.tasks or ["passkey", "one of 8 needles"]
     tables: dict[str, Callable[[], list[str]]] = {
         "skills": lambda: [bench.skills(args.lengths, args.tasks or list(TASKS))],
@@ -205,15 +249,12 @@ def main() -> None:
         "layers": lambda: [bench.layers(task, 1 / 8) for task in two],
         "sensitivity": lambda: [bench.sensitivity(task, args.shares) for task in two],
     }
-    printed = []
     for part in args.parts:
-        for text in tables[part]():
-            print(text, flush=True)
-            printed.append(text)
-    if args.out:
-        stem = "-".join(args.parts)
-        (args.out / f"{stem}.md").write_text("\n".join(printed))
-        (args.out / f"{stem}.json").write_text(json.dumps(bench.results, indent=1))
+        printed = tables[part]()
+        print(*printed, sep="\n", flush=True)
+        if args.out:
+            (args.out / f"{part}.md").write_text("\n".join(printed))
+            (args.out / f"{part}.json").write_text(json.dumps(bench.results[part], indent=1))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ class Draw:
     """Random words, names, values and wordings.
 
     Args:
-        unseen: only words, names and values that no training task uses (training text may hold them).
+        unseen: only words, names and values that no training task draws (the text, and the phrases that stand around
+            them, may hold them).
         composed: how often a wording is put together from parts, and not one of those written out.
         phrases: pieces of text, half of what stands where any words may stand; none: single words only.
     """
