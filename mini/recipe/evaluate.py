@@ -61,7 +61,14 @@ class Bench:
         self, task: str, length: int, policy: PolicyOf, samples: int, depth: float | None = None,
         split: str | None = None,
     ) -> int:  # fmt: skip
-        """How many of `samples` prompts are answered right; without a `depth`, theirs are spread evenly."""
+        """How many of `samples` prompts are answered right; without a `depth`, theirs are spread evenly.
+
+        Raises:
+            ValueError: a length that the model cannot read.
+        """
+        longest = self.model.config.max_position_embeddings
+        if length > longest:
+            raise ValueError(f"length: got {length}; allowed are up to {longest}, what the model can read")
         source = maker(self.tokenizer, split or self.split, seed=length)
         found = 0
         for i in range(samples):
@@ -238,9 +245,6 @@ def main() -> None:
         import_module("matplotlib")
         args.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(args.model or path(args.arch), args.samples, args.split, args.out)
-    longest = bench.model.config.max_position_embeddings
-    if max(args.lengths) > longest:
-        raise ValueError(f"lengths: got {max(args.lengths)}; allowed are up to {longest}, what the model can read")
     two = args.tasks or ["passkey", "one of 8 needles"]
     tables: dict[str, Callable[[], list[str]]] = {
         "skills": lambda: [bench.skills(args.lengths, args.tasks or list(TASKS))],

@@ -20,7 +20,7 @@ LENGTH = 1024
 
 
 def maker(tokenizer: Any, split: str = "validation", seed: int = 1) -> Maker:
-    """Sequences of a held-out split, with words and values that no training task used."""
+    """Sequences of a held-out split, with words and values that no training task draws."""
     words, names = _vocabulary()
     draw = Draw(random.Random(seed), words, names, unseen=True)
     return Maker(tokenizer, _tokens(tokenizer, split), draw, noise=0.0, apart=0.0, glued=0.0)

@@ -1,4 +1,4 @@
-"""Prompts to measure with: held-out text, and words and values that no training task used.
+"""Prompts to measure with: held-out text, and words and values that no training task draws.
 
 Places and things (in "where is") are the ones that are taught. Of lines, there is one for every 40 tokens.
 """

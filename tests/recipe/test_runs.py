@@ -184,5 +184,5 @@ def test_the_evaluation_refuses_what_no_part_reads(options, message, monkeypatch
 def test_a_model_is_asked_no_more_than_it_can_read(shelf, words, tmp_path, monkeypatch):
     convert.export(start.build(len(words)), words, tmp_path)
     monkeypatch.setattr("sys.argv", ["evaluate", "skills", "--model", str(tmp_path), "--lengths", "9000"])
-    with pytest.raises(ValueError, match="lengths: got 9000; allowed are up to 8192"):
+    with pytest.raises(ValueError, match="length: got 9000; allowed are up to 8192"):
         evaluate.main()
