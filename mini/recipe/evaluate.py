@@ -217,7 +217,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--shares", type=share_of, nargs="+", help="of the tokens, kept (sensitivity; default: 1/4 to 1/32)"
     )
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, help="default: all for skills; two for the other parts")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, metavar="task",
+        help=f"default: all for skills, two for the other parts; there are: {'; '.join(TASKS)}",
+    )  # fmt: skip
     parser.add_argument("--split", choices=("validation", "test", "other"), help="books (not language; default: test)")
     parser.add_argument("--out", type=Path, help="folder for tables and pictures, written part by part")
     args = parser.parse_args()
