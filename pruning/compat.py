@@ -3,8 +3,9 @@
 Follows the published package (llmlingua 0.2.2; Pan et al., ACL 2024) so that its outputs come back character for
 character: text is detokenised, chunks lose white space at their seams, thresholds are per chunk, and words that the
 vocabulary lacks vanish. The pruner of this package (`Distill` without `compat`) does none of that. What differs here
-is only what cannot change a result: remote code is never run, the model family is read from the tokenizer rather than
-from the model's name, and chunks are padded to the longest of the batch.
+is only what cannot change a result: remote code is never run, and the model family is read from the tokenizer rather
+than from the model's name. Batches have the original's shape: products of another shape round otherwise, and where two
+words are nearly as probable that moves a threshold across one of them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from distill.pruning.tokenization import check_text, load_tiktoken, make_counter
 
 WINDOW = 512
 MAX_FORCED = 100
-BATCH = 16
+BATCH = 50
 SEED = 42
 
 
@@ -201,7 +202,7 @@ class LLMLingua2:
         found: list[_Words] = []
         for begin in range(0, len(rows), BATCH):
             batch = rows[begin : begin + BATCH]
-            ids, mask = pad(batch, self.tokenizer.convert_tokens_to_ids("[PAD]"))
+            ids, mask = pad(batch, self.tokenizer.convert_tokens_to_ids("[PAD]"), WINDOW)
             logits = self.model(input_ids=ids.to(self.model.device), attention_mask=mask.to(self.model.device)).logits
             for row, keep in zip(batch, logits.softmax(-1)[:, :, 1].cpu().numpy(), strict=True):
                 tokens = self.tokenizer.convert_ids_to_tokens(row.tolist())

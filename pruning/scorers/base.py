@@ -117,9 +117,10 @@ def batches(found: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
         yield batch
 
 
-def pad(rows: Sequence[np.ndarray], value: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids, padded on the right: ids int64 [rows, longest] and mask bool [rows, longest]."""
-    longest = max(len(row) for row in rows)
+def pad(rows: Sequence[np.ndarray], value: int, width: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of ids, padded on the right to the longest, or to `width` if that is more: ids int64 and mask bool, both
+    [rows, longest]."""
+    longest = max(width, *map(len, rows))
     ids = np.full((len(rows), longest), value, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=bool)
     for i, row in enumerate(rows):
