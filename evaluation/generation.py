@@ -121,7 +121,7 @@ class Generator:
             cache_bytes=cache_bytes(cache),
             peak_cache_bytes=max(meter.peak, cache_bytes(cache)),
             kept=kept_shares(cache, len(ids)) if keep else None,
-            tokens=self._pieces(ids) if keep else None,
+            tokens=pieces_of(self.encoder.tokenizer, ids) if keep else None,
         )
 
     def _ids(self, prompt: Prompt) -> tuple[list[int], int]:
@@ -199,19 +199,20 @@ class Generator:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def _pieces(self, ids: Sequence[int]) -> list[str]:
-        """Text of each token such that the pieces join to the text; bytes of one character go to its last token."""
-        pieces: list[str] = []
-        pending: list[int] = []
-        for token in ids:
-            pending.append(token)
-            text = str(self.encoder.tokenizer.decode(pending, clean_up_tokenization_spaces=False))
-            if text.endswith("\ufffd") and len(pending) < 8:
-                pieces.append("")
-                continue
-            pieces.append(text)
-            pending = []
-        return pieces
+
+def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """Text of each token such that the pieces join to the text; bytes of one character go to its last token."""
+    pieces: list[str] = []
+    pending: list[int] = []
+    for i, token in enumerate(ids, 1):
+        pending.append(token)
+        text = str(tokenizer.decode(pending, clean_up_tokenization_spaces=False))
+        if text.endswith("\ufffd") and len(pending) < 8 and i < len(ids):
+            pieces.append("")
+            continue
+        pieces.append(text)
+        pending = []
+    return pieces
 
 
 def cache_bytes(cache: Any) -> int:

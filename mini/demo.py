@@ -18,6 +18,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from distill.evaluation.generation import pieces_of
 from distill.mini import FOLDER, mini
 from distill.mini.passkey import FACT, QUESTION, Prompt, answer, hide, right, small_policy
 
@@ -75,19 +76,6 @@ def run(model: Any, tokenizer: Any, prompt: Prompt, policy: Any) -> dict[str, An
         "bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
         "kept": None if policy is None else set(layers[-1].positions[0].tolist()) & set(range(prompt.ids.shape[1])),
     }
-
-
-def pieces_of(tokenizer: Any, ids: list[int]) -> list[str]:
-    """The text of each token; that of a character in several tokens is the last one's."""
-    found, begun = [], []
-    for i, token in enumerate(ids, 1):
-        begun.append(token)
-        text = tokenizer.decode(begun)
-        open_end = text.endswith("\N{REPLACEMENT CHARACTER}")
-        whole = not open_end or len(begun) == 4 or i == len(ids)  # a character has at most four bytes
-        found.append(text if whole else "")
-        begun = [] if whole else begun
-    return found
 
 
 def colour(pieces: list[str], kept: set[int], first: int, last: int) -> str:

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 import distill
 from distill import PromptDistill, Random, SnapKV, StreamingLLM
+from distill.evaluation.generation import pieces_of
 from distill.mini import SELECTION_LAYER, SETTINGS, names, path
-from distill.mini.demo import pieces_of
 from distill.mini.passkey import accuracy, answer, hide, make_prompt, share_of, small_policy, story
 
 ARCHITECTURES = ("llama", "phi3", "qwen2")
