@@ -2,4 +2,5 @@
 
 from setuptools import find_packages, setup
 
-setup(packages=find_packages(include=["distill", "distill.*"]))
+# package_dir makes an editable install one plain path, which a folder named distill beside a script cannot shadow
+setup(packages=find_packages(include=["distill", "distill.*"]), package_dir={"": "."})
