@@ -19,8 +19,7 @@ pytest: $(SETUP)
 lint: $(SETUP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	rm -rf $(VENV)/typed && $(PY) -m pip install -q --no-deps --no-build-isolation --target $(VENV)/typed .
-	cd $(VENV)/typed && ../bin/python -m mypy --config-file ../../pyproject.toml -p distill
+	$(PY) -m mypy -p distill
 
 # Transformers' own model tests, on our classes without a policy; needs the network once, for their source
 common: $(SETUP)

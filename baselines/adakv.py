@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Entries, Wrapper
-from distill.baselines.checks import check_number, check_uneven
-from distill.patches.policy import Call, Run, register
+from distill.patches.checks import check_number, check_uneven
+from distill.patches.policy import register
+from distill.patches.run import Call, Run
 from distill.patches.selection import protect, top
 
 

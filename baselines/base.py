@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from distill.patches.cache import KeptLayer
+from distill.patches.checks import check_budget
 from distill.patches.masks import sliding_window
-from distill.patches.policy import Call, Observation, Policy, Run, Tokens, as_policy, budget_tokens, check_budget
+from distill.patches.policy import Policy, as_policy, budget_tokens, policy, policy_class
+from distill.patches.run import Call, Observation, Run, Tokens
 from distill.patches.selection import attention_rows, column_sums, indices_of, protect, top, visible_keys
 
 
@@ -170,7 +172,6 @@ class Eviction(Policy):
         return top(scores, entries.real, quota)
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        """For each layer of a model the number of cache entries, over all heads, that a prompt leaves."""
         layers, lengths = config.num_hidden_layers, torch.tensor([[length]])
         counts = [min(length, int(self.quota(layer, lengths, layers))) for layer in range(layers)]
         return [count * self.cache_heads(config, cut=count < length) for count in counts]
@@ -179,10 +180,6 @@ class Eviction(Policy):
         """Heads that a layer's cache has, once it has been cut."""
         per_query_head = cut and self.granularity == "query_head"
         return config.num_attention_heads if per_query_head else config.num_key_value_heads
-
-    def with_budget(self, budget: int | float) -> Eviction:
-        """This policy with another budget."""
-        return dataclasses.replace(self, budget=budget)  # type: ignore[call-arg]
 
     def begin(self, call: Call) -> Run | None:
         if call.cache is None or call.tokens.count == 1 or not bool(call.tokens.droppable.any()):
@@ -256,8 +253,16 @@ class Wrapper(Eviction):
     def check(self, config: Any) -> None:
         self.policy.check(config)
 
-    def with_budget(self, budget: int | float) -> Eviction:
+    def with_budget(self, budget: int | float) -> Policy:
         return dataclasses.replace(self, policy=self.policy.with_budget(budget))
+
+    @classmethod
+    def from_budget(cls, budget: int | float, **arguments: Any) -> Policy:
+        inner = arguments.get("policy")
+        if isinstance(inner, dict) and "name" in inner:
+            rest = {name: value for name, value in inner.items() if name != "name"}
+            return policy(cls.name, **arguments | {"policy": policy_class(inner["name"]).from_budget(budget, **rest)})
+        return policy(cls.name, **arguments).with_budget(budget)
 
     def collect(self, entries: Entries, so_far: Any) -> Any:
         return self.policy.collect(entries, so_far)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Entries, Wrapper
-from distill.patches.policy import Call, budget_tokens, check_integer, register
+from distill.patches.checks import check_integer
+from distill.patches.policy import budget_tokens, register
+from distill.patches.run import Call
 from distill.patches.selection import protect, top
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Entries, Wrapper
-from distill.baselines.checks import check_number
+from distill.patches.checks import check_number
 from distill.patches.policy import budget_tokens, register
 from distill.patches.selection import projected_norms, top
 

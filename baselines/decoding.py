@@ -7,7 +7,9 @@ from typing import Any
 
 from distill.baselines.base import Eviction
 from distill.baselines.stepwise import StepRun
-from distill.patches.policy import Call, Policy, Run, as_policy, check_integer, register
+from distill.patches.checks import check_integer
+from distill.patches.policy import Policy, as_policy, register
+from distill.patches.run import Call, Run
 
 
 @register
@@ -46,7 +48,7 @@ class Decoding(Policy):
         self.policy.check(config)
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        """For each layer of a model the number of cache entries, over all heads, that a prompt leaves."""
+        # the prompt itself is left alone
         return [config.num_key_value_heads * length] * config.num_hidden_layers
 
     def begin(self, call: Call) -> Run | None:

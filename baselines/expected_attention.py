@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
-from distill.baselines.checks import check_flag, check_number
-from distill.patches.policy import check_integer, register
+from distill.patches.checks import check_flag, check_integer, check_number
+from distill.patches.policy import register
 from distill.patches.selection import BLOCK
+
+#: the farthest position behind the prompt; a table of all of them is made
+MOST_POSITIONS = 2**20
 
 
 @register
@@ -53,7 +56,7 @@ class ExpectedAttention(Budgeted):
 
     def __post_init__(self) -> None:
         check_integer("sinks", self.sinks, 0)
-        check_integer("future_positions", self.future_positions, 1)
+        check_integer("future_positions", self.future_positions, 1, MOST_POSITIONS)
         check_number("epsilon", self.epsilon, 0, 1e9)
         check_flag("use_covariance", self.use_covariance)
         check_flag("use_vnorm", self.use_vnorm)

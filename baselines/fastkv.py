@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.base import Entries, Eviction, EvictionRun
+from distill.baselines.base import Entries, EvictionRun
 from distill.baselines.snapkv import SnapKV
-from distill.patches.policy import Call, Retention, Run, Tokens, budget_tokens, check_budget, check_integer, register
+from distill.patches.checks import check_budget, check_integer
+from distill.patches.policy import Policy, budget_tokens, register
+from distill.patches.run import Call, Retention, Run, Tokens
 from distill.patches.selection import protect, top
 
 
@@ -61,8 +63,15 @@ class FastKV(SnapKV):
                 f"tsp_layer: got {self.tsp_layer}; allowed are layers 0 to {config.num_hidden_layers - 1}"
             )
 
-    def with_budget(self, budget: int | float) -> Eviction:
+    def with_budget(self, budget: int | float) -> Policy:
+        """This policy with that many entries in each layer, and as many tokens that go on."""
         return replace(self, budget=budget, tsp_budget=budget)
+
+    @classmethod
+    def from_budget(cls, budget: int | float, **arguments: Any) -> Policy:
+        if isinstance(budget, float):  # the default of tsp_budget is an integer
+            arguments = {"tsp_budget": budget} | arguments
+        return super().from_budget(budget, **arguments)
 
     def quota(self, layer_idx: int, lengths: Tensor, layers: int) -> Tensor:
         if isinstance(self.budget, int) or layer_idx <= self.tsp_layer:
@@ -75,12 +84,15 @@ class FastKV(SnapKV):
         cut = (lengths >= self.quota(self.tsp_layer, lengths, layers)) & (lengths > wanted)
         return torch.where(cut, wanted, lengths)
 
+    def tokens_reaching(self, length: int, config: Any) -> list[int]:
+        layers = config.num_hidden_layers
+        late = int(self.passed_on(torch.tensor([[length]]), layers))
+        return [length if layer <= self.tsp_layer else late for layer in range(layers)]
+
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        layers, early = config.num_hidden_layers, torch.tensor([[length]])
-        late = self.passed_on(early, layers)
-        reach = [early if layer <= self.tsp_layer else late for layer in range(layers)]
-        counts = [min(int(n), int(self.quota(layer, n, layers))) for layer, n in enumerate(reach)]
-        return [c * self.cache_heads(config, cut=c < int(n)) for c, n in zip(counts, reach, strict=True)]
+        layers, reach = config.num_hidden_layers, self.tokens_reaching(length, config)
+        counts = [min(n, int(self.quota(layer, torch.tensor([[n]]), layers))) for layer, n in enumerate(reach)]
+        return [c * self.cache_heads(config, cut=c < n) for c, n in zip(counts, reach, strict=True)]
 
     def begin(self, call: Call) -> Run | None:
         return _FastKVRun(self, call) if super().begin(call) is not None else None
@@ -94,13 +106,17 @@ class _FastKVRun(EvictionRun):
         self.boundaries = (policy.tsp_layer,)
         self.totals: Tensor | None = None
 
+    @property
+    def shortens(self) -> bool:
+        return self._drops(self.call.tokens)
+
     def cuts(self, layer_idx: int, tokens: Tokens) -> bool:
-        if layer_idx != self.policy.tsp_layer:
-            return super().cuts(layer_idx, tokens)
+        return super().cuts(layer_idx, tokens) or (layer_idx == self.policy.tsp_layer and self._drops(tokens))
+
+    def _drops(self, tokens: Tokens) -> bool:
+        """Whether fewer tokens go on after `tsp_layer` than reach it."""
         lengths = self.lengths(tokens)
-        return super().cuts(layer_idx, tokens) or bool(
-            (self.policy.passed_on(lengths, self.call.layers) < lengths).any()
-        )
+        return bool((self.policy.passed_on(lengths, self.call.layers) < lengths).any())
 
     def choose(self, entries: Entries) -> Tensor:
         scores = self.policy.scores(entries)

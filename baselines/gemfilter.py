@@ -8,19 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.checks import check_kernel
-from distill.patches.policy import (
-    Call,
-    Observation,
-    Policy,
-    Retention,
-    Run,
-    Tokens,
-    budget_tokens,
-    check_budget,
-    check_integer,
-    register,
-)
+from distill.patches.checks import check_budget, check_integer, check_kernel
+from distill.patches.policy import Policy, budget_tokens, register
+from distill.patches.run import Call, Observation, Retention, Run, Tokens
 from distill.patches.selection import last_rows, mean_logits, smooth, top
 
 
@@ -59,10 +49,13 @@ class GemFilter(Policy):
         if self.layer >= config.num_hidden_layers:
             raise ValueError(f"layer: got {self.layer}; allowed are layers 0 to {config.num_hidden_layers - 1}")
 
-    def entries_kept(self, length: int, config: Any) -> list[int]:
-        """For each layer of a model the number of cache entries, over all heads, that a prompt leaves."""
+    def tokens_reaching(self, length: int, config: Any) -> list[int]:
+        """Of the second reading; the first one takes all tokens through the layers up to `layer`."""
         kept = min(length, int(budget_tokens(self.budget, torch.tensor([length]))))
-        return [config.num_key_value_heads * kept] * config.num_hidden_layers
+        return [kept] * config.num_hidden_layers
+
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        return [config.num_key_value_heads * count for count in self.tokens_reaching(length, config)]
 
     def begin(self, call: Call) -> Run | None:
         lengths = call.tokens.prompt.sum(1)

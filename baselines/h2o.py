@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
-from distill.baselines.checks import check_choice
 from distill.baselines.stepwise import StepRun
-from distill.patches.policy import Call, Run, check_integer, register
+from distill.patches.checks import check_choice, check_integer
+from distill.patches.policy import register
+from distill.patches.run import Call, Run
 
 
 @register

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.checks import check_flag, check_token_ids, check_uneven
 from distill.patches.cache import entries_at
-from distill.patches.policy import Call, Observation, Policy, Run, check_budget, check_integer, register
+from distill.patches.checks import check_budget, check_flag, check_integer, check_token_ids, check_uneven
+from distill.patches.policy import Policy, register
+from distill.patches.run import Call, Observation, Run
 from distill.patches.selection import column_maxima, indices_of, projected_norms, top_jointly
 
 FIRST = "\n\nRepeat the previous context exactly."
@@ -80,6 +81,9 @@ class KVzip(Policy):
 
     def check(self, config: Any) -> None:
         check_uneven(self.name, config)
+        for name in ("instruction", "continuation", "suffix"):
+            for token in getattr(self, name):
+                check_integer(name, token, 0, config.vocab_size - 1)
 
     def cut(self, entries: int, length: int) -> int:
         """How many of the entries that a prompt of `length` tokens has in some heads are dropped."""
@@ -89,8 +93,10 @@ class KVzip(Policy):
         return int(entries * round(1 - self.budget, 12))
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        """As for every method; unless `layerwise`, only their sum is certain."""
+        """As for every method; but unless `layerwise`, only the sum over the layers is certain."""
         layers, entries = config.num_hidden_layers, length * config.num_key_value_heads
+        if length == 1:  # the last token of a prompt is never dropped
+            return [entries] * layers
         if self.layerwise:
             return [entries - self.cut(entries, length)] * layers
         total = layers * entries - self.cut(layers * entries, length)
@@ -108,7 +114,19 @@ class KVzip(Policy):
             raise ValueError("inputs_embeds: kvzip repeats the prompt by its token ids; allowed are input_ids")
         if call.ranks > 1:
             raise ValueError("policy: kvzip compares all heads; allowed are models without tensor parallelism")
+        self._check_sinks(call)
         return _KVzipRun(self, call)
+
+    def _check_sinks(self, call: Call) -> None:
+        """Refuses, before anything is read, a fraction that is smaller than the sinks of a short row."""
+        for length in call.tokens.prompt.sum(1).tolist():
+            heads = call.decoder.config.num_key_value_heads * (1 if self.layerwise else call.layers)
+            kept = length * heads - self.cut(length * heads, length)
+            if kept < min(length * heads, self.sinks * heads):
+                raise ValueError(
+                    f"budget: got {self.budget}, which leaves {kept} entries of a prompt of {length} tokens, fewer "
+                    f"than the {self.sinks * heads} of its sinks; allowed are larger budgets, or fewer sinks"
+                )
 
 
 class _KVzipRun(Run):
@@ -158,15 +176,9 @@ class _KVzipRun(Run):
 
     def counts(self, ranks: list[Tensor]) -> Tensor:
         """How many of the entries with these ranks each row keeps."""
-        entries = sum((rank >= 0).sum((1, 2)).cpu() for rank in ranks)
-        sinks = sum(((rank >= 0) & (rank < self.policy.sinks)).sum((1, 2)).cpu() for rank in ranks)
+        entries = torch.stack([(rank >= 0).sum((1, 2)).cpu() for rank in ranks]).sum(0)
         rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)
-        kept = torch.tensor([count - self.policy.cut(count, length) for count, length in rows])
-        if bool(((kept < sinks) & (kept < entries)).any()):
-            raise ValueError(
-                f"budget: leaves {kept.tolist()} entries, fewer than the sinks {sinks.tolist()}; allowed are more"
-            )
-        return kept
+        return torch.tensor([count - self.policy.cut(count, length) for count, length in rows])
 
 
 class _Replay(Run):

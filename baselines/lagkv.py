@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
-from distill.baselines.checks import check_flag
-from distill.patches.policy import check_integer, register
+from distill.patches.checks import check_flag, check_integer
+from distill.patches.policy import register
 
 
 @register

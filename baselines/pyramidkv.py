@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from distill.baselines.checks import check_choice, check_number
 from distill.baselines.snapkv import SnapKV
+from distill.patches.checks import check_choice, check_number
 from distill.patches.policy import register
 
 
@@ -63,9 +63,9 @@ class PyramidKV(SnapKV):
         return round(high - layer * (high - low) / max(layers - 1, 1))
 
     def _authors(self, layer: int, length: int, layers: int) -> int:
-        capacity, window = int(self._tokens(length)), self.window_size
+        capacity, window = max(1, int(self._tokens(length))), self.window_size
         prefix = capacity - window
-        if length < 2 * prefix:
+        if prefix <= 0 or length < 2 * prefix:
             return capacity
         low = int(prefix // self.beta)
         high = 2 * prefix - low

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
-from distill.patches.policy import check_integer, register
+from distill.patches.checks import MOST_SEED, check_integer
+from distill.patches.policy import register
 
 
 @register
@@ -28,7 +29,7 @@ class Random(Budgeted):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_integer("seed", self.seed, 0)
+        check_integer("seed", self.seed, 0, MOST_SEED)
 
     def scores(self, entries: Entries) -> Tensor:
         heads, longest = entries.key.shape[1], int(entries.lengths.max())

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
-from distill.baselines.checks import check_choice, check_kernel
-from distill.patches.policy import check_integer, register
+from distill.patches.checks import check_choice, check_integer, check_kernel
+from distill.patches.policy import register
 from distill.patches.selection import smooth
 
 

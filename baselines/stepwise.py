@@ -8,7 +8,7 @@ from torch import Tensor
 
 from distill.baselines.base import Entries, Eviction, EvictionRun, Queries
 from distill.patches.cache import KeptLayer
-from distill.patches.policy import Call, Observation
+from distill.patches.run import Call, Observation
 from distill.patches.selection import indices_of
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
-from distill.patches.policy import check_integer, register
+from distill.patches.checks import check_integer
+from distill.patches.policy import register
 
 
 @register

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
+from distill.patches.checks import check_flag
 from distill.patches.policy import register
 
 
@@ -26,6 +27,10 @@ class TOVA(Budgeted):
     name = "tova"
 
     protect_last: bool = True
+
+    def __post_init__(self) -> None:
+        check_flag("protect_last", self.protect_last)
+        super().__post_init__()
 
     @property
     def reserved(self) -> int:

@@ -34,7 +34,7 @@ from benchmarks.harness import (
 )
 from distill import H2O, Compose, Decoding, Knorm, Policy, PromptDistill, SnapKV
 from distill.baselines.base import Eviction, Wrapper
-from distill.patches.cache import cache_bytes
+from distill.patches.meter import cache_bytes
 from distill.patches.policy import policy_class
 
 HEADER = ["method", "prefill", "s", "per token", "ms", "peak", "cache MB", "of stock", "as predicted"]

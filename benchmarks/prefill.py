@@ -32,7 +32,7 @@ from benchmarks.harness import (
     time_interleaved,
 )
 from distill import PromptDistill
-from distill.patches.cache import cache_bytes
+from distill.patches.meter import cache_bytes
 
 HEADER = [
     "tokens", "stock s", "on s", "off / stock", "speed-up", "bound", "of bound",

@@ -29,6 +29,7 @@ from distill.baselines import (
     SnapKV,
     StreamingLLM,
 )
+from distill.baselines.compose import Compose
 from distill.models import (
     DistillLlamaConfig,
     DistillMistralConfig,
@@ -39,7 +40,6 @@ from distill.models import (
     architectures,
     load,
 )
-from distill.patches.compose import Compose
 from distill.patches.policy import Policy, policies, policy
 
 __version__ = "0.1.0"

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "prune": ("distill.pruning.cli", "shorten a text to an exact token budget, keeping what must be kept"),
     "eval": ("distill.evaluation.cli", "run and score long-context benchmarks"),
-    "methods": ("distill.baselines.cli_methods", "list the methods: arguments, paper, one line"),
-    "generate": ("distill.baselines.cli_generate", "answer a question about a text under any method"),
+    "methods": ("distill.methods_cli", "list the methods: arguments, paper, one line"),
+    "generate": ("distill.generate_cli", "answer a question about a text under any method"),
     "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),
 }
 
@@ -26,6 +26,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distill",
         description="Makes long contexts cheap. Each sub-command explains itself: distill COMMAND --help",
+        epilog="--import FILE.py (or a module's name), anywhere on the line, imports your own methods first.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
@@ -38,12 +39,15 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit status; a `ValueError` is bad input: its message is shown, status 2."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    chosen = argv[0] if argv else None
-    args = build_parser(chosen).parse_args(argv)
     try:
+        if "--import" in argv:
+            from distill.patches.grammar import without_imports
+
+            argv = without_imports(argv)
+        args = build_parser(argv[0] if argv else None).parse_args(argv)
         return importlib.import_module(COMMANDS[args.command][0]).run(args)
     except ValueError as error:
-        print(f"distill {args.command}: {error}", file=sys.stderr)
+        print(f"distill {argv[0] if argv else ''}: {error}", file=sys.stderr)
         return 2
 
 

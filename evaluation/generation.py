@@ -7,18 +7,17 @@ off. They are different products: only the second cache can serve another questi
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import GenerationConfig
-from transformers.generation.streamers import BaseStreamer
 
 from distill.evaluation.prompting import Encoder, Prompt
+from distill.patches.meter import FirstToken, cache_bytes, cache_peak, now
 
 PROTOCOLS = ("query-aware", "query-agnostic")
 # on the command line: first the one, then the other
@@ -103,14 +102,12 @@ class Generator:
         decoding = decoding or Decoding()
         ids, read_first = self._ids(prompt)
         prompt_ids = torch.tensor([ids], device=self.model.device)
-        self._wait()
-        start = time.perf_counter()
-        with torch.inference_mode(), _meter(self.model) as meter:
+        start = now(self.model.device)
+        with torch.inference_mode(), cache_peak(self.model) as meter:
             cache = self._read(prompt_ids[:, :read_first]) if read_first else None
-            clock = _FirstToken(self._wait)
+            clock = FirstToken(self.model.device)
             new, cache = self._decode(prompt_ids, cache, max_new_tokens, decoding, clock)
-            self._wait()
-        end = time.perf_counter()
+            end = now(self.model.device)
         text = self.encoder.decode(new)
         return Generation(
             text=text.strip() if decoding.strip else text,
@@ -141,7 +138,7 @@ class Generator:
             return self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def _decode(
-        self, ids: Tensor, cache: Any, max_new_tokens: int, decoding: Decoding, clock: _FirstToken
+        self, ids: Tensor, cache: Any, max_new_tokens: int, decoding: Decoding, clock: FirstToken
     ) -> tuple[list[int], Any]:
         policy = self.policy if cache is None else None
         new, cache = self._generate(ids, cache, max_new_tokens, decoding, policy, clock)
@@ -153,7 +150,7 @@ class Generator:
         return new, cache
 
     def _generate(
-        self, ids: Tensor, cache: Any, count: int, decoding: Decoding, policy: Any, clock: _FirstToken
+        self, ids: Tensor, cache: Any, count: int, decoding: Decoding, policy: Any, clock: FirstToken
     ) -> tuple[list[int], Any]:
         config = GenerationConfig(
             max_new_tokens=count,
@@ -195,10 +192,6 @@ class Generator:
                 return int(token)
         raise AssertionError
 
-    def _wait(self) -> None:
-        if self.model.device.type == "cuda":
-            torch.cuda.synchronize()
-
 
 def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """Text of each token such that the pieces join to the text; bytes of one character go to its last token."""
@@ -213,20 +206,6 @@ def pieces_of(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         pieces.append(text)
         pending = []
     return pieces
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of the keys and values that a cache holds."""
-    total = 0
-    for layer in cache.layers:
-        own = getattr(layer, "nbytes", None)
-        if own is not None:
-            # a layer whose heads hold unequal numbers shows `keys` with fillers that it does not store
-            total += own
-            continue
-        for tensor in (getattr(layer, "keys", None), getattr(layer, "values", None)):
-            total += tensor.nbytes if isinstance(tensor, Tensor) else 0
-    return total
 
 
 def kept_shares(cache: Any, prompt_tokens: int) -> list[float]:
@@ -245,42 +224,3 @@ def kept_shares(cache: Any, prompt_tokens: int) -> list[float]:
         held = rows[(rows >= 0) & (rows < prompt_tokens)]
         total += torch.bincount(held, minlength=prompt_tokens).float() / len(rows)
     return (total / max(1, len(cache.layers))).tolist()
-
-
-class _FirstToken(BaseStreamer):
-    """Notes when the first new token is there; `generate` shows a streamer the prompt before it."""
-
-    def __init__(self, wait: Any) -> None:
-        self.wait, self.shown, self.first = wait, 0, 0.0
-
-    def put(self, value: Tensor) -> None:
-        self.shown += 1
-        if self.shown == 2:
-            self.wait()
-            self.first = time.perf_counter()
-
-    def end(self) -> None:
-        """Called by `generate` after the last token; there is nothing to close."""
-
-
-class _Meter:
-    def __init__(self) -> None:
-        self.peak = 0
-
-    def after_layer(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
-        cache = kwargs.get("past_key_values")
-        if cache is not None:
-            self.peak = max(self.peak, cache_bytes(cache))
-
-
-@contextmanager
-def _meter(model: Any) -> Iterator[_Meter]:
-    """Measures the cache after each layer: only so is the peak inside the reading of a prompt seen."""
-    meter = _Meter()
-    layers = getattr(model.get_decoder(), "layers", [])
-    handles = [layer.register_forward_hook(meter.after_layer, with_kwargs=True) for layer in layers]
-    try:
-        yield meter
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -1,15 +1,15 @@
-"""What all distill classes share: a config that carries a policy, and models that obey it.
+"""What the models of all architectures share: they obey a policy.
 
-An architecture is three subclasses of a stock config, base model and causal LM, each mixed with the class here.
+An architecture is three subclasses of a stock config, base model and causal LM, each mixed with a class of this room.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Lock
 from typing import Any, ClassVar
 
@@ -18,42 +18,34 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from distill.models.saving import auto_map, write_card_and_module
 from distill.patches.attention import observe_attention
-from distill.patches.cache import holds_kept_layers
+from distill.patches.cache import adopt, holds_kept_layers
 from distill.patches.decoder import DecoderOutput, Selection, run_decoder
+from distill.patches.guard import all_or_nothing
 from distill.patches.policy import Policy, as_policy
 
 CONFIGURED: Any = "configured"  # the policy of the config, or the one set by `using`
 
-_overrides: ContextVar[dict[int, Policy | None]] = ContextVar("distill_overrides", default={})  # noqa: B039
-_using = (
-    0  # contexts open anywhere: while there are none, forward need not read a ContextVar, which cannot be compiled
-)
+
+@dataclass(frozen=True)
+class _Override:
+    """What `using` and `generate` set for the calls of one model, in one thread.
+
+    Attributes:
+        policy: the policy of the calls.
+        partial_logits: whether the caller reads the last rows of the logits only, so that fewer rows are no surprise.
+    """
+
+    policy: Policy | None
+    partial_logits: bool = False
+
+
+_overrides: ContextVar[dict[int, _Override]] = ContextVar("distill_overrides", default={})  # noqa: B039
+# Number of contexts open anywhere. While there are none, `forward` does not read a ContextVar, at which torch.compile
+# would have to stop.
+_using = 0
 _using_lock = Lock()
-
-
-class DistillConfigMixin:
-    """A stock config with one more field, `policy`: a `Policy`, its name, its JSON form, or `None` (exactly stock)."""
-
-    model_type: ClassVar[str]
-    stock_model_type: ClassVar[str]
-    policy: Any = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, as_policy(value) if name == "policy" else value)
-
-    def to_dict(self) -> dict[str, Any]:
-        values = super().to_dict()  # type: ignore[misc]
-        values["policy"] = None if self.policy is None else self.policy.to_dict()
-        return values
-
-    @classmethod
-    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads a checkpoint's config; that of the stock architecture is as good as our own."""
-        values, rest = super().get_config_dict(*args, **kwargs)  # type: ignore[misc]
-        if values.get("model_type") == cls.stock_model_type:
-            values = values | {"model_type": cls.model_type}
-        return values, rest
 
 
 @dataclass
@@ -80,9 +72,14 @@ class PolicyMixin:
 
         Threads started inside the block do not inherit it; pass `policy=` to `generate()` there.
         """
+        with self._overriding(_Override(self._checked(policy), self._partial_logits())):
+            yield
+
+    @contextmanager
+    def _overriding(self, override: _Override) -> Iterator[None]:
         global _using
-        policy = self._checked(policy)
-        token = _overrides.set(_overrides.get() | {id(model): policy for model in (self, self.base_model)})  # type: ignore[attr-defined]
+        models = (self, self.base_model)  # type: ignore[attr-defined]
+        token = _overrides.set(_overrides.get() | {id(model): override for model in models})
         with _using_lock:
             _using += 1
         try:
@@ -101,9 +98,17 @@ class PolicyMixin:
     def _resolve(self, policy: Any) -> Policy | None:
         if policy is not CONFIGURED:
             return self._checked(policy)
-        if _using and id(self) in _overrides.get():
-            return _overrides.get()[id(self)]
+        override = self._override()
+        if override is not None:
+            return override.policy
         return self._checked(self.config.policy)
+
+    def _partial_logits(self) -> bool:
+        override = self._override()
+        return override is not None and override.partial_logits
+
+    def _override(self) -> _Override | None:
+        return _overrides.get().get(id(self)) if _using else None
 
 
 class DistillModelMixin(PolicyMixin):
@@ -132,9 +137,11 @@ class DistillModelMixin(PolicyMixin):
         use_cache: bool | None = None,
         policy: Any = CONFIGURED,
         prompt_ends: Tensor | int | None = None,
+        after_prompt: int = 0,
         prefill_chunk_size: int | None = None,
         protect: int = 1,
         align: bool = False,
+        every_row: str | None = None,
         mesh: Any = None,
         **kwargs: Any,
     ) -> Any:
@@ -154,9 +161,11 @@ class DistillModelMixin(PolicyMixin):
             self,
             policy=chosen,
             prompt_ends=prompt_ends,
+            after_prompt=after_prompt,
             prefill_chunk_size=prefill_chunk_size,
             protect=protect,
             align=align,
+            every_row=every_row,
             mesh=mesh or self._device_mesh,  # type: ignore[attr-defined]
             **kwargs,
         )
@@ -184,18 +193,23 @@ class DistillCausalLMMixin(PolicyMixin):
         logits_to_keep: int | Tensor = 0,
         policy: Any = CONFIGURED,
         prompt_ends: Tensor | int | None = None,
+        after_prompt: int = 0,
         prefill_chunk_size: int | None = None,
+        partial_logits: bool = False,
         **kwargs: Any,
     ) -> Any:
         """As stock, and under a policy:
 
         Args:
             logits_to_keep: with `k > 0` the last k real tokens of each row are kept alive, and their logits returned.
-                With 0 all tokens that are left give logits: fewer than were put in, see `positions` of the output.
+                With 0 the logits of all tokens are; a policy that keeps fewer tokens refuses that.
             policy: for this call only: a `Policy`, its name, its JSON form, or `None` for exactly stock.
-            prompt_ends, prefill_chunk_size: as in `distill.patches.decoder.run_decoder`.
+            prompt_ends, after_prompt, prefill_chunk_size: as in `distill.patches.decoder.run_decoder`.
+            partial_logits: with `logits_to_keep=0`, take the logits of those tokens that the policy keeps; which ones
+                these are, `positions` of the output says.
         Raises:
-            ValueError: labels, or a tensor `logits_to_keep`, when tokens have been dropped.
+            ValueError: labels, or a `logits_to_keep` of 0 or a tensor, under a policy that drops tokens between
+                layers. The caller's cache is then as it was.
         """
         inputs = {
             "input_ids": input_ids,
@@ -210,35 +224,41 @@ class DistillCausalLMMixin(PolicyMixin):
             return super().forward(  # type: ignore[misc]
                 **inputs, labels=labels, logits_to_keep=logits_to_keep, policy=None, **kwargs
             )
-        wanted = logits_to_keep if isinstance(logits_to_keep, int) else 0
+        last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         return_dict = kwargs.pop("return_dict", None)
-        began_empty = past_key_values is not None and past_key_values.get_seq_length() == 0
-        outputs = self.model(  # type: ignore[attr-defined]
-            policy=chosen,
-            prompt_ends=prompt_ends,
-            prefill_chunk_size=prefill_chunk_size,
-            protect=max(wanted, 1),
-            align=wanted > 0,
-            mesh=self._device_mesh,  # type: ignore[attr-defined]
-            **inputs,
-            **kwargs,
-        )
-        try:
-            output = self._head(outputs, labels, logits_to_keep, _length(inputs), kwargs)
-        except ValueError:
-            if began_empty:  # the call is refused: the caller's cache must not look as if it had read something
-                past_key_values.reset()
-            raise
-        return output if return_dict or (return_dict is None and self.config.return_dict) else output.to_tuple()
+        if past_key_values is not None:
+            adopt(past_key_values, self.config.num_hidden_layers, attention_mask)
+        with all_or_nothing(past_key_values):
+            outputs = self.model(  # type: ignore[attr-defined]
+                policy=chosen,
+                prompt_ends=prompt_ends,
+                after_prompt=after_prompt,
+                prefill_chunk_size=prefill_chunk_size,
+                protect=max(last, 1),
+                align=last > 0,
+                every_row=self._needing_every_row(labels, logits_to_keep, partial_logits),
+                mesh=self._device_mesh,  # type: ignore[attr-defined]
+                **inputs,
+                **kwargs,
+            )
+            output = self._head(outputs, labels, logits_to_keep, kwargs)
+        if return_dict or (return_dict is None and self.config.return_dict):
+            return output
+        # what reads a tuple counts on the stock fields
+        return tuple(value for name, value in output.items() if name not in ("positions", "selections"))
+
+    def _needing_every_row(self, labels: Any, logits_to_keep: int | Tensor, partial_logits: bool) -> str | None:
+        """The name of an argument that makes no sense if tokens are dropped between layers."""
+        if labels is not None:
+            return "labels"
+        partial = partial_logits or self._partial_logits()
+        return "logits_to_keep" if isinstance(logits_to_keep, Tensor) or not (logits_to_keep or partial) else None
 
     def _head(
-        self, outputs: DecoderOutput, labels: Tensor | None, logits_to_keep: int | Tensor, length: int, kwargs: Any
+        self, outputs: DecoderOutput, labels: Tensor | None, logits_to_keep: int | Tensor, kwargs: Any
     ) -> DistillCausalLMOutput:
         hidden, positions = outputs.last_hidden_state, outputs.positions
         assert hidden is not None and positions is not None
-        dropped = hidden.shape[1] < length
-        if dropped:
-            self._check_dropped(labels, logits_to_keep, hidden.shape[1], length)
         rows: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(hidden[:, rows, :])  # type: ignore[attr-defined]
         loss = None
@@ -254,47 +274,87 @@ class DistillCausalLMMixin(PolicyMixin):
             selections=outputs.selections,
         )
 
-    @staticmethod
-    def _check_dropped(labels: Tensor | None, logits_to_keep: int | Tensor, left: int, length: int) -> None:
-        for name, given in (("labels", labels is not None), ("logits_to_keep", isinstance(logits_to_keep, Tensor))):
-            if given:
-                raise ValueError(
-                    f"{name}: the policy kept {left} of {length} tokens, so not every token has logits; "
-                    "turn it off for this call with policy=None or model.using(None)"
-                )
-        if logits_to_keep == 0:
-            warnings.warn(
-                "Under the policy there are logits for the tokens it kept only: row i of the logits is not token i, "
-                "see `positions` on the output. Scoring whole texts needs policy=None.",
-                stacklevel=5,
+    @torch.no_grad()
+    def generate(self, *args: Any, policy: Any = CONFIGURED, **kwargs: Any) -> Any:
+        """As stock, under `policy`, which holds for every forward call that `generate` makes on this model."""
+        chosen = self._resolve(policy)
+        if policy is not CONFIGURED:
+            kwargs["policy"] = policy
+        elif chosen is None:
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+        # whatever calls the model in there, guidance for instance, does so under this policy, and reads the last rows
+        with self._overriding(_Override(chosen, partial_logits=True)):
+            return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As stock; continuous batching keeps its own paged cache, from which no policy can drop entries.
+
+        Raises:
+            ValueError: under a policy.
+        """
+        self._refuse_paged("generate_batch")
+        return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """As `generate_batch`."""
+        self._refuse_paged("init_continuous_batching")
+        return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
+
+    def _refuse_paged(self, what: str) -> None:
+        chosen = self._resolve(CONFIGURED)
+        if chosen is not None:
+            raise ValueError(
+                f"policy: got {chosen.name} for {what}, which has a paged cache that entries cannot be dropped from; "
+                "allowed is None, as in `with model.using(None)`; generate() takes batches under any policy"
             )
+
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
+        """As stock; the folder also gets a model card, and a module that lets the Auto classes find ours."""
+        config: Any = self.config
+        if is_main_process and not Path(save_directory).is_file():
+            classes = {"AutoConfig": type(config), "AutoModel": self.decoder_class, "AutoModelForCausalLM": type(self)}
+            write_card_and_module(Path(save_directory), self, classes)
+            config.auto_map = auto_map(classes)
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)  # type: ignore[misc]
+        finally:
+            vars(config).pop("auto_map", None)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Does nothing: `save_pretrained` writes what the Auto classes need."""
 
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> Any:
-        """As stock (`generate` reads from the names here what it may pass); the prompt ends where it is read."""
+        """As stock (`generate` reads from the names here what it may pass); says how much follows the prompt.
+
+        Only calls that read everything again (no cache, or Phi3 when its rotary factors switch) need to know that. It
+        is said from the end, since a wrapper, such as PEFT's prompt tuning, may still put tokens before the prompt.
+        """
+        prompt_columns = kwargs.pop("prompt_columns", None)
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         cache = inputs.get("past_key_values")
-        if not is_first_iteration and cache is not None and cache.get_seq_length() > 0:
+        continued = cache is not None and cache.get_seq_length() > 0
+        if not is_first_iteration and continued:
             inputs.pop("prompt_ends", None)
-        chosen = self._resolve(kwargs.get("policy", CONFIGURED))
-        if chosen is not None or holds_kept_layers(cache):
+        if prompt_columns is not None and not continued:
+            inputs["after_prompt"] = input_ids.shape[1] - prompt_columns
+        if self._resolve(kwargs.get("policy", CONFIGURED)) is not None or holds_kept_layers(cache):
             _count_on_after_right_padding(inputs)
         return inputs
 
     def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        """Under a policy, notes where the prompt ends, and hands a chunked prefill to `forward` in one piece.
+        """Under a policy, notes how long the prompt is, and gives `forward` a chunked prefill whole.
 
-        The end is for steps that read everything again (no cache, or Phi3 when its rotary factors switch): the
-        question stays that of the prompt. The piece is because the question stands in the last chunk.
+        Stock `generate` would call `forward` once a chunk; but only the last chunk holds the question by which a
+        policy chooses, so the chunks are made inside `forward`.
         """
         if self._resolve(model_kwargs.get("policy", CONFIGURED)) is None:
             return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)  # type: ignore[misc]
-        cache = model_kwargs.get("past_key_values")
-        if model_kwargs.get("prompt_ends") is None and not (cache and cache.get_seq_length()):
-            model_kwargs["prompt_ends"] = _last_columns(input_ids, **model_kwargs)
+        model_kwargs.setdefault("prompt_columns", input_ids.shape[1])
         chunk, generation_config.prefill_chunk_size = generation_config.prefill_chunk_size, None
         try:
             chunked = model_kwargs | {"prefill_chunk_size": chunk}
@@ -304,18 +364,12 @@ class DistillCausalLMMixin(PolicyMixin):
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
         """An assistant runs under its own policy."""
-        own = {name: value for name, value in model_kwargs.items() if name not in ("policy", "prompt_ends")}
+        own = {
+            name: value
+            for name, value in model_kwargs.items()
+            if name not in ("policy", "prompt_ends", "prompt_columns")
+        }
         return super()._get_candidate_generator(model_kwargs=own, **kwargs)  # type: ignore[misc]
-
-
-def _last_columns(
-    input_ids: Tensor, attention_mask: Tensor | None = None, inputs_embeds: Tensor | None = None, **kwargs: Any
-) -> Tensor | int:
-    """Column of each row's last real token: `(batch,)`, or one number for all."""
-    if attention_mask is None:
-        return (input_ids if inputs_embeds is None else inputs_embeds).shape[1] - 1
-    columns = torch.arange(attention_mask.shape[1], device=attention_mask.device)
-    return (columns * attention_mask.ne(0)).amax(1)
 
 
 def _count_on_after_right_padding(inputs: dict[str, Any]) -> None:
@@ -324,8 +378,3 @@ def _count_on_after_right_padding(inputs: dict[str, Any]) -> None:
     if mask is None or positions is None or mask.dim() != 2 or not bool((mask[:, 1:] < mask[:, :-1]).any()):
         return
     inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)[:, -positions.shape[-1] :]
-
-
-def _length(inputs: dict[str, Any]) -> int:
-    given = inputs["input_ids"] if inputs["input_ids"] is not None else inputs["inputs_embeds"]
-    return given.shape[1]

@@ -3,7 +3,8 @@
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from distill.models.auto import register_architecture
-from distill.models.base import DistillCausalLMMixin, DistillConfigMixin, DistillModelMixin
+from distill.models.base import DistillCausalLMMixin, DistillModelMixin
+from distill.models.config import DistillConfigMixin
 
 
 class DistillLlamaConfig(DistillConfigMixin, LlamaConfig):

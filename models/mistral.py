@@ -3,7 +3,8 @@
 from transformers import MistralConfig, MistralForCausalLM, MistralModel
 
 from distill.models.auto import register_architecture
-from distill.models.base import DistillCausalLMMixin, DistillConfigMixin, DistillModelMixin
+from distill.models.base import DistillCausalLMMixin, DistillModelMixin
+from distill.models.config import DistillConfigMixin
 
 
 class DistillMistralConfig(DistillConfigMixin, MistralConfig):

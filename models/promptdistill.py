@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.patches.policy import (
-    Call,
-    Observation,
-    Policy,
-    Retention,
-    Run,
-    Tokens,
-    budget_tokens,
+from distill.patches.checks import (
+    MOST_SEED,
     check_budget,
+    check_choice,
+    check_flag,
     check_integer,
-    register,
+    check_kernel,
+    check_list,
 )
+from distill.patches.policy import Policy, budget_tokens, policy, register
+from distill.patches.run import Call, Observation, Retention, Run, Tokens
 from distill.patches.selection import attention_rows, last_rows, mean_logits, pool, protect, top
 
 
@@ -71,8 +70,7 @@ class PromptDistill(Policy):
     def __post_init__(self) -> None:
         for name in ("selection_layers", "n_topks"):
             value = getattr(self, name)
-            if not isinstance(value, (list, tuple)) or not value:
-                raise ValueError(f"{name}: got {value!r}; allowed is a list with one entry per selection")
+            check_list(name, value, "entries, one a selection", least=1)
             object.__setattr__(self, name, tuple(value))
         for layer in self.selection_layers:
             check_integer("selection_layers", layer, 0)
@@ -86,17 +84,14 @@ class PromptDistill(Policy):
         for budget in self.n_topks:
             check_budget("n_topks", budget)
         check_integer("cache_truncation_end", self.cache_truncation_end, -1)
-        check_integer("pooling_kernel", self.pooling_kernel, 1)
-        if self.pooling_kernel % 2 == 0:
-            raise ValueError(f"pooling_kernel: got {self.pooling_kernel}; allowed are odd integers")
+        check_kernel("pooling_kernel", self.pooling_kernel)
+        check_flag("use_pooling", self.use_pooling)
         check_integer("observation_window", self.observation_window, 1)
         check_integer("sinks", self.sinks, 0)
         check_integer("recent", self.recent, 0)
-        check_integer("seed", self.seed, 0)
-        if self.scoring not in ("raw", "softmax", "random"):
-            raise ValueError(f"scoring: got {self.scoring!r}; allowed are 'raw', 'softmax' and 'random'")
-        if self.pooling not in ("avg", "max"):
-            raise ValueError(f"pooling: got {self.pooling!r}; allowed are 'avg' and 'max'")
+        check_integer("seed", self.seed, 0, MOST_SEED)
+        check_choice("scoring", self.scoring, ("raw", "softmax", "random"))
+        check_choice("pooling", self.pooling, ("avg", "max"))
         least = min((k for k in self.n_topks if isinstance(k, int)), default=None)
         if least is not None and self.sinks + self.recent > least:
             raise ValueError(
@@ -110,6 +105,40 @@ class PromptDistill(Policy):
                 f"selection_layers: got {self.selection_layers[-1]}; allowed are layers 0 to {last - 1}: a model of "
                 f"{last + 1} layers has none after layer {last} that could be spared"
             )
+
+    def tokens_reaching(self, length: int, config: Any) -> list[int]:
+        alive = self._alive(length)
+        return [alive[sum(at < layer for at in self.selection_layers)] for layer in range(config.num_hidden_layers)]
+
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        alive, held = self._alive(length), self.tokens_reaching(length, config)
+        for selected, last in enumerate(self.truncating, 1):
+            held[: last + 1] = [min(count, alive[selected]) for count in held[: last + 1]]
+        return [config.num_key_value_heads * count for count in held]
+
+    def _alive(self, length: int) -> list[int]:
+        """Tokens alive before the first selection and after each, the last prompt token included."""
+        alive = [length]
+        for budget in self.n_topks:
+            kept = int(budget_tokens(budget, torch.tensor(length - 1)))
+            alive.append(min(kept, alive[-1] - 1) + 1)
+        return alive
+
+    def with_budget(self, budget: int | float) -> PromptDistill:
+        """This policy with that budget after each of its selection layers."""
+        return replace(self, n_topks=[budget] * len(self.n_topks))
+
+    @classmethod
+    def from_budget(cls, budget: int | float, **arguments: Any) -> Policy:
+        layers = arguments.get("selection_layers")
+        many = len(layers) if isinstance(layers, (list, tuple)) else 1
+        return policy(cls.name, **arguments | {"n_topks": [budget] * many})
+
+    @property
+    def truncating(self) -> Sequence[int]:
+        """The selection layers after which earlier caches are shortened too."""
+        end = self.cache_truncation_end
+        return self.selection_layers if end < 0 else self.selection_layers[:end]
 
     def begin(self, call: Call) -> Run | None:
         if call.tokens.count == 1 or not bool(call.tokens.droppable.any()):
@@ -125,16 +154,20 @@ class _PromptDistillRun(Run):
         self.budgets = {
             layer: budget_tokens(k, prompt) for layer, k in zip(policy.selection_layers, policy.n_topks, strict=True)
         }
-        truncated = policy.cache_truncation_end
-        self.truncating = policy.selection_layers if truncated < 0 else policy.selection_layers[:truncated]
+        # whether any of them drops something
+        self._cuts = any(bool((budget < prompt).any()) for budget in self.budgets.values())
         self.queries: Tensor | None = None
         self.scores: Tensor | None = None
+
+    @property
+    def shortens(self) -> bool:
+        return self._cuts
 
     def observes(self, layer_idx: int) -> bool:
         return layer_idx in self.budgets
 
     def observe(self, layer_idx: int, seen: Observation) -> None:
-        window = self.policy.observation_window
+        window = min(self.policy.observation_window, seen.tokens.count)
         ends = seen.tokens.ends.to(seen.query.device)
         columns = ends[:, None] + torch.arange(1 - window, 1, device=ends.device)
         self.queries = last_rows(seen.query, columns - seen.start, self.queries)
@@ -148,7 +181,7 @@ class _PromptDistillRun(Run):
     def _random(self, layer_idx: int, tokens: Tokens) -> Tensor:
         """Scores `(batch, tokens)` that depend on nothing but a token's place among those of its row."""
         rank = tokens.valid.cumsum(1)
-        mixed = rank + (self.policy.seed * 1009 + layer_idx) * 0x10001
+        mixed = rank + ((self.policy.seed * 1009 + layer_idx) * 0x10001 & 0x7FFFFFFF)
         for factor in (0x45D9F3B, 0x119DE1F3):  # multiply and shift, within 63 bits
             mixed = ((mixed ^ (mixed >> 16)) * factor) & 0x7FFFFFFF
         return (mixed ^ (mixed >> 16)).float()
@@ -183,4 +216,4 @@ class _PromptDistillRun(Run):
         budgets = self.budgets[layer_idx]
         chosen = top(protect(scores, always, budgets), droppable, budgets)
         keep = chosen | (tokens.valid & ~droppable)
-        return Retention(keep, layer_idx in self.truncating, scores)
+        return Retention(keep, layer_idx in self.policy.truncating, scores)

@@ -3,7 +3,8 @@
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 
 from distill.models.auto import register_architecture
-from distill.models.base import DistillCausalLMMixin, DistillConfigMixin, DistillModelMixin
+from distill.models.base import DistillCausalLMMixin, DistillModelMixin
+from distill.models.config import DistillConfigMixin
 
 
 class DistillQwen2Config(DistillConfigMixin, Qwen2Config):

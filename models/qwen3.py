@@ -3,7 +3,8 @@
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
 from distill.models.auto import register_architecture
-from distill.models.base import DistillCausalLMMixin, DistillConfigMixin, DistillModelMixin
+from distill.models.base import DistillCausalLMMixin, DistillModelMixin
+from distill.models.config import DistillConfigMixin
 
 
 class DistillQwen3Config(DistillConfigMixin, Qwen3Config):

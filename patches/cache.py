@@ -1,9 +1,9 @@
 """A KV-cache layer that tells what the model has *seen* from what it still *holds*.
 
-`get_seq_length()` answers with the tokens seen, because `generate()` derives from it which tokens are new; the
-tensors hold fewer. Entries stay in the order of their positions. Which positions they are is kept beside them, one
-tensor shared by all layers that hold the same tokens: so whether two layers need different masks is a question of
-object identity.
+`generate()` asks a cache for its length to learn which tokens are new, so `get_seq_length()` answers with the number
+of tokens seen, although the tensors hold fewer. Entries stay in the order of their positions, and a tensor beside them
+says which positions these are. Layers that hold the same tokens share that tensor: two layers can share a mask if
+their position tensors are the same object, which is quick to find out.
 """
 
 from __future__ import annotations
@@ -81,11 +81,13 @@ class KeptLayer(DynamicLayer):
         padded: whether some entries are fillers.
         ragged: whether the heads of a row hold unequal numbers of entries, which are then stored without fillers.
         repeats: cache heads per KV head of the model.
-        settled: so many seen tokens can no longer be taken back, since entries were dropped on their account.
-        lost_at: a tensor, so that nobody waits for it: as `settled`, since a row's last token itself was dropped.
+        settled: `crop` refuses to go below this number of seen tokens: entries were dropped because of them.
+        lost_at: as `settled`, for the case that the last token of a row was itself dropped. A tensor without
+            dimensions, since reading it as a Python number after every layer would make the CPU wait for the GPU.
         shift: `(batch,)` by how much rotary positions lag behind original ones, after a restart; else `None`.
         notes: a policy's numbers per entry, `(batch, heads, held)`; they follow the entries, new ones get 0.
         state: what else a policy remembers from call to call; tensors have the batch first and follow its rows.
+        torn: a call that wrote to this layer failed and could not be undone; further calls are refused.
     """
 
     keys, values = _Entries(), _Entries()
@@ -99,7 +101,7 @@ class KeptLayer(DynamicLayer):
         self.incoming: Incoming | None = None
         self.seen, self.settled, self.repeats = 0, 0, 1
         self.lost_at = torch.zeros((), dtype=torch.long)
-        self.padded = self.ragged = False
+        self.padded = self.ragged = self.torn = False
         self.shift: Tensor | None = None
         self.notes: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {}
@@ -249,17 +251,6 @@ def entries_at(entries: Tensor, indices: Tensor) -> Tensor:
     return entries[:, :, None].expand(-1, -1, groups, -1, -1).gather(3, index).flatten(1, 2)
 
 
-def cache_bytes(cache: Cache) -> int:
-    """Bytes of the keys and values in a cache, stock or ours."""
-    total = 0
-    for layer in cache.layers:
-        if isinstance(layer, KeptLayer):
-            total += layer.nbytes
-        elif layer.keys is not None:
-            total += sum(tensor.untyped_storage().nbytes() for tensor in (layer.keys, layer.values))
-    return total
-
-
 def holds_kept_layers(cache: Any) -> bool:
     """Whether a policy has put its layers into this cache."""
     return isinstance(cache, Cache) and any(isinstance(layer, KeptLayer) for layer in cache.layers)
@@ -277,9 +268,11 @@ def adopt(cache: Cache | None, num_layers: int, mask: Tensor | None) -> Cache:
     cache = DynamicCache() if cache is None else cache
     if not isinstance(cache, DynamicCache):
         raise ValueError(
-            f"past_key_values: a policy drops entries, which {type(cache).__name__} cannot; pass a DynamicCache "
-            "(cache_implementation=None or 'dynamic'), or turn the policy off with model.using(None)"
+            f"past_key_values: got a {type(cache).__name__}, from which entries cannot be dropped; allowed under a "
+            "policy is a DynamicCache (cache_implementation=None or 'dynamic'); model.using(None) turns the policy off"
         )
+    for layer in cache.layers:
+        _check_adoptable(layer)
     layouts: dict[int, Tensor] = {}
     while len(cache.layers) < num_layers:
         cache.layers.append(KeptLayer())
@@ -289,15 +282,22 @@ def adopt(cache: Cache | None, num_layers: int, mask: Tensor | None) -> Cache:
     return cache
 
 
-def _adopt_layer(layer: CacheLayerMixin, mask: Tensor | None, layouts: dict[int, Tensor]) -> KeptLayer:
-    kept = KeptLayer()
+def _check_adoptable(layer: CacheLayerMixin) -> None:
+    if isinstance(layer, KeptLayer):
+        return
     seen = layer.get_seq_length()
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or (seen and type(layer) is not DynamicLayer):
         raise ValueError(
-            f"past_key_values: cannot continue from a {type(layer).__name__} that holds {seen} tokens; "
-            "a policy continues from layers of type DynamicLayer or KeptLayer"
+            f"past_key_values: got a {type(layer).__name__} that holds {seen} tokens; allowed to continue from are "
+            "layers of type DynamicLayer and KeptLayer"
         )
+
+
+def _adopt_layer(layer: CacheLayerMixin, mask: Tensor | None, layouts: dict[int, Tensor]) -> KeptLayer:
+    kept = KeptLayer()
+    seen = layer.get_seq_length()
     if seen:
+        assert isinstance(layer.keys, Tensor) and isinstance(layer.values, Tensor)
         if seen not in layouts:
             layouts[seen] = _positions_seen(layer.keys, seen, mask)
         kept.lazy_initialization(layer.keys, layer.values)
@@ -307,6 +307,7 @@ def _adopt_layer(layer: CacheLayerMixin, mask: Tensor | None, layouts: dict[int,
 
 
 def _positions_seen(keys: Tensor, seen: int, mask: Tensor | None) -> Tensor:
+    """Positions `(batch, 1, seen)` of entries that a stock cache holds."""
     if mask is None or mask.shape[1] < seen:
         return torch.arange(seen, device=keys.device).expand(keys.shape[0], 1, -1)
     real = mask[:, :seen].to(torch.bool)

@@ -1,23 +1,30 @@
-"""The one layer loop: a stock decoder, run stage by stage on the tokens that are still alive."""
+"""The one layer loop: a stock decoder, run stage by stage on the tokens that are still alive.
+
+A *pass* is one way through the layers. The prompt is read in one; a policy may ask for another one before it (a
+scouting pass, which chooses what the prompt's pass begins with) or behind it (a replay, which reads further tokens and
+leaves nothing in the cache).
+"""
 
 from __future__ import annotations
 
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from distill.patches.cache import Incoming, KeptLayer, adopt
-from distill.patches.masks import Masks
+from distill.patches.cache import adopt
+from distill.patches.checks import check_integer
+from distill.patches.guard import all_or_nothing, refuse_torn
 from distill.patches.parallel import head_ranks
-from distill.patches.policy import Call, Observation, Policy, Retention, Run, Tokens, check_integer
+from distill.patches.passes import Pass, truncate
+from distill.patches.policy import Policy
+from distill.patches.run import Call, Decoder, Retention, Run, Tokens
 from distill.patches.selection import indices_of
 
 
@@ -26,8 +33,8 @@ class Selection:
     """One decision about which tokens go on.
 
     Attributes:
-        layer: the layer after which it was taken.
-        scores: `(batch, tokens)` before the decision, or None if the policy has none.
+        layer: index of the layer after which it was taken.
+        scores: `(batch, tokens)` of the tokens before the decision, or None if the policy has none.
         positions: `(batch, kept)` original positions of the tokens that went on, `-1` for padding.
     """
 
@@ -47,7 +54,7 @@ class DecoderOutput(BaseModelOutputWithPast):
 @merge_with_config_defaults
 @capture_outputs
 def run_decoder(
-    decoder: nn.Module,
+    decoder: Decoder,
     input_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
@@ -56,54 +63,55 @@ def run_decoder(
     use_cache: bool | None = None,
     policy: Policy | None = None,
     prompt_ends: Tensor | int | None = None,
+    after_prompt: int = 0,
     protect: int = 1,
     align: bool = False,
+    every_row: str | None = None,
     prefill_chunk_size: int | None = None,
     mesh: Any = None,
     **kwargs: Any,
 ) -> DecoderOutput:
-    """Runs a stock decoder (`embed_tokens`, `rotary_emb`, `layers`, `norm`) under a policy.
+    """Runs a stock decoder under a policy.
 
     Args:
         attention_mask: `(batch, seen + new)` or `(batch, new)`; 1 for real tokens.
         prompt_ends: `(batch,)` column (in this call) of the last prompt token of each row, whose query asks the
-            question; it and what follows are kept. Default: the last `protect` real tokens are kept.
+            question; it and what follows are kept. Default: the last real token before the last `after_prompt`
+            columns.
+        after_prompt: number of columns at the end of this call that follow the prompt.
         protect: number of trailing real tokens that must stay, because their logits are wanted.
         align: return each row's last real token in the last column, also when the input is padded on the right.
+        every_row: name of an argument that needs as many rows as tokens were put in; a policy that would return
+            fewer is refused.
         prefill_chunk_size: run each stage on this many tokens at a time; the result is that of one piece.
         mesh: the model's device mesh under tensor parallelism; all ranks then choose the same tokens.
     Raises:
-        ValueError: inputs that a policy cannot work on; each message names the argument.
+        ValueError: inputs that a policy cannot work on; each message names the argument. The cache is then as it was.
     """
     if (input_ids is None) == (inputs_embeds is None):
-        raise ValueError("input_ids, inputs_embeds: pass exactly one of the two")
-    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-    cache = (
-        adopt(past_key_values, len(decoder.layers), attention_mask)
-        if use_cache or past_key_values is not None
-        else None
-    )
-    past = cache.get_seq_length() if cache is not None else 0
-    shift = None if cache is None else cache.layers[0].shift
-    tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift, prompt_ends, protect)
-    call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh))
-    run = (policy.begin(call) if policy is not None else None) or Run()
+        raise ValueError("input_ids, inputs_embeds: got both or neither; allowed is exactly one of the two")
+    cache = None
+    if use_cache or past_key_values is not None:
+        cache = adopt(past_key_values, len(decoder.layers), attention_mask)
+        refuse_torn(cache)
     if prefill_chunk_size is not None:
         check_integer("prefill_chunk_size", prefill_chunk_size, 1)
         if cache is None:
-            raise ValueError("prefill_chunk_size: needs a cache (use_cache=True), got use_cache=False")
+            raise ValueError("prefill_chunk_size: got a size with use_cache=False; allowed is use_cache=True")
 
-    _check_recording(run, tokens.count, prefill_chunk_size, decoder.config, kwargs)
-
-    stages = _Stages(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
-    selections: list[Selection] = []
-    prompt = tokens
-    if run.scout is not None:
-        tokens = stages.restart(tokens, run.scout, selections)
-    tokens = stages.run(tokens, selections)
-    if cache is not None:
-        stages.policy_run.review(partial(stages.replay, prompt))
-    hidden = decoder.norm(tokens.hidden)
+    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    past = cache.get_seq_length() if cache is not None else 0
+    shift = None if cache is None else cache.layers[0].shift
+    tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift)
+    tokens.ends = _prompt_ends(tokens, prompt_ends, after_prompt, protect)
+    call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh))
+    with all_or_nothing(cache):
+        run = (policy.begin(call) if policy is not None else None) or Run()
+        _check_rows(run, every_row, tokens.count)
+        _check_recording(run, tokens.count, prefill_chunk_size, decoder.config, kwargs)
+        prompt = Pass(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
+        tokens, selections = _read(prompt, tokens)
+        hidden = decoder.norm(tokens.hidden)
     positions = tokens.positions.masked_fill(~tokens.valid, -1)
     if align and tokens.padded:
         index = indices_of(tokens.valid)
@@ -116,21 +124,20 @@ def run_decoder(
 
 
 def _tokens(
-    decoder: nn.Module,
+    decoder: Decoder,
     hidden: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
     past: int,
     shift: Tensor | None,
-    prompt_ends: Tensor | int | None,
-    protect: int,
 ) -> Tokens:
+    """The tokens of this call before the first layer; where each row's prompt ends is not known yet."""
     batch, count = hidden.shape[:2]
     if attention_mask is not None and (
         attention_mask.dim() != 2 or attention_mask.shape[1] not in (count, past + count)
     ):
         raise ValueError(
-            f"attention_mask: got shape {tuple(attention_mask.shape)}; under a policy allowed are (batch, {count}) "
+            f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed under a policy are (batch, {count}) "
             f"and (batch, {past + count}): a policy builds the 4D masks of its stages itself"
         )
     if position_ids is None:
@@ -141,19 +148,37 @@ def _tokens(
         valid = torch.ones(batch, count, dtype=torch.bool, device=hidden.device)
     else:
         valid = attention_mask[:, -count:].to(hidden.device, torch.bool)
-    columns = torch.arange(count, device=hidden.device)
-    if prompt_ends is None:
-        rank_from_end = valid.flip(1).cumsum(1).flip(1)
-        first_protected = (valid & (rank_from_end <= protect)).long().argmax(1)
-        ends = first_protected
-    else:
-        ends = torch.as_tensor(prompt_ends, device=hidden.device).expand(batch)
+    padded = attention_mask is not None and not bool(valid.all())
+    ends = torch.full((batch,), count - 1, device=hidden.device)
+    return Tokens(hidden, position_ids.expand(batch, -1), valid, padded, rotary, ends)
+
+
+def _prompt_ends(tokens: Tokens, given: Tensor | int | None, after_prompt: int, protect: int) -> Tensor:
+    """Column `(batch,)` of each row's last prompt token; earlier if more tokens than those behind it must stay."""
+    count, valid = tokens.count, tokens.valid
+    columns = torch.arange(count, device=valid.device)
+    if given is not None:
+        ends = torch.as_tensor(given, device=valid.device).expand(len(valid))
         if bool((ends < 0).any()) or bool((ends >= count).any()):
             raise ValueError(f"prompt_ends: got {ends.tolist()}; allowed are columns of this call, 0 to {count - 1}")
         last_wanted = (columns * valid).amax(1) - (protect - 1)
-        ends = torch.minimum(ends, last_wanted.clamp(min=0))
-    padded = attention_mask is not None and not bool(valid.all())
-    return Tokens(hidden, position_ids.expand(batch, -1), valid, padded, rotary, ends)
+        return torch.minimum(ends, last_wanted.clamp(min=0))
+    # (batch, tokens): 1 for the last real token of a row, 2 for the one before it, ...
+    rank_from_end = valid.flip(1).cumsum(1).flip(1)
+    ends = (valid & (rank_from_end <= protect)).long().argmax(1)
+    if after_prompt:
+        ends = torch.minimum(ends, (columns * (valid & (columns < count - after_prompt))).amax(1))
+    return ends
+
+
+def _check_rows(run: Run, every_row: str | None, count: int) -> None:
+    """Refuses, before anything is read, to return fewer rows than the caller counts on."""
+    if every_row is not None and run.shortens:
+        raise ValueError(
+            f"{every_row}: got a value that needs the logits of all {count} tokens, while the policy keeps fewer of "
+            "them; allowed are logits_to_keep=1 or more for the last ones, partial_logits=True for those that are "
+            "kept (`positions` on the output says which), and policy=None for all"
+        )
 
 
 def _check_recording(run: Run, count: int, chunk: int | None, config: Any, kwargs: dict[str, Any]) -> None:
@@ -162,178 +187,74 @@ def _check_recording(run: Run, count: int, chunk: int | None, config: Any, kwarg
     for name in ("output_hidden_states", "output_attentions"):
         if kwargs.get(name, getattr(config, name, False)) and (rereads or (chunk or count) < count):
             raise ValueError(
-                f"{name}: got True; layers run more than once a call under this policy, or with "
-                "prefill_chunk_size, so what they return is no longer one entry a layer"
+                f"{name}: got True; allowed is False where layers run more than once a call, as under this policy or "
+                "with prefill_chunk_size: what they return would no longer be one entry a layer"
             )
 
 
-class _Stages:
-    """Runs the layers between two boundaries on all tokens alive, chunk by chunk, then asks which go on."""
-
-    def __init__(
-        self, decoder: nn.Module, run: Run, cache: Cache | None, seen: int, chunk: int | None, kwargs: dict[str, Any]
-    ) -> None:
-        self.decoder, self.policy_run, self.cache = decoder, run, cache
-        self.seen, self.chunk, self.kwargs = seen, chunk, kwargs
-        self.layers = list(decoder.layers)[: decoder.config.num_hidden_layers]
-        self.passing = False  # whether the entries made now are to leave the cache as soon as their layer has run
-        self.hidden_from: Tensor | None = None  # while passing: entries from this position on are not to be seen
-
-    def run(self, tokens: Tokens, selections: list[Selection]) -> Tokens:
-        """Runs all layers, asking after each stage which tokens go on; adds the decisions to `selections`."""
-        cuts = sorted({*self.policy_run.boundaries, len(self.layers) - 1})
-        first = 0
-        for last in cuts:
-            tokens.hidden = self._stage(range(first, last + 1), tokens)
-            first = last + 1
-            retention = self.policy_run.retain(last, tokens)
-            if retention is None:
-                continue
-            indices = indices_of(retention.keep & tokens.valid)
-            if indices.shape[1] < tokens.count:
-                before, tokens = tokens, tokens.at(indices)
-                if retention.truncate:
-                    self._truncate(range(last + 1), before, tokens)
-            selections.append(_selection(last, retention, tokens))
-        return tokens
-
-    def restart(self, tokens: Tokens, last: int, selections: list[Selection]) -> Tokens:
-        """Runs layers up to `last` beside the cache, then begins anew with what the policy keeps, renumbered."""
-        embedded, cache = tokens.hidden, self.cache
-        self.cache = None if self.chunk is None else adopt(None, len(self.layers), None)
-        tokens.hidden = self._stage(range(last + 1), tokens)
-        self.cache = cache
-        retention = self.policy_run.restart(tokens)
-        self.policy_run = Run()
-        tokens.hidden = embedded
-        before, tokens = tokens, tokens.at(indices_of(retention.keep & tokens.valid))
-        renumbered = (tokens.valid.cumsum(1) - 1).clamp(min=0)
-        tokens.rotary = self.decoder.rotary_emb(tokens.hidden, position_ids=renumbered)
-        last, now = (alive.positions.masked_fill(~alive.valid, -1).amax(1) for alive in (before, tokens))
-        for layer in [] if cache is None else cache.layers:
-            layer.shift = last - (tokens.valid.sum(1) - 1)
-            if bool((now != last).any()):
-                layer.settled = self.seen
-        selections.append(_selection(last, retention, tokens))
-        return tokens
-
-    def replay(self, prompt: Tokens, input_ids: Tensor, valid: Tensor, run: Run) -> None:
-        """Reads tokens `(batch, tokens)` behind the prompt of each row, under `run`; the cache stays as it is."""
-        hidden = self.decoder.embed_tokens(input_ids)
-        behind = (prompt.positions * prompt.prompt).amax(1) + 1
-        positions = behind[:, None] + (valid.cumsum(1) - 1).clamp(min=0)
-        rotary = self.decoder.rotary_emb(hidden, position_ids=positions)
-        ends = torch.full_like(behind, input_ids.shape[1] - 1)
-        tokens = Tokens(hidden, positions, valid, not bool(valid.all()), rotary, ends)
-        outer = self.policy_run, self.chunk, self.seen
-        self.policy_run, self.chunk, self.seen, self.passing = run, None, self.seen + tokens.count, True
-        self.hidden_from = behind if bool((prompt.valid & ~prompt.prompt).any()) else None
-        try:
-            self._stage(range(len(self.layers)), tokens)
-        finally:
-            (self.policy_run, self.chunk, self.seen), self.passing, self.hidden_from = outer, False, None
-
-    def _stage(self, which: range, tokens: Tokens) -> Tensor:
-        size = self.chunk or tokens.count
-        masks = Masks(self.decoder.config)
-        outputs = []
-        for start in range(0, tokens.count, size):
-            stop = min(start + size, tokens.count)
-            hidden = tokens.hidden if stop - start == tokens.count else tokens.hidden[:, start:stop]
-            incoming = Incoming(
-                tokens.positions[:, start:stop].masked_fill(~tokens.valid[:, start:stop], -1),
-                self.seen if stop == tokens.count else self.seen - tokens.count + stop,
-                tokens.padded,
-            )
-            for index in which:
-                hidden = self._layer(index, hidden, tokens, start, stop, incoming, masks)
-            outputs.append(hidden)
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
-
-    def _layer(
-        self,
-        index: int,
-        hidden: Tensor,
-        tokens: Tokens,
-        start: int,
-        stop: int,
-        incoming: Incoming,
-        masks: Masks,
-    ) -> Tensor:
-        kept = self.cache.layers[index] if self.cache is not None else None
-        assert kept is None or isinstance(kept, KeptLayer)
-        before = copy(kept) if self.passing else None
-        if kept is not None and kept.layout is not None and self.hidden_from is not None:
-            limit = self.hidden_from.to(kept.layout.device)[:, None, None]
-            kept.keep(indices_of(kept.real & (kept.layout < limit)))
-        mask = masks.make(index, hidden, incoming, kept, self.seen)
-        kwargs = self.kwargs
-        if self.policy_run.observes(index):
-            kwargs = kwargs | {"observer": partial(self._observe, index, hidden, tokens, start, stop)}
-        if kept is not None:
-            kept.incoming = incoming
-        hidden = self.layers[index](
-            hidden,
-            attention_mask=mask,
-            # only the rotary tables carry positions: attention kernels read gaps in position_ids as packed sequences
-            position_ids=None,
-            position_embeddings=tuple(part[:, start:stop] for part in tokens.rotary),
-            past_key_values=self.cache,
-            use_cache=self.cache is not None,
-            **kwargs,
-        )
-        if before is not None:
-            assert self.cache is not None
-            self.cache.layers[index] = before
-        elif kept is not None and stop == tokens.count:
-            indices = self.policy_run.evict(index, kept)
-            if indices is not None:
-                kept.keep(indices)
-        return hidden
-
-    def _observe(
-        self,
-        index: int,
-        hidden: Tensor,
-        tokens: Tokens,
-        start: int,
-        stop: int,
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-    ) -> None:
-        layer = self.layers[index]
-        self.policy_run.observe(index, Observation(layer, hidden, module, query, key, value, start, stop, tokens))
-
-    def _truncate(self, which: range, before: Tokens, after: Tokens) -> None:
-        """Drops from the caches of some layers what did not go on; what they held before this call stays.
-
-        Entries are told by position, since a layer may have dropped some of them already.
-        """
-        if self.cache is None:
-            return
-        stays = _staying(before, after)
-        shared: dict[int, Any] = {}
-        indices: dict[int, tuple[Tensor, Tensor]] = {}
-        for index in which:
-            layer = self.cache.layers[index]
-            assert isinstance(layer, KeptLayer) and layer.layout is not None
-            layout = layer.layout
-            if id(layout) not in indices:
-                known = layout.to(stays.device).clamp(0, stays.shape[1] - 1)
-                here = stays[:, None].expand(-1, known.shape[1], -1).gather(2, known)
-                indices[id(layout)] = (layout, indices_of(here & layer.real.to(stays.device)))
-            layer.keep(indices[id(layout)][1], shared)
+def _read(prompt: Pass, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
+    """Runs all layers, and what the policy wants before and after them: the tokens left, and the decisions."""
+    selections: list[Selection] = []
+    if prompt.run.scout is not None:
+        tokens = _scouted(prompt, tokens, selections)
+        prompt = replace(prompt, run=Run())
+    first, alive = 0, tokens
+    for last in sorted({*prompt.run.boundaries, prompt.depth - 1}):
+        alive.hidden = prompt.through(range(first, last + 1), alive)
+        first = last + 1
+        retention = prompt.run.retain(last, alive)
+        if retention is None:
+            continue
+        indices = indices_of(retention.keep & alive.valid)
+        if indices.shape[1] < alive.count:
+            before, alive = alive, alive.at(indices)
+            if retention.truncate and prompt.cache is not None:
+                truncate(prompt.cache.layers[: last + 1], before, alive)
+        selections.append(_selection(last, retention, alive))
+    if prompt.cache is not None:
+        prompt.run.review(partial(_replay, prompt, tokens))
+    return alive, selections
 
 
-def _staying(before: Tokens, after: Tokens) -> Tensor:
-    """bool `(batch, positions)`: False at the positions of those tokens of `before` that are not in `after`."""
-    size = int(before.positions.max()) + 1
-    stays = torch.ones(len(before.valid), size + 1, dtype=torch.bool, device=before.valid.device)
-    for tokens, mark in ((before, False), (after, True)):
-        stays.scatter_(1, tokens.positions.masked_fill(~tokens.valid, size), mark)
-    return stays[:, :size]
+def _scouted(prompt: Pass, tokens: Tokens, selections: list[Selection]) -> Tokens:
+    """Runs layers up to `scout` beside the cache; what the call then begins with, at positions from 0 on."""
+    last = prompt.run.scout
+    assert last is not None
+    embedded = tokens.hidden
+    aside = None if prompt.chunk_size is None else adopt(None, len(prompt.decoder.layers), None)
+    tokens.hidden = replace(prompt, cache=aside).through(range(last + 1), tokens)
+    retention = prompt.run.restart(tokens)
+    tokens.hidden = embedded
+    before, tokens = tokens, tokens.at(indices_of(retention.keep & tokens.valid))
+    renumbered = (tokens.valid.cumsum(1) - 1).clamp(min=0)
+    tokens.rotary = prompt.decoder.rotary_emb(tokens.hidden, position_ids=renumbered)
+    read, held = (alive.positions.masked_fill(~alive.valid, -1).amax(1) for alive in (before, tokens))
+    for layer in [] if prompt.cache is None else prompt.cache.layers:
+        layer.shift = read - (tokens.valid.sum(1) - 1)
+        if bool((held != read).any()):
+            layer.settled = prompt.seen
+    selections.append(_selection(last, retention, tokens))
+    return tokens
+
+
+def _replay(prompt: Pass, tokens: Tokens, input_ids: Tensor, valid: Tensor, run: Run) -> None:
+    """Reads `input_ids` `(batch, tokens)` behind the prompt of each row, under `run`; the cache stays as it is."""
+    hidden = prompt.decoder.embed_tokens(input_ids)
+    behind = (tokens.positions * tokens.prompt).amax(1) + 1
+    positions = behind[:, None] + (valid.cumsum(1) - 1).clamp(min=0)
+    rotary = prompt.decoder.rotary_emb(hidden, position_ids=positions)
+    ends = torch.full_like(behind, input_ids.shape[1] - 1)
+    further = Tokens(hidden, positions, valid, not bool(valid.all()), rotary, ends)
+    follows = bool((tokens.valid & ~tokens.prompt).any())
+    replay = replace(
+        prompt,
+        run=run,
+        chunk_size=None,
+        seen=prompt.seen + further.count,
+        transient=True,
+        hidden_from=behind if follows else None,
+    )
+    replay.through(range(prompt.depth), further)
 
 
 def _selection(layer: int, retention: Retention, tokens: Tokens) -> Selection:

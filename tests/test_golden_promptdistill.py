@@ -11,7 +11,6 @@ from .golden import MODELS, cases, close, continue_greedily, model_of, read
 
 pytestmark = [
     pytest.mark.golden("promptdistill"),
-    pytest.mark.filterwarnings("ignore:Under the policy there are logits"),
     pytest.mark.parametrize("file", cases(MODELS, "promptdistill-")),
 ]
 
@@ -34,7 +33,7 @@ def rows(tensor, valid):
 
 @torch.no_grad()
 def check_prefill(model, case, tensors):
-    out = model(tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=True)
+    out = model(tensors["input_ids"], attention_mask=tensors["attention_mask"], use_cache=True, partial_logits=True)
     lengths = torch.tensor(case["prompt_lengths"])
     for level, selection in enumerate(out.selections):
         if level == 0:

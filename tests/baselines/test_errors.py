@@ -62,9 +62,11 @@ BAD = {
     "budget: got 30; allowed are integers > 32, the entries snapkv": lambda: Decoding(SnapKV(), budget=30),
     "policy: got GemFilter.*; allowed are policies that score cache entries": lambda: Decoding(GemFilter()),
     "policies: got .*; allowed are two or more policies": lambda: Compose(Knorm()),
-    "policy: unknown name 'snapvk'; known are .*snapkv": lambda: policy("snapvk"),
-    "policy 'snapkv': unknown argument 'window'; allowed are budget, window_size": lambda: policy("snapkv", window=3),
-    "policy 'decoding': argument 'policy' is missing": lambda: policy("decoding"),
+    "policy: got 'snapvk'; allowed are .*snapkv": lambda: policy("snapvk"),
+    "window: got an argument that snapkv does not have; allowed are budget, window_size": lambda: policy(
+        "snapkv", window=3
+    ),
+    "policy: got nothing, and decoding has no default": lambda: policy("decoding"),
 }
 
 
@@ -98,7 +100,7 @@ def test_an_attention_that_knows_no_masks_per_head(chosen):
 def test_a_cache_that_cannot_drop():
     model = tiny("llama", SnapKV(12, 4))
     cache = StaticCache(config=model.config, max_cache_len=64)
-    with pytest.raises(ValueError, match=r"past_key_values: .* StaticCache cannot"):
+    with pytest.raises(ValueError, match=r"past_key_values: got a StaticCache"):
         model(prompt(40), past_key_values=cache, logits_to_keep=1)
 
 

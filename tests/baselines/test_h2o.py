@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from distill import H2O
-from distill.patches.cache import cache_bytes
+from distill.patches.meter import cache_bytes
 
 from ..tiny import prompt, tiny
 

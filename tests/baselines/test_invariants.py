@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from distill.baselines.base import Eviction
-from distill.patches.cache import cache_bytes
+from distill.patches.meter import cache_bytes
 from distill.patches.policy import as_policy
 
 from ..tiny import ARCHITECTURES, IMPLEMENTATIONS, greedy, padded, prompt, tiny, tiny_pair
@@ -19,7 +19,6 @@ from .policies import POLICIES
 LENGTH, BUDGET, STEPS = 40, 12, 6
 
 everything = pytest.mark.parametrize("name", POLICIES)
-pytestmark = pytest.mark.filterwarnings("ignore:Under the policy there are logits")
 
 SETTINGS = {"max_new_tokens": STEPS, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
 

@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 from distill import KVzip
 from distill.baselines import kvzip as room
-from distill.patches.cache import cache_bytes
+from distill.patches.meter import cache_bytes
 
 from ..conftest import SHARED
 from ..golden import cases, close, model_of, read
@@ -105,12 +105,12 @@ def test_bad_input():
     for make, message in (
         (lambda: KVzip(4), r"budget: got 4; allowed are integers > sinks \(4\), or fractions"),
         (lambda: KVzip(chunk_size=0), "chunk_size: got 0; allowed are integers >= 1"),
-        (lambda: KVzip(instruction="Repeat"), "instruction: got 'Repeat'; allowed is a list of token ids"),
+        (lambda: KVzip(instruction="Repeat"), "instruction: got 'Repeat'; allowed are lists of 0 to 65536 token ids"),
         (lambda: KVzip(suffix=[-1]), "suffix: got -1; allowed are integers >= 0"),
         (lambda: KVzip(layerwise=None), "layerwise: got None; allowed are True and False"),
         (
             lambda: run(tiny("llama", KVzip(0.05)), ids),
-            r"budget: leaves \[16\] entries, fewer than the sinks \[32\]",
+            "budget: got 0.05, which leaves 16 entries of a prompt of 40 tokens, fewer than the 32 of its sinks",
         ),
         (lambda: run(tiny("llama", KVzip(0.5, prefix=40)), ids), "prefix: got 40; allowed are integers < 40"),
     ):

@@ -14,7 +14,7 @@ from transformers import DynamicCache
 from distill import H2O, Compose, Decoding, GemFilter, Knorm, Policy, PromptDistill, PyramidKV, SnapKV
 from distill.patches import selection
 from distill.patches.cache import KeptLayer
-from distill.patches.policy import Run
+from distill.patches.run import Run
 from distill.patches.selection import attention_rows, column_sums, indices_of, protect, visible_keys
 
 from ..tiny import padded, prompt, tiny, tiny_pair

@@ -15,7 +15,9 @@ from distill.evaluation.prompting import Encoder, Prompt
 from distill.evaluation.report import collect
 from distill.evaluation.runs import sweep
 from distill.patches import policy as registry
-from distill.patches.policy import Policy, Run, budget_tokens, check_budget
+from distill.patches.checks import check_budget
+from distill.patches.policy import Policy, budget_tokens
+from distill.patches.run import Run
 
 PROMPT = Prompt("the river was quiet. " * 8, "who was quiet?")
 

@@ -91,7 +91,7 @@ def test_methods_are_asked_from_the_registry():
         (lambda: methods.make("default", {"n_topks": [1]}), "--n-topks has no meaning for edition default"),
         (lambda: methods.make("promptdistill", {"budget": 3}), "--budget has no meaning for edition promptdistill"),
         (lambda: methods.parse("promptdistill:selection_layers"), "must look like name=value"),
-        (lambda: methods.parse("promptdistill", 16), "'selection_layers' is missing"),
+        (lambda: methods.parse("promptdistill", 16), "selection_layers: got nothing"),
         (lambda: methods.parse_budget("1.5"), "budget must be tokens"),
         (lambda: methods.parse_budget("0"), "budget must be tokens"),
         (lambda: Plan(benchmark("kv"), limit=0), "limit must be at least 1"),

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import json
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, DynamicCache
-from transformers.generation.streamers import BaseStreamer
 
 from distill.models import load
-from distill.patches.cache import cache_bytes
-from distill.patches.policy import Policy, policies, policy, policy_class
+from distill.patches.grammar import make_method, parse_arguments, parse_budget
+from distill.patches.meter import FirstToken, cache_bytes, full_bytes
+from distill.patches.policy import Policy
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `distill generate`."""
     parser.add_argument("--model", required=True, help="folder or Hub name of a checkpoint")
-    parser.add_argument("--method", default="none", help="none (exactly stock), or a name from `distill methods`")
+    parser.add_argument(
+        "--method",
+        default="none",
+        help="none (exactly stock), a name from `distill methods`, or a name with arguments, as in "
+        "promptdistill:selection_layers=[13],cache_truncation_end=1",
+    )
     parser.add_argument("--budget", help="tokens (an integer) or a fraction (such as 0.25) to keep")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="ARGUMENT=VALUE", help="another argument of the method, in JSON"
+        "--set",
+        action="append",
+        default=[],
+        metavar="ARGUMENT=VALUE",
+        help="another argument of the method, in JSON; the same as behind a colon in --method",
     )
     parser.add_argument("--context", type=Path, help="text file that the question is about")
     parser.add_argument("--question", default="", help="what to ask; stands behind the context")
@@ -49,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     inputs = encode(tokenizer, text, not args.no_chat_template).to(args.device)
     cache = DynamicCache(config=model.config)
-    clock = Clock(cache, args.device)
+    clock = FirstToken(args.device, cache)
     settings = {} if args.prefill_chunk_size is None else {"prefill_chunk_size": args.prefill_chunk_size}
     output = model.generate(
         **inputs,
@@ -60,58 +67,23 @@ def run(args: argparse.Namespace) -> int:
         pad_token_id=tokenizer.eos_token_id,
         **settings,
     )
-    clock.stop()
     length = inputs["input_ids"].shape[1]
     print(tokenizer.decode(output[0, length:], skip_special_tokens=True))
     print(f"\n{report(args.method, model.config, clock, length)}")
     return 0
 
 
-def method_of(name: str, budget: str | None, pairs: list[str]) -> Policy | None:
-    """The method that the command line describes.
+def method_of(text: str, budget: str | None, pairs: list[str]) -> Policy | None:
+    """The method that the command line describes: `--method`, `--budget` and the `--set` pairs.
 
     Raises:
         ValueError: see `run`.
     """
-    if name == "none":
-        if budget is not None or pairs:
-            raise ValueError("method: got none with a budget or arguments; allowed are they with a method only")
-        return None
-    if name not in policies():
-        raise ValueError(f"method: unknown name {name!r}; known are none, {', '.join(policies())}")
-    given = dict(_pair(pair) for pair in pairs)
-    if budget is None:
-        return policy(name, **given)
-    amount = _number(budget)
-    if "budget" in (field.name for field in dataclasses.fields(policy_class(name))):
-        return policy(name, **given | {"budget": amount})
-    made = policy(name, **given)
-    if not hasattr(made, "with_budget"):
-        raise ValueError(
-            f"budget: {name} has no argument of that name; give its own with --set, see `distill methods`"
-        )
-    return made.with_budget(amount)
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"set: got {text!r}; allowed is ARGUMENT=VALUE")
-    try:
-        return name, json.loads(value)
-    except json.JSONDecodeError:
-        return name, value
-
-
-def _number(text: str) -> int | float:
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"budget: got {text!r}; allowed are integers (tokens) and fractions in (0, 1)") from None
+    name, _, rest = text.partition(":")
+    arguments = parse_arguments(rest)
+    for pair in pairs:
+        arguments |= parse_arguments(pair)
+    return make_method(name, arguments, None if budget is None else parse_budget(budget))
 
 
 def prompt_text(context: Path | None, question: str) -> str:
@@ -138,49 +110,17 @@ def encode(tokenizer: Any, text: str, chat: bool) -> Any:
     return tokenizer(text, return_tensors="pt")
 
 
-class Clock(BaseStreamer):
-    """Takes the time and the size of the cache when the first token and the last one are there."""
-
-    def __init__(self, cache: DynamicCache, device: str) -> None:
-        self.cache, self.device = cache, device
-        self.tokens = -1  # the prompt comes first
-        self.times: list[float] = []
-        self.bytes_after_prompt = 0
-
-    def put(self, value: Any) -> None:
-        self.tokens += 1
-        if self.tokens < 2:
-            self._tick()
-        if self.tokens == 1:
-            self.bytes_after_prompt = cache_bytes(self.cache)
-
-    def end(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        """The last token is there."""
-        self._tick()
-
-    def _tick(self) -> None:
-        if self.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        self.times.append(time.perf_counter())
-
-
-def report(method: str, config: Any, clock: Clock, length: int) -> str:
+def report(method: str, config: Any, clock: FirstToken, length: int) -> str:
     """Kept share, time to first token, speed, bytes."""
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    values = 2 * config.num_hidden_layers * config.num_key_value_heads * dim * length
-    element = next(layer.keys.element_size() for layer in clock.cache.layers if layer.keys is not None)
-    start, first, last = clock.times
-    speed = (clock.tokens - 1) / (last - first) if clock.tokens > 1 else float("nan")
-    final, after, stock = cache_bytes(clock.cache), clock.bytes_after_prompt, values * element
+    assert clock.cache is not None
+    element = next(layer.keys.element_size() for layer in clock.cache.layers if isinstance(layer.keys, Tensor))
+    final, after, stock = cache_bytes(clock.cache), clock.prompt_bytes, full_bytes(config, length, element)
     lines = {
         "method": method,
         "prompt tokens": str(length),
         "kept share": f"{after / stock:.1%} of the prompt's cache",
-        "time to first token": f"{first - start:.3f} s",
-        "tokens per second": f"{speed:.1f}",
+        "time to first token": f"{clock.seconds:.3f} s",
+        "tokens per second": f"{clock.tokens_per_second:.1f}",
         "cache bytes": f"{final:,} ({after:,} after the prompt, where stock has {stock:,})",
     }
     return "\n".join(f"{name + ':':21}{value}" for name, value in lines.items())

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from distill.patches.cache import KeptLayer
-from distill.patches.policy import Call, Observation, Policy, Retention, Run, Tokens, as_policy, register
+from distill.patches.checks import check_list, shown
+from distill.patches.policy import Policy, as_policy, register
+from distill.patches.run import Call, Observation, Retention, Run, Tokens
 from distill.patches.selection import indices_of
 
 
@@ -34,14 +36,34 @@ class Compose(Policy):
     policies: tuple[Policy, ...]
 
     def __init__(self, *given: Any, policies: Any = ()) -> None:
+        check_list("policies", policies, "policies")
         members = tuple(as_policy(value) for value in (*given, *policies))
         if len(members) < 2 or None in members:
-            raise ValueError(f"policies: got {members}; allowed are two or more policies")
+            raise ValueError(f"policies: got {shown(members)}; allowed are two or more policies")
         object.__setattr__(self, "policies", members)
 
     def check(self, config: Any) -> None:
         for member in self.policies:
             member.check(config)
+
+    def tokens_reaching(self, length: int, config: Any) -> list[int]:
+        reached = [member.tokens_reaching(length, config) for member in self.policies]
+        return [min(counts) for counts in zip(*reached, strict=True)]
+
+    def entries_kept(self, length: int, config: Any) -> list[int]:
+        """As for every method; at most these where several members drop entries of the same layer."""
+        reach = self.tokens_reaching(length, config)
+        kept = []
+        for member in self.policies:
+            if member.tokens_reaching(length, config) != [length] * len(reach):
+                kept.append(member.entries_kept(length, config))
+            else:  # it sees what the others let through
+                kept.append([member.entries_kept(tokens, config)[layer] for layer, tokens in enumerate(reach)])
+        return [min(counts) for counts in zip(*kept, strict=True)]
+
+    def with_budget(self, budget: int | float) -> Compose:
+        """These policies, each with that budget."""
+        return Compose(*(member.with_budget(budget) for member in self.policies))
 
     def begin(self, call: Call) -> Run | None:
         begun = [(member.name, run) for member in self.policies if (run := member.begin(call)) is not None]
@@ -55,6 +77,10 @@ class _ComposedRun(Run):
     def __init__(self, runs: list[Run]) -> None:
         self.runs = runs
         self.boundaries = {layer for run in runs for layer in run.boundaries}
+
+    @property
+    def shortens(self) -> bool:
+        return any(run.shortens for run in self.runs)
 
     def observes(self, layer_idx: int) -> bool:
         return any(run.observes(layer_idx) for run in self.runs)

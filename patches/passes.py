@@ -1,0 +1,160 @@
+"""One pass through the layers of a decoder: chunk by chunk, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from distill.patches.cache import Incoming, KeptLayer
+from distill.patches.masks import Masks
+from distill.patches.run import Decoder, Observation, Run, Tokens
+from distill.patches.selection import indices_of
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The tokens `[start, stop)` of those alive, which go through the layers together.
+
+    Attributes:
+        tokens: all tokens alive.
+        incoming: what the cache layers are told about their new entries.
+        masks: makes the attention masks of these layers.
+    """
+
+    tokens: Tokens
+    start: int
+    stop: int
+    incoming: Incoming
+    masks: Masks
+
+    @property
+    def last(self) -> bool:
+        """Whether no chunk follows."""
+        return self.stop == self.tokens.count
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One way through the layers. Another one is made from it by `dataclasses.replace`.
+
+    Attributes:
+        decoder: the model whose layers run.
+        run: what observes the layers, and decides which cache entries stay.
+        cache: where keys and values go, or None.
+        seen: tokens the model will have read after this pass.
+        chunk_size: tokens that go through the layers together; None for all.
+        kwargs: further arguments of the layers.
+        transient: entries made now leave the cache as soon as their layer has run.
+        hidden_from: `(batch,)` if set, cached entries from this position on are not seen; only while transient.
+    """
+
+    decoder: Decoder
+    run: Run
+    cache: Cache | None
+    seen: int
+    chunk_size: int | None
+    kwargs: dict[str, Any]
+    transient: bool = False
+    hidden_from: Tensor | None = None
+
+    @property
+    def depth(self) -> int:
+        """Number of layers of the model."""
+        return int(self.decoder.config.num_hidden_layers)
+
+    def through(self, which: range, tokens: Tokens) -> Tensor:
+        """Runs the layers `which` on all tokens: their hidden states `(batch, tokens, hidden)` after the last one."""
+        size = self.chunk_size or tokens.count
+        masks = Masks(self.decoder.config)
+        outputs = []
+        for start in range(0, tokens.count, size):
+            stop = min(start + size, tokens.count)
+            hidden = tokens.hidden if stop - start == tokens.count else tokens.hidden[:, start:stop]
+            positions = tokens.positions[:, start:stop].masked_fill(~tokens.valid[:, start:stop], -1)
+            incoming = Incoming(positions, self.seen - tokens.count + stop, tokens.padded)
+            chunk = Chunk(tokens, start, stop, incoming, masks)
+            for index in which:
+                hidden = self._layer(index, hidden, chunk)
+            outputs.append(hidden)
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
+
+    def _layer(self, index: int, hidden: Tensor, chunk: Chunk) -> Tensor:
+        if self.cache is None:
+            return self._run(index, hidden, chunk, None)
+        kept = self.cache.layers[index]
+        assert isinstance(kept, KeptLayer)
+        if not self.transient:
+            hidden = self._run(index, hidden, chunk, kept)
+            indices = self.run.evict(index, kept) if chunk.last else None
+            if indices is not None:
+                kept.keep(indices)
+            return hidden
+        # a second layer that shares the entries takes the new ones, and is thrown away with them
+        scratch = copy(kept)
+        if scratch.layout is not None and self.hidden_from is not None:
+            limit = self.hidden_from.to(scratch.layout.device)[:, None, None]
+            scratch.keep(indices_of(scratch.real & (scratch.layout < limit)))
+        self.cache.layers[index] = scratch
+        try:
+            return self._run(index, hidden, chunk, scratch)
+        finally:
+            self.cache.layers[index] = kept
+
+    def _run(self, index: int, hidden: Tensor, chunk: Chunk, kept: KeptLayer | None) -> Tensor:
+        mask = chunk.masks.make(index, hidden, chunk.incoming, kept, self.seen)
+        kwargs = self.kwargs
+        if self.run.observes(index):
+            kwargs = kwargs | {"observer": partial(self._observe, index, hidden, chunk)}
+        if kept is not None:
+            kept.incoming = chunk.incoming
+        return self.decoder.layers[index](
+            hidden,
+            attention_mask=mask,
+            # only the rotary tables carry positions: attention kernels read gaps in position_ids as packed sequences
+            position_ids=None,
+            position_embeddings=tuple(part[:, chunk.start : chunk.stop] for part in chunk.tokens.rotary),
+            past_key_values=self.cache,
+            use_cache=self.cache is not None,
+            **kwargs,
+        )
+
+    def _observe(
+        self, index: int, hidden: Tensor, chunk: Chunk, module: nn.Module, query: Tensor, key: Tensor, value: Tensor
+    ) -> None:
+        layer, tokens = self.decoder.layers[index], chunk.tokens
+        seen = Observation(layer, hidden, module, query, key, value, chunk.start, chunk.stop, tokens)
+        self.run.observe(index, seen)
+
+
+def truncate(layers: Sequence[Any], before: Tokens, after: Tokens) -> None:
+    """Drops from cache layers the tokens of `before` that are not in `after`; what they held before that stays.
+
+    Entries are told apart by position, since a layer may have dropped some of them already.
+    """
+    stays = _staying(before, after)
+    shared: dict[int, Any] = {}
+    indices: dict[int, tuple[Tensor, Tensor]] = {}
+    for layer in layers:
+        assert isinstance(layer, KeptLayer) and layer.layout is not None
+        layout = layer.layout  # (batch, 1 or heads, held)
+        if id(layout) not in indices:
+            known = layout.to(stays.device).clamp(0, stays.shape[1] - 1)
+            here = stays[:, None].expand(-1, known.shape[1], -1).gather(2, known)
+            indices[id(layout)] = (layout, indices_of(here & layer.real.to(stays.device)))
+        layer.keep(indices[id(layout)][1], shared)
+
+
+def _staying(before: Tokens, after: Tokens) -> Tensor:
+    """bool `(batch, positions)`: False at the positions of those tokens of `before` that are not in `after`."""
+    size = int(before.positions.max()) + 1
+    stays = torch.ones(len(before.valid), size + 1, dtype=torch.bool, device=before.valid.device)
+    for tokens, mark in ((before, False), (after, True)):
+        stays.scatter_(1, tokens.positions.masked_fill(~tokens.valid, size), mark)
+    return stays[:, :size]
