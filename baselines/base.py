@@ -8,7 +8,6 @@ soon as that layer has run.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +18,7 @@ from torch import Tensor
 from distill.patches.cache import KeptLayer
 from distill.patches.checks import check_budget
 from distill.patches.masks import sliding_window
-from distill.patches.policy import Policy, as_policy, budget_tokens, policy, policy_class
+from distill.patches.policy import Policy, as_policy, budget_tokens
 from distill.patches.run import Call, Observation, Run, Tokens
 from distill.patches.selection import attention_rows, column_sums, indices_of, protect, top, visible_keys
 
@@ -252,17 +251,6 @@ class Wrapper(Eviction):
 
     def check(self, config: Any) -> None:
         self.policy.check(config)
-
-    def with_budget(self, budget: int | float) -> Policy:
-        return dataclasses.replace(self, policy=self.policy.with_budget(budget))
-
-    @classmethod
-    def from_budget(cls, budget: int | float, **arguments: Any) -> Policy:
-        inner = arguments.get("policy")
-        if isinstance(inner, dict) and "name" in inner:
-            rest = {name: value for name, value in inner.items() if name != "name"}
-            return policy(cls.name, **arguments | {"policy": policy_class(inner["name"]).from_budget(budget, **rest)})
-        return policy(cls.name, **arguments).with_budget(budget)
 
     def collect(self, entries: Entries, so_far: Any) -> Any:
         return self.policy.collect(entries, so_far)

@@ -58,13 +58,18 @@ class Policy:
     def with_budget(self, budget: int | float) -> Policy:
         """This policy with another budget: tokens (an integer) or a share of the prompt (a float below 1).
 
+        That is the argument `budget` or, where there is none, the budget of the argument `policy`.
+
         Raises:
             ValueError: a budget that is not allowed, or a method that has none.
         """
         check_budget("budget", budget)
-        if "budget" not in {field.name for field in dataclasses.fields(self)}:
-            raise ValueError(f"budget: got {shown(budget)}; {self.name} has no budget, allowed is none")
-        return dataclasses.replace(self, **{"budget": budget})
+        if _has(type(self), "budget"):
+            return dataclasses.replace(self, **{"budget": budget})
+        inner = getattr(self, "policy", None)
+        if not isinstance(inner, Policy):
+            raise ValueError(f"budget: got {shown(budget)} for {self.name}, which has no budget; allowed is none")
+        return dataclasses.replace(self, **{"policy": inner.with_budget(budget)})
 
     @classmethod
     def from_budget(cls, budget: int | float, **arguments: Any) -> Policy:
@@ -73,8 +78,12 @@ class Policy:
         Raises:
             ValueError: as `policy` and `with_budget`.
         """
-        if "budget" in {field.name for field in dataclasses.fields(cls)}:
+        if _has(cls, "budget"):
             return policy(cls.name, **arguments | {"budget": budget})
+        inner = arguments.get("policy")
+        if isinstance(inner, dict) and "name" in inner:
+            rest = {name: value for name, value in inner.items() if name != "name"}
+            return policy(cls.name, **arguments | {"policy": policy_class(inner["name"]).from_budget(budget, **rest)})
         return policy(cls.name, **arguments).with_budget(budget)
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +95,10 @@ class Policy:
         own = {} if module.startswith("distill.") else {"module": module}
         arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"name": self.name} | own | {name: _to_json(value) for name, value in arguments.items()}
+
+
+def _has(cls: type[Policy], argument: str) -> bool:
+    return argument in {field.name for field in dataclasses.fields(cls)}
 
 
 def _to_json(value: Any) -> Any:

@@ -63,9 +63,7 @@ BAD = {
     "policy: got GemFilter.*; allowed are policies that score cache entries": lambda: Decoding(GemFilter()),
     "policies: got .*; allowed are two or more policies": lambda: Compose(Knorm()),
     "policy: got 'snapvk'; allowed are .*snapkv": lambda: policy("snapvk"),
-    "window: got an argument that snapkv does not have; allowed are budget, window_size": lambda: policy(
-        "snapkv", window=3
-    ),
+    "window: got an argument that snapkv does not have; allowed are budget": lambda: policy("snapkv", window=3),
     "policy: got nothing, and decoding has no default": lambda: policy("decoding"),
 }
 
