@@ -51,14 +51,15 @@ class AdaKV(Wrapper):
     def begin(self, call: Call) -> Run | None:
         if call.ranks > 1:
             raise ValueError(
-                "policy: adakv compares all heads of a layer; allowed are models without tensor parallelism"
+                "policy: got adakv, which compares all heads of a layer; allowed are models without tensor parallelism"
             )
         return super().begin(call)
 
     def select(self, entries: Entries, scores: Tensor) -> Tensor:
         if scores.shape[1] == 1 < entries.key.shape[1]:
             raise ValueError(
-                f"policy: {self.policy.name} gives all heads one score; allowed are policies that score each head"
+                f"policy: got {self.policy.name}, which gives all heads one score; allowed are policies that score "
+                "each head"
             )
         real = entries.real.expand(scores.shape)
         lengths = real.sum(-1)

@@ -225,8 +225,8 @@ class Wrapper(Eviction):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
         if not self.policy.scores_only:
             raise ValueError(
-                f"policy: {self.policy.name} does more than score the entries of a prompt, which {self.name} cannot "
-                "take over; allowed are policies that only score"
+                f"policy: got {self.policy.name}, which does more than score the entries of a prompt, so that "
+                f"{self.name} cannot build on it; allowed are policies that only score"
             )
 
     @property

@@ -65,7 +65,10 @@ class ChunkKV(Wrapper):
     def select(self, entries: Entries, scores: Tensor) -> Tensor:
         lengths, real = entries.lengths, entries.real
         if lengths.shape[1] > 1:
-            raise ValueError("policy: chunkkv keeps one set for all heads; allowed are caches that hold such sets")
+            raise ValueError(
+                "policy: got chunkkv, which keeps one set for all heads, on a cache whose heads hold different ones; "
+                "allowed are policies that keep a set per head"
+            )
         quota = self.quota(entries.layer_idx, lengths, entries.call.layers)
         protected = self.protected(entries)
         protected = torch.zeros_like(real) if protected is None else protected & real

@@ -69,7 +69,10 @@ class Compose(Policy):
         begun = [(member.name, run) for member in self.policies if (run := member.begin(call)) is not None]
         for name, run in begun:
             if run.scout is not None:
-                raise ValueError(f"policies: {name} begins anew and cannot be combined; allowed are others")
+                raise ValueError(
+                    f"policies: got {name}, which begins anew and leaves nothing for others to act on; allowed are "
+                    "policies that do not"
+                )
         return _ComposedRun([run for _, run in begun]) if begun else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from distill.baselines.base import Eviction
 from distill.baselines.stepwise import StepRun
@@ -42,7 +42,11 @@ class Decoding(Policy):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
         check_integer("every", self.every, 1)
         check_integer("budget", self.budget, 1)
-        self.policy.with_budget(self.budget)  # raises where the policy always keeps more than that
+        self._budgeted  # noqa: B018  (raises where the policy always keeps more than that)
+
+    @property
+    def _budgeted(self) -> Eviction:
+        return cast(Eviction, self.policy.with_budget(self.budget))
 
     def check(self, config: Any) -> None:
         self.policy.check(config)
@@ -54,4 +58,4 @@ class Decoding(Policy):
     def begin(self, call: Call) -> Run | None:
         if call.cache is None:
             return None
-        return StepRun(self.policy.with_budget(self.budget), call, self.every, prompt=False)
+        return StepRun(self._budgeted, call, self.every, prompt=False)

@@ -111,9 +111,13 @@ class KVzip(Policy):
         if longest <= self.prefix:
             raise ValueError(f"prefix: got {self.prefix}; allowed are integers < {longest}, the prompt's length")
         if call.input_ids is None:
-            raise ValueError("inputs_embeds: kvzip repeats the prompt by its token ids; allowed are input_ids")
+            raise ValueError(
+                "inputs_embeds: got embeddings for kvzip, which repeats the prompt by its ids; allowed are input_ids"
+            )
         if call.ranks > 1:
-            raise ValueError("policy: kvzip compares all heads; allowed are models without tensor parallelism")
+            raise ValueError(
+                "policy: got kvzip, which compares all heads; allowed are models without tensor parallelism"
+            )
         self._check_sinks(call)
         return _KVzipRun(self, call)
 

@@ -71,8 +71,8 @@ class LagKV(Budgeted):
         # real entries to the front, so that partitions begin at the same index in every row
         order = entries.real.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
         order = order.expand(-1, entries.key.shape[1], -1)
-        found = (self._distinction(states, order, partitions) for states in (entries.key, entries.value))
-        inside = sum(found) / 2
+        found = [self._distinction(states, order, partitions) for states in (entries.key, entries.value)]
+        inside = (found[0] + found[1]) / 2  # (batch, heads, partitions, lag)
         if not self.cross_scoring:
             inside = inside.argsort(dim=-1, stable=True).argsort(dim=-1) / self.lag_size
         ranks = order[..., self.sinks :][..., : partitions * self.lag_size]

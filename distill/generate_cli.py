@@ -93,10 +93,10 @@ def prompt_text(context: Path | None, question: str) -> str:
         ValueError: neither is given, or the file cannot be read.
     """
     if context is not None and not context.is_file():
-        raise ValueError(f"context: there is no file {context}")
+        raise ValueError(f"context: got {context}, which is no file; allowed are text files")
     parts = [part for part in (context.read_text() if context is not None else "", question) if part]
     if not parts:
-        raise ValueError("context, question: nothing to read; give at least one of them")
+        raise ValueError("context, question: got neither; allowed is at least one of them")
     return "\n\n".join(parts)
 
 

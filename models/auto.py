@@ -40,7 +40,7 @@ def load(path: Any, policy: Any = CONFIGURED, **kwargs: Any) -> Any:
     values, _ = PreTrainedConfig.get_config_dict(path, **places)
     model_type = values.get("model_type", "").removeprefix("distill_")
     if model_type not in _ARCHITECTURES:
-        raise ValueError(f"path: {path} is of type {model_type!r}; supported are {', '.join(architectures())}")
+        raise ValueError(f"path: got a model of type {model_type!r}; allowed are {', '.join(architectures())}")
     given = {} if policy is CONFIGURED else {"policy": as_policy(policy)}
     config = _ARCHITECTURES[model_type].from_pretrained(path, **places, **given)  # type: ignore[attr-defined]
     return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)

@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 OBSERVED = "observed"
 
-Observer = Callable[[nn.Module, Tensor, Tensor, Tensor], None]
+Observer = Callable[[Any, Tensor, Tensor, Tensor], None]
 
 
 class ObservedConfig:
@@ -67,7 +67,7 @@ def _eager_attention(attention_class: type) -> Callable[..., Any]:
 
 
 def observed_attention(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -96,7 +96,7 @@ def observed_attention(
 AttentionInterface.register(OBSERVED, observed_attention)
 
 
-def observe_attention(decoder: nn.Module) -> None:
+def observe_attention(decoder: Any) -> None:
     """Makes every layer of a decoder (a module with `layers[i].self_attn`) ready to be observed."""
     for layer in decoder.layers:
         attention = layer.self_attn

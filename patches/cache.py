@@ -206,8 +206,8 @@ class KeptLayer(DynamicLayer):
         lost = count > self.held or bool((last.diff(dim=-1) != 1).any()) or bool((last < 0).any())
         if lost or self.seen - count < max(self.settled, int(self.lost_at)):
             raise ValueError(
-                f"tokens_to_remove: cannot take back {count} tokens, some of them, or others on their account, have "
-                "been evicted from this layer"
+                f"tokens_to_remove: got {-count}; allowed are tokens that are still held: some of these, or others "
+                "because of them, have been dropped from this layer"
             )
         self._map(lambda entries: entries[:, :, :-count])
         self.seen -= count

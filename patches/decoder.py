@@ -99,7 +99,8 @@ def run_decoder(
         if cache is None:
             raise ValueError("prefill_chunk_size: got a size with use_cache=False; allowed is use_cache=True")
 
-    hidden = decoder.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+    hidden = inputs_embeds if input_ids is None else decoder.embed_tokens(input_ids)
+    assert hidden is not None
     past = cache.get_seq_length() if cache is not None else 0
     shift = None if cache is None else cache.layers[0].shift
     tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift)

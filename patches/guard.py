@@ -63,8 +63,8 @@ def _undone(layer: KeptLayer, was: dict[str, Any]) -> bool:
         return False
     if keys is None and was["layout"] is not None:
         return False
-    vars(layer).clear()
-    vars(layer).update(was)
+    layer.__dict__.clear()
+    layer.__dict__.update(was)
     layer.keys, layer.values = keys, values
     return True
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache
 
 from distill.patches.cache import Incoming, KeptLayer
@@ -126,7 +126,7 @@ class Pass:
         )
 
     def _observe(
-        self, index: int, hidden: Tensor, chunk: Chunk, module: nn.Module, query: Tensor, key: Tensor, value: Tensor
+        self, index: int, hidden: Tensor, chunk: Chunk, module: Any, query: Tensor, key: Tensor, value: Tensor
     ) -> None:
         layer, tokens = self.decoder.layers[index], chunk.tokens
         seen = Observation(layer, hidden, module, query, key, value, chunk.start, chunk.stop, tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,14 +13,39 @@ from transformers import Cache
 from distill.patches.cache import PADDING, KeptLayer
 
 
-class Decoder(Protocol):
-    """The parts of a stock base model that the layer loop uses."""
+class Attention(Protocol):
+    """The parts of an attention module that methods read."""
 
     config: Any
-    embed_tokens: Any
-    rotary_emb: Any
-    layers: Any
-    norm: Any
+    scaling: float
+    o_proj: nn.Linear
+
+
+class Layer(Protocol):
+    """The parts of a decoder layer that methods read."""
+
+    self_attn: nn.Module
+    input_layernorm: Callable[[Tensor], Tensor]
+
+    def __call__(self, hidden: Tensor, **kwargs: Any) -> Tensor: ...
+
+
+class Decoder(Protocol):
+    """The parts of a stock base model that the layer loop uses.
+
+    Attributes:
+        config: the model's.
+        embed_tokens: token ids `(batch, tokens)` to hidden states `(batch, tokens, hidden)`.
+        rotary_emb: `rotary_emb(hidden, position_ids=...)` gives `(cos, sin)`, each `(batch, tokens, rotary_dim)`.
+        layers: the decoder layers, in order.
+        norm: what the hidden states of the last layer go through.
+    """
+
+    config: Any
+    embed_tokens: Callable[[Tensor], Tensor]
+    rotary_emb: Callable[..., tuple[Tensor, Tensor]]
+    layers: Sequence[Layer]
+    norm: Callable[[Tensor], Tensor]
 
 
 @dataclass
@@ -92,7 +117,7 @@ class Call:
         reduce: sums a tensor over the ranks that share the heads (tensor parallelism), and their number.
     """
 
-    decoder: nn.Module
+    decoder: Decoder
     tokens: Tokens
     past: int
     cache: Cache | None
@@ -103,7 +128,7 @@ class Call:
     @property
     def layers(self) -> int:
         """Number of layers of the model."""
-        return self.decoder.config.num_hidden_layers
+        return int(self.decoder.config.num_hidden_layers)
 
 
 @dataclass
@@ -118,9 +143,9 @@ class Observation:
         tokens: the tokens alive at this layer.
     """
 
-    layer: nn.Module
+    layer: Layer
     hidden: Tensor
-    module: nn.Module
+    module: Attention
     query: Tensor
     key: Tensor
     value: Tensor

@@ -197,7 +197,7 @@ def projected_norms(value: Tensor, weight: Tensor, heads: int, order: int) -> Te
     weight = weight.to_local() if hasattr(weight, "to_local") else weight  # under tensor parallelism: of these heads
     if not weight.is_floating_point() or weight.shape[-1] != heads * value.shape[-1]:
         raise ValueError(
-            f"model: its output projection has a weight of type {weight.dtype} and shape {tuple(weight.shape)}; "
+            f"model: got an output projection of type {weight.dtype} and shape {tuple(weight.shape)}; "
             f"allowed are floating-point weights (hidden, {heads * value.shape[-1]})"
         )
     parts = weight.float().unflatten(1, (value.shape[1], -1, value.shape[-1])).permute(1, 2, 3, 0)

@@ -88,12 +88,12 @@ def test_decoding_cuts_a_layer_to_its_budget():
     [
         (lambda: AdaKV(SnapKV(8, 4), alpha=1.5), "alpha: got 1.5; allowed are numbers from 0 to 1"),
         (lambda: AdaKV(None), "policy: got None; allowed are policies that score"),
-        (lambda: AdaKV(ChunkKV(SnapKV(32, 4))), "policy: chunkkv does more than score"),
-        (lambda: AdaKV(AdaKV(SnapKV(32, 4))), "policy: adakv does more than score"),
-        (lambda: AdaKV(FastKV()), "policy: fastkv does more than score"),
-        (lambda: AdaKV(H2O(form="dynamic")), "policy: h2o does more than score"),
+        (lambda: AdaKV(ChunkKV(SnapKV(32, 4))), "policy: got chunkkv, which does more than score"),
+        (lambda: AdaKV(AdaKV(SnapKV(32, 4))), "policy: got adakv, which does more than score"),
+        (lambda: AdaKV(FastKV()), "policy: got fastkv, which does more than score"),
+        (lambda: AdaKV(H2O(form="dynamic")), "policy: got h2o, which does more than score"),
         (lambda: AdaKV(Compose(SnapKV(), TOVA())), "policy: got Compose"),
-        (lambda: cache_of(AdaKV(TOVA(8)), prompt(LENGTH)), "policy: tova gives all heads one score"),
+        (lambda: cache_of(AdaKV(TOVA(8)), prompt(LENGTH)), "policy: got tova, which gives all heads one score"),
     ],
 )
 def test_bad_input(make, message):

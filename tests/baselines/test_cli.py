@@ -88,8 +88,8 @@ def test_generate_answers_and_reports(arguments, kept, checkpoint, context, caps
         (["--method", "none", "--budget", "3"], "budget: got a value for none, the stock model"),
         (["--method", "promptdistill", "--budget", "3"], "selection_layers: got nothing"),
         (["--method", "gemfilter", "--set", "layer=9"], "layer: got 9; allowed are layers 0 to 3"),
-        (["--context", "nowhere.txt"], "context: there is no file nowhere.txt"),
-        (["--question", ""], "context, question: nothing to read"),
+        (["--context", "nowhere.txt"], "context: got nowhere.txt, which is no file"),
+        (["--question", ""], "context, question: got neither"),
     ],
 )  # fmt: skip
 def test_generate_says_what_is_wrong(arguments, message, checkpoint, capsys):

@@ -52,5 +52,5 @@ def test_bad_input():
         CriticalKV(Knorm(), -1)
     with pytest.raises(ValueError, match="first_stage_ratio: got 2; allowed are numbers from 0 to 1"):
         CriticalKV(Knorm(), first_stage_ratio=2)
-    with pytest.raises(ValueError, match="model: its output projection has a weight of type"):
+    with pytest.raises(ValueError, match="model: got an output projection of type"):
         projected_norms(torch.zeros(1, 2, 5, 4), torch.zeros(16, 16, dtype=torch.int8), 4, 1)
