@@ -1,9 +1,11 @@
-"""What the methods share that score the entries of a layer's cache and keep the best.
+"""What those methods share that score the entries of a layer's cache and keep the best.
 
-A method is a frozen dataclass with arguments, checks, and `scores`. Everything else happens here, in one place: only
-the prompt of the current call is scored, what the cache held before stays; a prompt may come in chunks; padding is
-never kept; what follows the prompt (candidates of assisted decoding) is always kept; entries leave a layer's cache as
-soon as that layer has run.
+Such a method is a frozen dataclass with arguments, checks, and `scores`. Everything else happens here, in one place:
+
+- only the prompt of the current call is scored; what the cache held before stays;
+- a prompt may come in chunks;
+- padding is never kept; what follows the prompt, as the candidates of assisted decoding do, is always kept;
+- entries leave a layer's cache as soon as that layer has run.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class Queries:
 
 @dataclass
 class Entries:
-    """The entries of one layer's cache among which a method chooses, as far as chunks have brought them.
+    """The entries of one layer's cache among which a method chooses: those of the chunks read so far.
 
     Attributes:
         layer_idx: the layer.
@@ -135,7 +137,7 @@ class Eviction(Policy):
 
     @property
     def scores_only(self) -> bool:
-        """Whether scores and budget are all there is to the method, so that another one can build on them."""
+        """Whether the method does nothing but score and keep the best, so that another one can build on it."""
         return type(self).begin is Eviction.begin and type(self).select is Eviction.select
 
     @property
@@ -144,9 +146,12 @@ class Eviction(Policy):
         return "kv_head"
 
     def collect(self, entries: Entries, so_far: Any) -> Any:
-        """Called for each chunk of the prompt; what it returns for the last is `collected` in `Entries`.
+        """Gathers what `scores` will need while the prompt comes in chunks; called once a chunk.
 
-        `so_far` is what it returned for the chunk before, `None` at first.
+        Args:
+            so_far: what it returned for the chunk before, `None` for the first one.
+        Returns:
+            what `scores` will find as `entries.collected` once the last chunk is there.
         """
         return last_queries(entries, self.queries, so_far) if self.queries else None
 
@@ -321,10 +326,10 @@ class EvictionRun(Run):
 
 
 def last_queries(entries: Entries, count: int, so_far: Queries | None) -> Queries:
-    """The last `count` queries that count, per row, of those so far and those of the last chunk."""
+    """The last `count` real queries of each row, out of those collected so far and those of this chunk."""
     query, asked = entries.seen.query, entries.asked
     if so_far is not None:
         query, asked = torch.cat([so_far.query, query], dim=2), torch.cat([so_far.asked, asked], dim=1)
-    order = asked.argsort(dim=1, stable=True)[:, -count:]
+    order = asked.argsort(dim=1, stable=True)[:, -count:]  # (batch, count), padding (-1) first
     where = order[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
     return Queries(query.gather(2, where), asked.gather(1, order))

@@ -13,9 +13,9 @@ from distill.patches.selection import indices_of
 
 
 class StepRun(EvictionRun):
-    """One forward call, at whose end the layers are cut to the budget of a policy, or to be cut some calls later.
+    """A forward call after which the layers are cut to the budget of a policy, every time or every few calls.
 
-    What the policy collects (sums per entry, trailing queries) is kept with the cache from call to call.
+    What the policy collects (sums per entry, trailing queries) stays with the cache from one call to the next.
 
     Args:
         policy: scores the entries; its budget is an integer.

@@ -179,7 +179,7 @@ class _PromptDistillRun(Run):
             self.queries = None
 
     def _random(self, layer_idx: int, tokens: Tokens) -> Tensor:
-        """Scores `(batch, tokens)` that depend on nothing but a token's place among those of its row."""
+        """Random numbers `(batch, tokens)` that depend only on the seed, the layer, and a token's place in its row."""
         rank = tokens.valid.cumsum(1)
         mixed = rank + ((self.policy.seed * 1009 + layer_idx) * 0x10001 & 0x7FFFFFFF)
         for factor in (0x45D9F3B, 0x119DE1F3):  # multiply and shift, within 63 bits
@@ -191,12 +191,12 @@ class _PromptDistillRun(Run):
         keys = torch.arange(seen.tokens.count, device=columns.device)
         real = seen.tokens.valid.to(columns.device)
         asks = (columns >= 0) & real.gather(1, columns.clamp(min=0))
-        visible = (keys <= columns[..., None]) & real[:, None] & asks[..., None]
+        visible = (keys <= columns[..., None]) & real[:, None] & asks[..., None]  # (batch, window, tokens)
         scaling = seen.module.scaling
         if self.policy.scoring == "raw":
             local = mean_logits(queries, seen.own_key, scaling, visible)
         else:
-            rows = attention_rows(queries, seen.own_key, scaling, visible)
+            rows = attention_rows(queries, seen.own_key, scaling, visible)  # (batch, heads, window, tokens)
             local = rows.mean(1).sum(1) / asks.sum(1).clamp(min=1)[:, None]
         scores = self.call.reduce(local) / self.call.ranks
         if self.policy.use_pooling:

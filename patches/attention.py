@@ -1,12 +1,13 @@
-"""Observed attention: the model's own attention runs unchanged, then an observer sees what it was given.
+"""Observed attention: the model's own attention runs unchanged, and an observer is then shown its inputs.
 
-Transformers looks up the attention function by the name in the attention module's config and hands it every keyword
-that the decoder layer was called with. So each attention module gets a stand-in for its config that names one
-registered function, `observed`. That function runs whatever implementation the model's real config names (eager,
-sdpa, flash attention, flex, a kernel from the Hub) and then calls `observer=`, if the layer was given one.
+Transformers finds the attention function by a name in the attention module's config, and passes on to it every keyword
+argument that the decoder layer was called with. Both are used here. Each attention module gets a stand-in for its
+config, which names a function called `observed`. That function runs the implementation that the model's real config
+names (eager, sdpa, flash attention, flex, a kernel from the Hub), and then calls the keyword argument `observer`, if
+the layer was given one.
 
-The model's own config is not touched: masks, `set_attn_implementation` and checks for a given implementation see the
-stock name. A layer that is not observed pays one dictionary look-up.
+The model's own config stays as it is, so masks, `set_attn_implementation` and checks for a certain implementation see
+the stock name. A layer that is not observed pays for one dictionary look-up.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class ObservedConfig:
 
 
 class _AsStock:
-    """An attention module as the real attention function expects it: stock config, and groups that fit the keys.
+    """An attention module as the real attention function expects it.
 
-    Flash attention reads its kernel's name from `module.config`; a cache that keeps one set per query head has no
-    grouping left.
+    Its config is the stock one, from which flash attention reads the name of its kernel. Its number of query heads per
+    key head fits the keys: 1 where the cache keeps a set of entries for each query head.
     """
 
     def __init__(self, module: nn.Module, config: Any, groups: int) -> None:

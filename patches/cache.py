@@ -21,7 +21,7 @@ PADDING = -1
 
 
 class Incoming:
-    """What the loop tells the layers about the entries of their next `update`.
+    """What the layer loop tells the cache layers about the entries that their next `update` appends.
 
     Args:
         positions: `(batch, new)` original positions, `PADDING` where an entry is none.
@@ -34,12 +34,15 @@ class Incoming:
         self._joined: dict[int, tuple[Tensor | None, Tensor]] = {}
 
     def after(self, held: Tensor | None) -> Tensor:
-        """Positions `(batch, 1 or heads, held + new)`; the same object for layers that held the same object."""
+        """Positions `(batch, 1 or heads, held + new)` of a layer's entries once the new ones are appended.
+
+        Layers whose positions were one object before get one object again.
+        """
         if id(held) not in self._joined:
             new = self.positions
             if held is not None:
                 new = new.to(held.device).expand(-1, held.shape[1], -1)
-                new = torch.cat([held, new], dim=-1)
+                new = torch.cat([held, new], dim=-1)  # (batch, 1 or heads, held + new)
             self._joined[id(held)] = (held, new)
         return self._joined[id(held)][1]
 

@@ -1,4 +1,8 @@
-"""Attention masks for tokens with gaps: causal by order, padding by entry, sliding windows by original position."""
+"""Attention masks where tokens have been dropped between others.
+
+Which earlier entries a token may see follows from their order; padding is marked entry by entry; a sliding window is
+counted in original positions, since the entries in between may be gone.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from distill.patches.cache import Incoming, KeptLayer
 
 
 class _Sizes:
-    """Answers the two questions by which Transformers sizes a mask: `held` entries, then the new ones."""
+    """What Transformers asks a cache in order to size a mask, for `held` entries and the new ones."""
 
     def __init__(self, held: int) -> None:
         self.held = held

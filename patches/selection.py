@@ -41,6 +41,7 @@ def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
     """
     allowed = allowed.expand(scores.shape)
     order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    # (..., tokens): 0 for the highest score
     rank = torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
     )
@@ -48,7 +49,9 @@ def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
 
 
 def protect(scores: Tensor, protected: Tensor, count: Tensor) -> Tensor:
-    """Scores under which protected tokens win; where `count` cannot hold them all, the last of them do.
+    """Raises the scores of protected tokens above all others, so that `top` chooses them first.
+
+    Where more tokens are protected than will be chosen, only the last of them are raised.
 
     Args:
         scores: `(..., tokens)`.
@@ -60,15 +63,18 @@ def protect(scores: Tensor, protected: Tensor, count: Tensor) -> Tensor:
 
 
 def top_jointly(scores: list[Tensor], allowed: list[Tensor], count: Tensor) -> list[Tensor]:
-    """Marks the `count` `(batch,)` highest scores of several tensors `(batch, ...)` together, as `top` does."""
+    """As `top`, for several tensors `(batch, ...)` that share one `count` `(batch,)` of marks between them."""
     device = scores[0].device
+    # (batch, elements of all tensors)
     joined, candidates = (torch.cat([t.flatten(1).to(device) for t in ts], dim=1) for ts in (scores, allowed))
     marks = top(joined, candidates, count).split([t[0].numel() for t in scores], dim=1)
     return [mark.view(t.shape).to(t.device) for mark, t in zip(marks, scores, strict=True)]
 
 
 def indices_of(keep: Tensor) -> Tensor:
-    """Turns marks into indices, ascending and aligned to the right, `-1` filling the front of rows that keep fewer.
+    """Turns marks into indices, in ascending order.
+
+    Rows with fewer marks than others are filled up with `-1` at the front.
 
     Args:
         keep: bool, `(..., tokens)`.
@@ -91,7 +97,7 @@ def mean_logits(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> 
         `(batch, keys)` in float32; zero where no query sees the key.
     """
     batch, heads, queries, dim = query.shape
-    groups = query.float().view(batch, key.shape[1], -1, queries, dim).sum(2)
+    groups = query.float().view(batch, key.shape[1], -1, queries, dim).sum(2)  # (batch, kv_heads, queries, head_dim)
     total = torch.cat(
         [torch.einsum("bhqd,bhkd->bqk", groups, block.float()) for block in key.split(BLOCK, dim=2)], dim=-1
     )
@@ -217,17 +223,21 @@ def visible_keys(asked: Tensor, positions: Tensor, window: int | None) -> Tensor
 
 
 def smooth(scores: Tensor, inside: Tensor, kernel: int, how: str = "avg") -> Tensor:
-    """`pool`, as if only the tokens `inside` (bool, broadcastable) existed; the others get values without meaning."""
+    """As `pool`, but tokens that are not `inside` do not count.
+
+    Args:
+        inside: bool, broadcastable to `scores`. Scores outside have no meaning, before and after.
+    """
     return pool(scores.masked_fill(~inside, 0.0 if how == "avg" else -torch.inf), kernel, how)
 
 
 def last_rows(rows: Tensor, columns: Tensor, earlier: Tensor | None) -> Tensor:
-    """Picks rows at `columns` out of a chunk; those that lie outside it stay as they were.
+    """Collects the rows at `columns` while a prompt comes in chunks: takes those that lie in this chunk.
 
     Args:
         rows: `(batch, heads, chunk, dim)`.
-        columns: `(batch, count)`, counted from the start of the chunk.
-        earlier: what this function returned for the chunk before, `None` at first.
+        columns: `(batch, count)`, counted from the start of this chunk; negative in earlier ones.
+        earlier: what this function returned for the chunk before, `None` for the first chunk.
     Returns:
         `(batch, heads, count, dim)`.
     """
