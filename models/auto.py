@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
-from distill.models.base import CONFIGURED
-from distill.patches.policy import as_policy
+from distill.models.using import CONFIGURED
+from distill.patches.grammar import read_policy
 
 _ARCHITECTURES: dict[str, type] = {}
 
@@ -25,22 +25,26 @@ def architectures() -> list[str]:
     return sorted(_ARCHITECTURES)
 
 
+#: options of `from_pretrained` that say where a checkpoint is: its config must be read from there too
+_PLACES = ("cache_dir", "force_download", "gguf_file", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
 def load(path: Any, policy: Any = CONFIGURED, **kwargs: Any) -> Any:
     """Loads a causal LM of any supported architecture, stock checkpoint or ours.
 
     Args:
         path: folder or Hub name.
-        policy: a `Policy`, its name, its JSON form, or `None` for exactly stock. Default: the one saved with the
-            checkpoint, which is none for a stock checkpoint.
-        kwargs: for `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `revision`, ...).
+        policy: a `Policy`, its name, its JSON form, a JSON file (as `distill tune` writes), or `None` for exactly
+            stock. Default: the one saved with the checkpoint, which is none for a stock checkpoint.
+        kwargs: for `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `revision`, `gguf_file`, ...).
     Raises:
         ValueError: an architecture that is not supported, or a policy that cannot run on it.
     """
-    places = {k: kwargs[k] for k in ("revision", "token", "cache_dir", "local_files_only", "subfolder") if k in kwargs}
+    places = {name: kwargs[name] for name in _PLACES if name in kwargs}
     values, _ = PreTrainedConfig.get_config_dict(path, **places)
     model_type = values.get("model_type", "").removeprefix("distill_")
     if model_type not in _ARCHITECTURES:
         raise ValueError(f"path: got a model of type {model_type!r}; allowed are {', '.join(architectures())}")
-    given = {} if policy is CONFIGURED else {"policy": as_policy(policy)}
+    given = {} if policy is CONFIGURED else {"policy": read_policy(policy)}
     config = _ARCHITECTURES[model_type].from_pretrained(path, **places, **given)  # type: ignore[attr-defined]
     return AutoModelForCausalLM.from_pretrained(path, config=config, **kwargs)

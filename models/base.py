@@ -5,12 +5,8 @@ An architecture is three subclasses of a stock config, base model and causal LM,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, ClassVar
 
 import torch
@@ -19,33 +15,12 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from distill.models.saving import auto_map, write_card_and_module
+from distill.models.using import CONFIGURED, Override, PolicyMixin
 from distill.patches.attention import observe_attention
 from distill.patches.cache import adopt, holds_kept_layers
 from distill.patches.decoder import DecoderOutput, Selection, run_decoder
 from distill.patches.guard import all_or_nothing
-from distill.patches.policy import Policy, as_policy
-
-CONFIGURED: Any = "configured"  # the policy of the config, or the one set by `using`
-
-
-@dataclass(frozen=True)
-class _Override:
-    """What `using` and `generate` set for the calls of one model, in one thread.
-
-    Attributes:
-        policy: the policy of the calls.
-        partial_logits: whether the caller reads the last rows of the logits only, so that fewer rows are no surprise.
-    """
-
-    policy: Policy | None
-    partial_logits: bool = False
-
-
-_overrides: ContextVar[dict[int, _Override]] = ContextVar("distill_overrides", default={})  # noqa: B039
-# Number of contexts open anywhere. While there are none, `forward` does not read a ContextVar, at which torch.compile
-# would have to stop.
-_using = 0
-_using_lock = Lock()
+from distill.patches.policy import Policy
 
 
 @dataclass
@@ -59,56 +34,6 @@ class DistillCausalLMOutput(CausalLMOutputWithPast):
 
     positions: Tensor | None = None
     selections: tuple[Selection, ...] | None = None
-
-
-class PolicyMixin:
-    """Resolves which policy applies to a call: the argument, else the innermost `using`, else the config's."""
-
-    config: Any
-
-    @contextmanager
-    def using(self, policy: Any) -> Iterator[None]:
-        """Within the `with` block, in this thread, calls of this model run under `policy` (`None`: exactly stock).
-
-        Threads started inside the block do not inherit it; pass `policy=` to `generate()` there.
-        """
-        with self._overriding(_Override(self._checked(policy), self._partial_logits())):
-            yield
-
-    @contextmanager
-    def _overriding(self, override: _Override) -> Iterator[None]:
-        global _using
-        models = (self, self.base_model)  # type: ignore[attr-defined]
-        token = _overrides.set(_overrides.get() | {id(model): override for model in models})
-        with _using_lock:
-            _using += 1
-        try:
-            yield
-        finally:
-            with _using_lock:
-                _using -= 1
-            _overrides.reset(token)
-
-    def _checked(self, policy: Any) -> Policy | None:
-        policy = as_policy(policy)
-        if policy is not None:
-            policy.check(self.config)
-        return policy
-
-    def _resolve(self, policy: Any) -> Policy | None:
-        if policy is not CONFIGURED:
-            return self._checked(policy)
-        override = self._override()
-        if override is not None:
-            return override.policy
-        return self._checked(self.config.policy)
-
-    def _partial_logits(self) -> bool:
-        override = self._override()
-        return override is not None and override.partial_logits
-
-    def _override(self) -> _Override | None:
-        return _overrides.get().get(id(self)) if _using else None
 
 
 class DistillModelMixin(PolicyMixin):
@@ -138,6 +63,7 @@ class DistillModelMixin(PolicyMixin):
         policy: Any = CONFIGURED,
         prompt_ends: Tensor | int | None = None,
         after_prompt: int = 0,
+        question_tokens: Tensor | int | None = None,
         prefill_chunk_size: int | None = None,
         protect: int = 1,
         align: bool = False,
@@ -162,6 +88,7 @@ class DistillModelMixin(PolicyMixin):
             policy=chosen,
             prompt_ends=prompt_ends,
             after_prompt=after_prompt,
+            question_tokens=question_tokens,
             prefill_chunk_size=prefill_chunk_size,
             protect=protect,
             align=align,
@@ -181,6 +108,36 @@ class DistillCausalLMMixin(PolicyMixin):
         self._checked(config.policy)
         self.decoder_class.adopt(self.model)  # type: ignore[attr-defined]
 
+    @classmethod
+    def from_pretrained(cls, path: Any, *args: Any, gguf_file: str | None = None, **kwargs: Any) -> Any:
+        """As stock; the stock class reads GGUF, because Transformers knows the names in such a file for that one."""
+        if gguf_file is None:
+            return super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
+        config, loading_info = kwargs.pop("config", None), kwargs.get("output_loading_info", False)
+        stock: Any = next(base for base in cls.__mro__ if not issubclass(base, PolicyMixin))
+        loaded = stock.from_pretrained(path, *args, gguf_file=gguf_file, **kwargs)
+        model = cls.adopt(loaded[0] if loading_info else loaded, None if config is None else config.policy)
+        return (model, *loaded[1:]) if loading_info else model
+
+    @classmethod
+    def adopt(cls, model: Any, policy: Policy | None) -> Any:
+        """Makes a loaded stock causal LM one of this class, in place, under `policy`."""
+        stock = model.config
+        values = stock.to_dict()
+        # weights read from GGUF are plain tensors; with this note in the config they could not be saved
+        values.pop("quantization_config", None)
+        config = cls.config_class.from_dict(values | {"model_type": cls.config_class.model_type})  # type: ignore[attr-defined]
+        config.policy = policy
+        config._attn_implementation = stock._attn_implementation
+        model.__class__ = cls
+        model.hf_quantizer, model.is_quantized = None, False
+        for module in model.modules():
+            if getattr(module, "config", None) is stock:
+                module.config = config
+        cls.decoder_class.adopt(model.model)
+        model._checked(policy)
+        return model
+
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -194,6 +151,7 @@ class DistillCausalLMMixin(PolicyMixin):
         policy: Any = CONFIGURED,
         prompt_ends: Tensor | int | None = None,
         after_prompt: int = 0,
+        question_tokens: Tensor | int | None = None,
         prefill_chunk_size: int | None = None,
         partial_logits: bool = False,
         **kwargs: Any,
@@ -204,7 +162,7 @@ class DistillCausalLMMixin(PolicyMixin):
             logits_to_keep: with `k > 0` the last k real tokens of each row are kept alive, and their logits returned.
                 With 0 the logits of all tokens are; a policy that keeps fewer tokens refuses that.
             policy: for this call only: a `Policy`, its name, its JSON form, or `None` for exactly stock.
-            prompt_ends, after_prompt, prefill_chunk_size: as in `distill.patches.decoder.run_decoder`.
+            prompt_ends, after_prompt, question_tokens, prefill_chunk_size: see `distill.patches.decoder.run_decoder`.
             partial_logits: with `logits_to_keep=0`, take the logits of those tokens that the policy keeps; which ones
                 these are, `positions` of the output says.
         Raises:
@@ -233,6 +191,7 @@ class DistillCausalLMMixin(PolicyMixin):
                 policy=chosen,
                 prompt_ends=prompt_ends,
                 after_prompt=after_prompt,
+                question_tokens=question_tokens,
                 prefill_chunk_size=prefill_chunk_size,
                 protect=max(last, 1),
                 align=last > 0,
@@ -283,7 +242,7 @@ class DistillCausalLMMixin(PolicyMixin):
         elif chosen is None:
             return super().generate(*args, **kwargs)  # type: ignore[misc]
         # whatever calls the model in there, guidance for instance, does so under this policy, and reads the last rows
-        with self._overriding(_Override(chosen, partial_logits=True)):
+        with self._overriding(Override(chosen, partial_logits=True)):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
@@ -339,7 +298,8 @@ class DistillCausalLMMixin(PolicyMixin):
         cache = inputs.get("past_key_values")
         continued = cache is not None and cache.get_seq_length() > 0
         if not is_first_iteration and continued:
-            inputs.pop("prompt_ends", None)
+            for name in ("prompt_ends", "question_tokens"):
+                inputs.pop(name, None)
         if prompt_columns is not None and not continued:
             inputs["after_prompt"] = input_ids.shape[1] - prompt_columns
         if self._resolve(kwargs.get("policy", CONFIGURED)) is not None or holds_kept_layers(cache):
@@ -367,7 +327,7 @@ class DistillCausalLMMixin(PolicyMixin):
         own = {
             name: value
             for name, value in model_kwargs.items()
-            if name not in ("policy", "prompt_ends", "prompt_columns")
+            if name not in ("policy", "prompt_ends", "question_tokens", "prompt_columns")
         }
         return super()._get_candidate_generator(model_kwargs=own, **kwargs)  # type: ignore[misc]
 

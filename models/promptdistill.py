@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from distill.models.promptdistill_run import PromptDistillRun
 from distill.patches.checks import (
     MOST_SEED,
     check_budget,
@@ -17,10 +18,13 @@ from distill.patches.checks import (
     check_integer,
     check_kernel,
     check_list,
+    check_number,
+    shown,
 )
 from distill.patches.policy import Policy, budget_tokens, policy, register
-from distill.patches.run import Call, Observation, Retention, Run, Tokens
-from distill.patches.selection import attention_rows, last_rows, mean_logits, pool, protect, top
+from distill.patches.run import Call, Run
+
+ADAPTIVE = "adaptive"
 
 
 @register
@@ -34,28 +38,48 @@ class PromptDistill(Policy):
     Selective Token Retention in Intermediate Layers for Efficient Large Language Model Inference",
     https://arxiv.org/abs/2503.23274.
 
+    The defaults are the paper's. On the pretrained models that we measured (docs/real-models.md) they need late layers
+    and large budgets. `scoring="max"`, `pooling="max"`, several queries and `beside=True` find the same tokens much
+    earlier: a few heads look the answer up, and a mean over all heads drowns them.
+
     Args:
-        selection_layers: layer indices, ascending, none of them the last layer (nothing would be saved).
+        selection_layers: layer indices, ascending, none of them the last layer (nothing would be saved); or
+            `"adaptive"`: one selection, whose layer is chosen for each prompt.
         n_topks: tokens kept after each selection layer: integers, or fractions of the prompt in (0, 1).
         use_pooling: smooth the scores over neighbouring tokens before choosing.
         cache_truncation_end: how many selections also shorten the caches of the layers before them; 0: none, -1 (or
             more than there are selections): all.
         pooling_kernel: odd width of the smoothing, in tokens.
         observation_window: queries that score, ending with the last prompt token; the paper uses 1.
-        scoring: `"raw"`: mean of attention logits (the paper); `"softmax"`: mean of attention probabilities;
-            `"random"`: random numbers, the control of an experiment, the same ones for the same seed.
+        scoring: `"raw"`: mean of attention logits (the paper); `"softmax"`: mean of attention probabilities; `"max"`:
+            the largest attention probability over all heads and queries; `"random"`: random numbers, the control of
+            an experiment, the same ones for the same seed.
         pooling: `"avg"` (the paper) or `"max"`.
-        sinks: first tokens of the prompt that are always kept, within the budget.
-        recent: tokens before the last prompt token that are always kept, within the budget. Where the fraction of a
-            short row is smaller than `sinks + recent`, the last of these are kept.
+        sinks: first tokens of the prompt that are always kept.
+        recent: tokens before the last prompt token that are always kept. Where the fraction of a short row is smaller
+            than `sinks + recent`, the last of these are kept.
         seed: of the random numbers of `scoring="random"`.
+        aggregate: average the scores of the selection layer and of the layers before it, so many together. The window
+            does not reach back beyond an earlier selection.
+        tail: so many tokens behind a token have at least its score, so that the rest of a number is kept with its
+            first digit.
+        question: the tokens of the question are always kept, and they are the queries that score. How many there are
+            is told by the argument `question_tokens` of `forward` and `generate`; where it is not given, there are
+            `observation_window`.
+        beside: `sinks`, `recent` and the question are kept beside the budget, which is for the other tokens alone:
+            fractions are of those. False (the paper): all of them share the budget.
+        candidates: for `"adaptive"`: the layers that may be chosen, ascending; the last is chosen where no earlier one
+            is. Default: all layers from a quarter of the depth to two before the last.
+        threshold: for `"adaptive"`: a layer is chosen when the ranks of the best tokens have changed by less than
+            this share of their number over the last `aggregate` layers (at least 2). In the manner of ASL,
+            https://arxiv.org/abs/2601.07667.
     Raises:
         ValueError: a value that is not allowed, lists of unequal length, layers not ascending.
     """
 
     name = "promptdistill"
 
-    selection_layers: Sequence[int]
+    selection_layers: Sequence[int] | str
     n_topks: Sequence[int | float]
     use_pooling: bool = True
     cache_truncation_end: int = 0
@@ -66,62 +90,102 @@ class PromptDistill(Policy):
     sinks: int = 0
     recent: int = 0
     seed: int = 0
+    aggregate: int = 1
+    tail: int = 0
+    question: bool = False
+    beside: bool = False
+    candidates: Sequence[int] = ()
+    threshold: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("selection_layers", "n_topks"):
-            value = getattr(self, name)
-            check_list(name, value, "entries, one a selection", least=1)
-            object.__setattr__(self, name, tuple(value))
-        for layer in self.selection_layers:
-            check_integer("selection_layers", layer, 0)
-        if any(a >= b for a, b in zip(self.selection_layers, self.selection_layers[1:], strict=False)):
-            raise ValueError(f"selection_layers: got {list(self.selection_layers)}; allowed are ascending layers")
-        if len(self.n_topks) != len(self.selection_layers):
+        if not self.adaptive:
+            check_list("selection_layers", self.selection_layers, "layers, or 'adaptive'", least=1)
+            object.__setattr__(self, "selection_layers", tuple(self.selection_layers))
+            _check_layers("selection_layers", self.selection_layers)
+            if self.candidates:
+                raise ValueError(
+                    f"candidates: got {shown(self.candidates)}; allowed is none unless selection_layers is 'adaptive'"
+                )
+        check_list("candidates", self.candidates, "layers")
+        object.__setattr__(self, "candidates", tuple(self.candidates))
+        _check_layers("candidates", self.candidates)
+        check_list("n_topks", self.n_topks, "entries, one a selection", least=1)
+        object.__setattr__(self, "n_topks", tuple(self.n_topks))
+        selections = 1 if self.adaptive else len(self.selection_layers)
+        if len(self.n_topks) != selections:
             raise ValueError(
-                f"n_topks: got {len(self.n_topks)} entries for {len(self.selection_layers)} selection_layers; "
+                f"n_topks: got {len(self.n_topks)} entries for {selections} selection_layers; "
                 "allowed is one entry per selection layer"
             )
         for budget in self.n_topks:
             check_budget("n_topks", budget)
         check_integer("cache_truncation_end", self.cache_truncation_end, -1)
         check_kernel("pooling_kernel", self.pooling_kernel)
-        check_flag("use_pooling", self.use_pooling)
-        check_integer("observation_window", self.observation_window, 1)
-        check_integer("sinks", self.sinks, 0)
-        check_integer("recent", self.recent, 0)
+        for name in ("use_pooling", "question", "beside"):
+            check_flag(name, getattr(self, name))
+        for name, least in (("observation_window", 1), ("sinks", 0), ("recent", 0), ("aggregate", 1), ("tail", 0)):
+            check_integer(name, getattr(self, name), least)
         check_integer("seed", self.seed, 0, MOST_SEED)
-        check_choice("scoring", self.scoring, ("raw", "softmax", "random"))
+        check_choice("scoring", self.scoring, ("raw", "softmax", "max", "random"))
         check_choice("pooling", self.pooling, ("avg", "max"))
-        least = min((k for k in self.n_topks if isinstance(k, int)), default=None)
-        if least is not None and self.sinks + self.recent > least:
+        check_number("threshold", self.threshold, 0, 1)
+        smallest = min((k for k in self.n_topks if isinstance(k, int)), default=None)
+        if smallest is not None and not self.beside and self.sinks + self.recent > smallest:
             raise ValueError(
-                f"sinks, recent: got {self.sinks} + {self.recent}; allowed is a sum within n_topks ({least})"
+                f"sinks, recent: got {self.sinks} + {self.recent}; allowed is a sum within n_topks ({smallest}), or any "
+                "with beside=True"
             )
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the selection layer is chosen for each prompt."""
+        return isinstance(self.selection_layers, str) and self.selection_layers == ADAPTIVE
+
+    def layers_of(self, config: Any) -> tuple[int, ...]:
+        """The layers after which this policy may select, on a model of this config."""
+        if not self.adaptive:
+            return tuple(self.selection_layers)  # type: ignore[arg-type]
+        depth = config.num_hidden_layers
+        return tuple(self.candidates) or tuple(range(depth // 4, max(depth - 2, depth // 4 + 1)))
+
     def check(self, config: Any) -> None:
-        last = config.num_hidden_layers - 1
-        if self.selection_layers[-1] >= last:
+        last, layers = config.num_hidden_layers - 1, self.layers_of(config)
+        if layers[-1] >= last:
+            name = "candidates" if self.adaptive else "selection_layers"
             raise ValueError(
-                f"selection_layers: got {self.selection_layers[-1]}; allowed are layers 0 to {last - 1}: a model of "
-                f"{last + 1} layers has none after layer {last} that could be spared"
+                f"{name}: got {layers[-1]}; allowed are layers 0 to {last - 1}: a model of {last + 1} layers has none "
+                f"after layer {last} that could be spared"
             )
 
     def tokens_reaching(self, length: int, config: Any) -> list[int]:
-        alive = self._alive(length)
-        return [alive[sum(at < layer for at in self.selection_layers)] for layer in range(config.num_hidden_layers)]
+        """As for every method; at most these where the layer is chosen for each prompt."""
+        alive, selecting = self._alive(length), self._fixed_layers(config)
+        return [alive[sum(at < layer for at in selecting)] for layer in range(config.num_hidden_layers)]
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
+        """As for every method; at most these where the layer is chosen for each prompt.
+
+        With `question=True` this is for calls that do not say how long the question is.
+        """
         alive, held = self._alive(length), self.tokens_reaching(length, config)
-        for selected, last in enumerate(self.truncating, 1):
+        for selected, last in enumerate(self.truncating(self._fixed_layers(config)), 1):
             held[: last + 1] = [min(count, alive[selected]) for count in held[: last + 1]]
         return [config.num_key_value_heads * count for count in held]
 
+    def _fixed_layers(self, config: Any) -> tuple[int, ...]:
+        layers = self.layers_of(config)
+        return layers[-1:] if self.adaptive else layers
+
     def _alive(self, length: int) -> list[int]:
         """Tokens alive before the first selection and after each, the last prompt token included."""
+        before_last, always = length - 1, 0
+        if self.beside:
+            recent = max(self.recent, self.observation_window - 1 if self.question else 0)
+            always = min(before_last, self.sinks + recent)
         alive = [length]
         for budget in self.n_topks:
-            kept = int(budget_tokens(budget, torch.tensor(length - 1)))
-            alive.append(min(kept, alive[-1] - 1) + 1)
+            kept = int(budget_tokens(budget, torch.tensor(before_last - always)))
+            alive.append(min(kept + always, alive[-1] - 1) + 1)
         return alive
 
     def with_budget(self, budget: int | float) -> PromptDistill:
@@ -134,86 +198,19 @@ class PromptDistill(Policy):
         many = len(layers) if isinstance(layers, (list, tuple)) else 1
         return policy(cls.name, **arguments | {"n_topks": [budget] * many})
 
-    @property
-    def truncating(self) -> Sequence[int]:
-        """The selection layers after which earlier caches are shortened too."""
+    def truncating(self, layers: Sequence[int]) -> Sequence[int]:
+        """Those of the selection layers after which earlier caches are shortened too."""
         end = self.cache_truncation_end
-        return self.selection_layers if end < 0 else self.selection_layers[:end]
+        return layers if end < 0 else layers[:end]
 
     def begin(self, call: Call) -> Run | None:
         if call.tokens.count == 1 or not bool(call.tokens.droppable.any()):
             return None
-        return _PromptDistillRun(self, call)
+        return PromptDistillRun(self, call)
 
 
-class _PromptDistillRun(Run):
-    def __init__(self, policy: PromptDistill, call: Call) -> None:
-        self.policy, self.call = policy, call
-        self.boundaries = policy.selection_layers
-        prompt = call.tokens.droppable.sum(1)
-        self.budgets = {
-            layer: budget_tokens(k, prompt) for layer, k in zip(policy.selection_layers, policy.n_topks, strict=True)
-        }
-        # whether any of them drops something
-        self._cuts = any(bool((budget < prompt).any()) for budget in self.budgets.values())
-        self.queries: Tensor | None = None
-        self.scores: Tensor | None = None
-
-    @property
-    def shortens(self) -> bool:
-        return self._cuts
-
-    def observes(self, layer_idx: int) -> bool:
-        return layer_idx in self.budgets
-
-    def observe(self, layer_idx: int, seen: Observation) -> None:
-        window = min(self.policy.observation_window, seen.tokens.count)
-        ends = seen.tokens.ends.to(seen.query.device)
-        columns = ends[:, None] + torch.arange(1 - window, 1, device=ends.device)
-        self.queries = last_rows(seen.query, columns - seen.start, self.queries)
-        if seen.complete:
-            if self.policy.scoring == "random":
-                self.scores = self._random(layer_idx, seen.tokens)
-            else:
-                self.scores = self._score(seen, self.queries, columns)
-            self.queries = None
-
-    def _random(self, layer_idx: int, tokens: Tokens) -> Tensor:
-        """Random numbers `(batch, tokens)` that depend only on the seed, the layer, and a token's place in its row."""
-        rank = tokens.valid.cumsum(1)
-        mixed = rank + ((self.policy.seed * 1009 + layer_idx) * 0x10001 & 0x7FFFFFFF)
-        for factor in (0x45D9F3B, 0x119DE1F3):  # multiply and shift, within 63 bits
-            mixed = ((mixed ^ (mixed >> 16)) * factor) & 0x7FFFFFFF
-        return (mixed ^ (mixed >> 16)).float()
-
-    def _score(self, seen: Observation, queries: Tensor, columns: Tensor) -> Tensor:
-        """Scores `(batch, tokens)` of the tokens alive, by the queries at `columns` `(batch, window)`."""
-        keys = torch.arange(seen.tokens.count, device=columns.device)
-        real = seen.tokens.valid.to(columns.device)
-        asks = (columns >= 0) & real.gather(1, columns.clamp(min=0))
-        visible = (keys <= columns[..., None]) & real[:, None] & asks[..., None]  # (batch, window, tokens)
-        scaling = seen.module.scaling
-        if self.policy.scoring == "raw":
-            local = mean_logits(queries, seen.own_key, scaling, visible)
-        else:
-            rows = attention_rows(queries, seen.own_key, scaling, visible)  # (batch, heads, window, tokens)
-            local = rows.mean(1).sum(1) / asks.sum(1).clamp(min=1)[:, None]
-        scores = self.call.reduce(local) / self.call.ranks
-        if self.policy.use_pooling:
-            before = seen.tokens.droppable.to(scores.device)
-            scores = pool(scores.masked_fill(~before, 0.0), self.policy.pooling_kernel, self.policy.pooling)
-        return scores
-
-    def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:
-        if layer_idx not in self.budgets:
-            return None
-        assert self.scores is not None
-        scores, self.scores = self.scores.to(tokens.valid.device), None
-        droppable = tokens.droppable
-        from_start = droppable.cumsum(1)
-        from_end = droppable.sum(1, keepdim=True) - from_start + 1
-        always = droppable & ((from_start <= self.policy.sinks) | (from_end <= self.policy.recent))
-        budgets = self.budgets[layer_idx]
-        chosen = top(protect(scores, always, budgets), droppable, budgets)
-        keep = chosen | (tokens.valid & ~droppable)
-        return Retention(keep, layer_idx in self.policy.truncating, scores)
+def _check_layers(name: str, layers: Any) -> None:
+    for layer in layers:
+        check_integer(name, layer, 0)
+    if any(a >= b for a, b in pairwise(layers)):
+        raise ValueError(f"{name}: got {shown(list(layers))}; allowed are ascending layers")

@@ -64,6 +64,7 @@ def run_decoder(
     policy: Policy | None = None,
     prompt_ends: Tensor | int | None = None,
     after_prompt: int = 0,
+    question_tokens: Tensor | int | None = None,
     protect: int = 1,
     align: bool = False,
     every_row: str | None = None,
@@ -79,6 +80,8 @@ def run_decoder(
             question; it and what follows are kept. Default: the last real token before the last `after_prompt`
             columns.
         after_prompt: number of columns at the end of this call that follow the prompt.
+        question_tokens: `(batch,)`, or one number for all rows: how many of the last prompt tokens ask the question,
+            those of a chat template behind it included. For policies that treat the question apart.
         protect: number of trailing real tokens that must stay, because their logits are wanted.
         align: return each row's last real token in the last column, also when the input is padded on the right.
         every_row: name of an argument that needs as many rows as tokens were put in; a policy that would return
@@ -105,7 +108,8 @@ def run_decoder(
     shift = None if cache is None else cache.layers[0].shift
     tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift)
     tokens.ends = _prompt_ends(tokens, prompt_ends, after_prompt, protect)
-    call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh))
+    question = _question(question_tokens, tokens)
+    call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh), question)
     with all_or_nothing(cache):
         run = (policy.begin(call) if policy is not None else None) or Run()
         _check_rows(run, every_row, tokens.count)
@@ -170,6 +174,18 @@ def _prompt_ends(tokens: Tokens, given: Tensor | int | None, after_prompt: int, 
     if after_prompt:
         ends = torch.minimum(ends, (columns * (valid & (columns < count - after_prompt))).amax(1))
     return ends
+
+
+def _question(given: Tensor | int | None, tokens: Tokens) -> Tensor | None:
+    """Length `(batch,)` of each row's question."""
+    if given is None:
+        return None
+    lengths = torch.as_tensor(given, device=tokens.valid.device)
+    if lengths.is_floating_point() or lengths.dim() > 1 or lengths.numel() not in (1, len(tokens.valid)):
+        raise ValueError(f"question_tokens: got {given}; allowed are an integer, and one integer a row")
+    if bool((lengths < 1).any()) or bool((lengths > tokens.count).any()):
+        raise ValueError(f"question_tokens: got {given}; allowed are integers from 1 to {tokens.count}")
+    return lengths.expand(len(tokens.valid))
 
 
 def _check_rows(run: Run, every_row: str | None, count: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.patches.checks import MOST_TOKENS, shown
-from distill.patches.policy import Policy, policies, policy, policy_class
+from distill.patches.policy import Policy, as_policy, policies, policy, policy_class
 
 #: names of the stock model, which drops nothing
 STOCK = ("default", "none", "stock")
@@ -29,11 +29,14 @@ def parse_method(text: str, budget: int | float | None = None) -> Policy | None:
     """The policy that a text such as `snapkv:window_size=16` describes; `None` for the stock model.
 
     Args:
-        text: `NAME` or `NAME:argument=value,argument=value`; values are JSON, bare words are strings.
+        text: `NAME`, `NAME:argument=value,argument=value` (values are JSON, bare words are strings), or a JSON file.
         budget: tokens or a share of the prompt, as `Policy.from_budget` takes it.
     Raises:
         ValueError: as `make_method`, or text that does not have this form.
     """
+    if text.endswith(".json"):
+        found = read_policy(text)
+        return found if budget is None or found is None else found.with_budget(budget)
     name, _, rest = text.partition(":")
     return make_method(name, parse_arguments(rest), budget)
 
@@ -54,6 +57,21 @@ def make_method(name: str, arguments: Mapping[str, Any], budget: int | float | N
     if budget is None:
         return policy(name, **arguments)
     return policy_class(name).from_budget(budget, **arguments)
+
+
+def read_policy(value: Any) -> Policy | None:
+    """As `as_policy`; a text or path that ends in `.json` is a file that holds a policy, or one as its `"policy"`.
+
+    Raises:
+        ValueError: no such file, no JSON in it, or no policy in that.
+    """
+    if not isinstance(value, (str, Path)) or not str(value).endswith(".json"):
+        return as_policy(value)
+    try:
+        found = json.loads(Path(value).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"policy: got {value}, which cannot be read ({error}); allowed are JSON files") from error
+    return as_policy(found["policy"] if isinstance(found, dict) and "policy" in found else found)
 
 
 def parse_arguments(text: str) -> dict[str, Any]:

@@ -9,8 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def head_ranks(mesh: Any) -> tuple[Callable[[Tensor], Tensor], int]:
-    """How to add up a tensor over the ranks that share the heads, and how many ranks these are.
+def head_ranks(mesh: Any) -> tuple[Callable[..., Tensor], int]:
+    """How to put a tensor together over the ranks that share the heads, and how many ranks these are.
+
+    The function takes a tensor, and `most=True` for the largest values in place of the sums.
 
     Args:
         mesh: the model's `DeviceMesh` (of one dimension, or with one named `tp`), or `None`.
@@ -18,12 +20,12 @@ def head_ranks(mesh: Any) -> tuple[Callable[[Tensor], Tensor], int]:
     if mesh is not None and mesh.ndim > 1:
         mesh = mesh["tp"]
     if mesh is None or mesh.size() == 1:
-        return (lambda tensor: tensor), 1
+        return (lambda tensor, most=False: tensor), 1
     group = mesh.get_group()
 
-    def add_up(tensor: Tensor) -> Tensor:
+    def add_up(tensor: Tensor, most: bool = False) -> Tensor:
         total = tensor.contiguous().clone()
-        dist.all_reduce(total, group=group)
+        dist.all_reduce(total, dist.ReduceOp.MAX if most else dist.ReduceOp.SUM, group=group)
         return total
 
     return add_up, mesh.size()

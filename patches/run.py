@@ -114,7 +114,9 @@ class Call:
         past: tokens seen before this call.
         cache: the cache of this call, or None.
         input_ids: `(batch, tokens)`, or None if embeddings were given.
-        reduce: sums a tensor over the ranks that share the heads (tensor parallelism), and their number.
+        reduce: sums a tensor over the ranks that share the heads under tensor parallelism; with `most=True` it takes
+            the largest values instead. `ranks`: the number of those ranks.
+        question_tokens: `(batch,)` how many of the last prompt tokens ask the question, or None if nobody said so.
     """
 
     decoder: Decoder
@@ -122,8 +124,9 @@ class Call:
     past: int
     cache: Cache | None
     input_ids: Tensor | None = None
-    reduce: Callable[[Tensor], Tensor] = field(default=lambda tensor: tensor)
+    reduce: Callable[..., Tensor] = field(default=lambda tensor, most=False: tensor)
     ranks: int = 1
+    question_tokens: Tensor | None = None
 
     @property
     def layers(self) -> int:

@@ -125,6 +125,33 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
     return rows.view(batch, heads, queries, -1)
 
 
+def attention_mean(query: Tensor, key: Tensor, scaling: float, visible: Tensor, most: bool) -> Tensor:
+    """Attention probabilities of a few queries, put together over heads and queries, in blocks of queries.
+
+    Args:
+        query: `(batch, heads, queries, head_dim)`.
+        key: `(batch, kv_heads, keys, head_dim)`.
+        visible: bool, `(batch, queries, keys)`; a query that sees nothing does not count.
+        most: the largest probability of any head and query, in place of the mean.
+    Returns:
+        `(batch, keys)` in float32.
+    """
+    batch, heads, queries, _ = query.shape
+    found = query.new_zeros(batch, key.shape[2], dtype=torch.float32)
+    size = max(ELEMENTS // (batch * heads * key.shape[2]), 1)
+    for block in range(0, queries, size):
+        part = slice(block, block + size)
+        rows = attention_rows(query[:, :, part], key, scaling, visible[:, part])  # (batch, heads, block, keys)
+        found = torch.maximum(found, rows.amax((1, 2))) if most else found + rows.mean(1).sum(1)
+    asking = visible.any(-1).sum(1).clamp(min=1)  # (batch,)
+    return found if most else found / asking[:, None]
+
+
+def reach(scores: Tensor, tail: int) -> Tensor:
+    """Lets each of the `tail` tokens behind a token have at least its score, `(..., tokens)`."""
+    return F.max_pool1d(F.pad(scores, (tail, 0), value=-torch.inf)[:, None], tail + 1, stride=1)[:, 0]
+
+
 def column_sums(
     query: Tensor, key: Tensor, scaling: float, asked: Tensor, positions: Tensor, window: int | None, aligned: bool
 ) -> Tensor:

@@ -1,0 +1,165 @@
+"""One forward call under PromptDistill: collects queries, scores the tokens, decides which go on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from distill.patches.policy import budget_tokens
+from distill.patches.run import Call, Observation, Retention, Run, Tokens
+from distill.patches.selection import attention_mean, last_rows, mean_logits, pool, protect, reach, top
+
+if TYPE_CHECKING:
+    from distill.models.promptdistill import PromptDistill
+
+
+class PromptDistillRun(Run):
+    """See `PromptDistill`."""
+
+    def __init__(self, policy: PromptDistill, call: Call) -> None:
+        self.policy, self.call = policy, call
+        layers = policy.layers_of(call.decoder.config)
+        self.boundaries = layers
+        self.truncating = policy.truncating(layers[-1:] if policy.adaptive else layers)
+        self.asking = self._asking()
+        prompt = call.tokens.droppable
+        counted = (prompt & ~self._always(call.tokens) if policy.beside else prompt).sum(1)
+        topks = tuple(policy.n_topks) * (len(layers) if policy.adaptive else 1)
+        # (batch,) tokens to keep, by selection layer
+        self.budgets = {layer: budget_tokens(k, counted) for layer, k in zip(layers, topks, strict=True)}
+        # whether any of them drops something
+        self._cuts = any(bool((budget < counted).any()) for budget in self.budgets.values())
+        self.scored = self._scored_layers()
+        self.queries: dict[int, Tensor] = {}
+        self.scores: dict[int, Tensor] = {}
+        self.chosen = False  # whether the adaptive choice of a layer has been made
+
+    def _asking(self) -> Tensor:
+        """How many of the last prompt tokens ask: `(batch,)`."""
+        said = self.call.question_tokens
+        if self.policy.question and said is not None:
+            return said
+        return torch.full_like(self.call.tokens.ends, min(self.policy.observation_window, self.call.tokens.count))
+
+    def _scored_layers(self) -> set[int]:
+        """Each selection layer, and those before it whose scores are averaged with its own."""
+        scored: set[int] = set()
+        first, back = 0, self._back
+        for layer in self.boundaries:
+            scored |= set(range(max(first, layer - back + 1), layer + 1))
+            first = first if self.policy.adaptive else layer + 1
+        return scored
+
+    @property
+    def _back(self) -> int:
+        return max(self.policy.aggregate, 2) if self.policy.adaptive else self.policy.aggregate
+
+    @property
+    def shortens(self) -> bool:
+        return self._cuts
+
+    def observes(self, layer_idx: int) -> bool:
+        return layer_idx in self.scored and not self.chosen
+
+    def observe(self, layer_idx: int, seen: Observation) -> None:
+        ends, asking = seen.tokens.ends.to(seen.query.device), self.asking.to(seen.query.device)
+        offsets = torch.arange(1 - int(asking.max()), 1, device=ends.device)
+        columns = ends[:, None] + offsets  # (batch, window)
+        queries = last_rows(seen.query, columns - seen.start, self.queries.get(layer_idx))
+        self.queries[layer_idx] = queries  # (batch, heads, window, head_dim)
+        if seen.complete:
+            del self.queries[layer_idx]
+            if self.policy.scoring == "random":
+                self.scores[layer_idx] = self._random(layer_idx, seen.tokens)
+            else:
+                asks = offsets > -asking[:, None]
+                self.scores[layer_idx] = self._score(seen, queries, columns, asks)
+
+    def _random(self, layer_idx: int, tokens: Tokens) -> Tensor:
+        """Random numbers `(batch, tokens)` that depend only on the seed, the layer, and a token's place in its row."""
+        rank = tokens.valid.cumsum(1)
+        mixed = rank + ((self.policy.seed * 1009 + layer_idx) * 0x10001 & 0x7FFFFFFF)
+        for factor in (0x45D9F3B, 0x119DE1F3):  # multiply and shift, within 63 bits
+            mixed = ((mixed ^ (mixed >> 16)) * factor) & 0x7FFFFFFF
+        return (mixed ^ (mixed >> 16)).float()
+
+    def _score(self, seen: Observation, queries: Tensor, columns: Tensor, asks: Tensor) -> Tensor:
+        """Scores `(batch, tokens)` of the tokens alive.
+
+        Args:
+            queries: `(batch, heads, window, head_dim)`, at `columns` `(batch, window)`.
+            asks: bool `(batch, window)`: False for queries before those of a row that has fewer.
+        """
+        keys = torch.arange(seen.tokens.count, device=columns.device)
+        real = seen.tokens.valid.to(columns.device)
+        asks = asks & (columns >= 0) & real.gather(1, columns.clamp(min=0))
+        visible = (keys <= columns[..., None]) & real[:, None] & asks[..., None]  # (batch, window, tokens)
+        scaling, most = seen.module.scaling, self.policy.scoring == "max"
+        if self.policy.scoring == "raw":
+            local = mean_logits(queries, seen.own_key, scaling, visible)
+        else:
+            local = attention_mean(queries, seen.own_key, scaling, visible, most)
+        return self.call.reduce(local, most=True) if most else self.call.reduce(local) / self.call.ranks
+
+    def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:
+        if layer_idx not in self.budgets or self.chosen:
+            return None
+        budgets, device = self.budgets[layer_idx], tokens.valid.device
+        window = [self.scores[i].to(device) for i in sorted(self.scores) if i > layer_idx - self._back]
+        if self.policy.adaptive:
+            last = layer_idx == max(self.budgets)
+            if not last and not self._settled(window, tokens, budgets):
+                self.scores = {i: scores for i, scores in self.scores.items() if i > layer_idx + 1 - self._back}
+                return None
+            self.chosen, window = True, window[-self.policy.aggregate :]
+        self.scores = {}
+        scores = self._smoothed(torch.stack(window).mean(0) if len(window) > 1 else window[0], tokens)
+        droppable, always = tokens.droppable, self._always(tokens)
+        if self.policy.beside:
+            chosen = top(scores, droppable & ~always, budgets) | always
+        else:
+            chosen = top(protect(scores, always, budgets), droppable, budgets)
+        keep = chosen | (tokens.valid & ~droppable)
+        truncates = bool(self.truncating) if self.policy.adaptive else layer_idx in self.truncating
+        return Retention(keep, truncates, scores)
+
+    def _smoothed(self, scores: Tensor, tokens: Tokens) -> Tensor:
+        if self.policy.use_pooling and self.policy.scoring != "random":
+            before = tokens.droppable
+            scores = pool(scores.masked_fill(~before, 0.0), self.policy.pooling_kernel, self.policy.pooling)
+        return reach(scores, self.policy.tail) if self.policy.tail else scores
+
+    def _always(self, tokens: Tokens) -> Tensor:
+        """bool `(batch, tokens)`: the sinks, the recent tokens and the question."""
+        droppable = tokens.droppable
+        from_start = droppable.cumsum(1)
+        from_end = droppable.sum(1, keepdim=True) - from_start + 1
+        recent = torch.full_like(tokens.ends, self.policy.recent)
+        if self.policy.question:  # the last prompt token, which is never dropped, is one of the asking ones
+            recent = torch.maximum(recent, self.asking.to(recent.device) - 1)
+        return droppable & ((from_start <= self.policy.sinks) | (from_end <= recent[:, None]))
+
+    def _settled(self, window: list[Tensor], tokens: Tokens, budgets: Tensor) -> bool:
+        """Whether the best tokens of all rows have kept their ranks over the layers in the window.
+
+        Measured is the mean distance between the ranks that the best tokens of the last layer have in it and in each
+        of the layers before, as a share of the number of tokens to keep.
+        """
+        if len(window) < self._back:
+            return False
+        allowed = tokens.droppable
+        ranks = torch.stack([_ranks(self._smoothed(scores, tokens), allowed) for scores in window])
+        best = allowed & (ranks[-1] < budgets.to(ranks.device)[:, None])  # (batch, tokens)
+        moved = (ranks[:-1] - ranks[-1]).abs().float().mean(0).clamp(max=float(allowed.sum(1).max()))
+        share = (moved * best).sum(1) / best.sum(1).clamp(min=1) / budgets.to(ranks.device).clamp(min=1)
+        return bool((share < self.policy.threshold).all())
+
+
+def _ranks(scores: Tensor, allowed: Tensor) -> Tensor:
+    """Rank of each score `(batch, tokens)` in its row, 0 for the highest; those not allowed come last."""
+    order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+    return torch.empty_like(order).scatter_(
+        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    )
