@@ -47,6 +47,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Distill": "distill.pruning",
     "mini": "distill.mini",
+    "tune": "distill.evaluation.tune",
 }
 
 __all__ = [
@@ -83,6 +84,7 @@ __all__ = [
     "mini",
     "policies",
     "policy",
+    "tune",
 ]
 
 

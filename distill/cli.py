@@ -16,6 +16,7 @@ COMMANDS = {
     "prune": ("distill.pruning.cli", "shorten a text to an exact token budget, keeping what must be kept"),
     "eval": ("distill.evaluation.cli", "run and score long-context benchmarks"),
     "methods": ("distill.methods_cli", "list the methods: arguments, paper, one line"),
+    "tune": ("distill.tune_cli", "find the layers, the budget and the score that a model needs"),
     "generate": ("distill.generate_cli", "answer a question about a text under any method"),
     "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),
 }

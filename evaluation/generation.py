@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -106,7 +107,8 @@ class Generator:
         with torch.inference_mode(), cache_peak(self.model) as meter:
             cache = self._read(prompt_ids[:, :read_first]) if read_first else None
             clock = FirstToken(self.model.device)
-            new, cache = self._decode(prompt_ids, cache, max_new_tokens, decoding, clock)
+            asking = self._question_tokens(prompt, ids)
+            new, cache = self._decode(prompt_ids, cache, max_new_tokens, decoding, clock, asking)
             end = now(self.model.device)
         text = self.encoder.decode(new)
         return Generation(
@@ -131,6 +133,14 @@ class Generator:
             raise ValueError("the query-agnostic protocol needs a context and, after it, a question")
         return context + question, len(context)
 
+    def _question_tokens(self, prompt: Prompt, ids: list[int]) -> int | None:
+        """How many of the last tokens come after the context, for policies that treat them apart."""
+        if self.policy is None or not prompt.context or not prompt.question:
+            return None
+        context = self.encoder.encode(prompt.context)
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(ids, context, strict=False))
+        return max(1, len(ids) - sum(1 for _ in same))
+
     def _read(self, ids: Tensor) -> Any:
         with ExitStack() as stack:
             if self.obeys:
@@ -138,10 +148,17 @@ class Generator:
             return self.model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
 
     def _decode(
-        self, ids: Tensor, cache: Any, max_new_tokens: int, decoding: Decoding, clock: FirstToken
+        self,
+        ids: Tensor,
+        cache: Any,
+        max_new_tokens: int,
+        decoding: Decoding,
+        clock: FirstToken,
+        question_tokens: int | None,
     ) -> tuple[list[int], Any]:
+        extra = {} if cache is not None or question_tokens is None else {"question_tokens": question_tokens}
         policy = self.policy if cache is None else None
-        new, cache = self._generate(ids, cache, max_new_tokens, decoding, policy, clock)
+        new, cache = self._generate(ids, cache, max_new_tokens, decoding, policy, clock, **extra)
         eos = self.encoder.tokenizer.eos_token_id
         if decoding.first_token_free and new == [eos] and max_new_tokens > 1:
             ids = torch.cat([ids, torch.tensor([new], device=ids.device)], dim=1)
@@ -150,7 +167,7 @@ class Generator:
         return new, cache
 
     def _generate(
-        self, ids: Tensor, cache: Any, count: int, decoding: Decoding, policy: Any, clock: FirstToken
+        self, ids: Tensor, cache: Any, count: int, decoding: Decoding, policy: Any, clock: FirstToken, **extra: Any
     ) -> tuple[list[int], Any]:
         config = GenerationConfig(
             max_new_tokens=count,
@@ -167,7 +184,7 @@ class Generator:
             no_repeat_ngram_size=0,
             return_dict_in_generate=True,
         )
-        inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids)}
+        inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids)} | extra
         if cache is not None:
             inputs["past_key_values"] = cache
         if self.obeys:

@@ -132,8 +132,8 @@ class PromptDistill(Policy):
         smallest = min((k for k in self.n_topks if isinstance(k, int)), default=None)
         if smallest is not None and not self.beside and self.sinks + self.recent > smallest:
             raise ValueError(
-                f"sinks, recent: got {self.sinks} + {self.recent}; allowed is a sum within n_topks ({smallest}), or any "
-                "with beside=True"
+                f"sinks, recent: got {self.sinks} + {self.recent}; allowed is a sum within n_topks ({smallest}), or "
+                "any with beside=True"
             )
 
     @property

@@ -25,7 +25,7 @@ class PromptDistillRun(Run):
         self.truncating = policy.truncating(layers[-1:] if policy.adaptive else layers)
         self.asking = self._asking()
         prompt = call.tokens.droppable
-        counted = (prompt & ~self._always(call.tokens) if policy.beside else prompt).sum(1)
+        counted = (prompt & ~self.always(call.tokens) if policy.beside else prompt).sum(1)
         topks = tuple(policy.n_topks) * (len(layers) if policy.adaptive else 1)
         # (batch,) tokens to keep, by selection layer
         self.budgets = {layer: budget_tokens(k, counted) for layer, k in zip(layers, topks, strict=True)}
@@ -115,8 +115,8 @@ class PromptDistillRun(Run):
                 return None
             self.chosen, window = True, window[-self.policy.aggregate :]
         self.scores = {}
-        scores = self._smoothed(torch.stack(window).mean(0) if len(window) > 1 else window[0], tokens)
-        droppable, always = tokens.droppable, self._always(tokens)
+        scores = self.smoothed(torch.stack(window).mean(0) if len(window) > 1 else window[0], tokens, self.policy.tail)
+        droppable, always = tokens.droppable, self.always(tokens)
         if self.policy.beside:
             chosen = top(scores, droppable & ~always, budgets) | always
         else:
@@ -125,13 +125,14 @@ class PromptDistillRun(Run):
         truncates = bool(self.truncating) if self.policy.adaptive else layer_idx in self.truncating
         return Retention(keep, truncates, scores)
 
-    def _smoothed(self, scores: Tensor, tokens: Tokens) -> Tensor:
+    def smoothed(self, scores: Tensor, tokens: Tokens, tail: int) -> Tensor:
+        """Scores `(batch, tokens)` after pooling, and after each token has lent its score to those behind it."""
         if self.policy.use_pooling and self.policy.scoring != "random":
             before = tokens.droppable
             scores = pool(scores.masked_fill(~before, 0.0), self.policy.pooling_kernel, self.policy.pooling)
-        return reach(scores, self.policy.tail) if self.policy.tail else scores
+        return reach(scores, tail) if tail else scores
 
-    def _always(self, tokens: Tokens) -> Tensor:
+    def always(self, tokens: Tokens) -> Tensor:
         """bool `(batch, tokens)`: the sinks, the recent tokens and the question."""
         droppable = tokens.droppable
         from_start = droppable.cumsum(1)
@@ -150,7 +151,7 @@ class PromptDistillRun(Run):
         if len(window) < self._back:
             return False
         allowed = tokens.droppable
-        ranks = torch.stack([_ranks(self._smoothed(scores, tokens), allowed) for scores in window])
+        ranks = torch.stack([_ranks(self.smoothed(scores, tokens, self.policy.tail), allowed) for scores in window])
         best = allowed & (ranks[-1] < budgets.to(ranks.device)[:, None])  # (batch, tokens)
         moved = (ranks[:-1] - ranks[-1]).abs().float().mean(0).clamp(max=float(allowed.sum(1).max()))
         share = (moved * best).sum(1) / best.sum(1).clamp(min=1) / budgets.to(ranks.device).clamp(min=1)

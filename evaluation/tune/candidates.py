@@ -1,0 +1,99 @@
+"""From recall by layer to policies worth trying, the fastest first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distill.evaluation.tune.probe import SCORES
+from distill.patches.policy import Policy, policy
+
+#: shares of the context kept after the first of two selections
+FIRST_STAGE = (1 / 2, 1 / 4)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy to try.
+
+    Attributes:
+        way: how it scores, a name out of `SCORES`.
+        layers, budgets: of its selections; budgets are shares of the context.
+        bound: how many times as fast as stock the prompt could be read, counted in tokens times layers.
+    """
+
+    way: str
+    layers: tuple[int, ...]
+    budgets: tuple[float, ...]
+    bound: float
+
+    @property
+    def policy(self) -> Policy:
+        return made(self.way, self.layers, self.budgets)
+
+    @property
+    def label(self) -> str:
+        stages = ", ".join(
+            f"1/{round(1 / b)} after layer {at}" for at, b in zip(self.layers, self.budgets, strict=True)
+        )
+        return f"{self.way}: {stages}"
+
+
+def made(way: str, layers: Sequence[int], budgets: Sequence[float]) -> Policy:
+    """PromptDistill with these selections, all caches cut."""
+    arguments: dict[str, Any] = {"cache_truncation_end": -1} | SCORES[way]
+    return policy("promptdistill", selection_layers=list(layers), n_topks=list(budgets), **arguments)
+
+
+def bound_of(chosen: Policy, length: int, config: Any) -> float:
+    """Stock's tokens times layers over the policy's."""
+    reaching = chosen.tokens_reaching(length, config)
+    return length * len(reaching) / sum(reaching)
+
+
+def recall(shares: Sequence[Sequence[float]], layer: int, budget: float) -> float:
+    """Share of samples whose needed tokens are all within the budget at a layer; `shares[sample][layer]`."""
+    return sum(sample[layer] <= budget for sample in shares) / len(shares)
+
+
+def propose(
+    shares: dict[str, list[list[float]]], budget: float, target: float, length: int, config: Any, most: int = 8
+) -> list[Candidate]:
+    """Single- and two-stage policies at a budget, the fastest first.
+
+    For each way of scoring: the layers, the earliest first, at which at least the share `target` of the samples would
+    keep what they need, and so would they at the layer behind, since a lone good layer among bad ones is luck; in the
+    second place two stages, the first of which keeps more. Where a way has no such layer, its best one is proposed.
+
+    Args:
+        shares: `shares[way][sample][layer]`, what `needed_shares` returned for each sample.
+        budget: share of the context kept at the end.
+        length: tokens of a prompt, for the bounds.
+    """
+    found: list[Candidate] = []
+    for way, samples in shares.items():
+        if way == "paper":  # it is measured beside the others, as a reference
+            continue
+        good = _usable(samples, budget, target)
+        stages: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((layer,), (budget,)) for layer in good[:3]] or [
+            ((_best(samples, budget),), (budget,))
+        ]
+        for first in FIRST_STAGE:
+            early = _usable(samples, first, target)
+            if first > budget and early and good and early[0] < good[0]:
+                stages.append(((early[0], good[0]), (first, budget)))
+        for layers, budgets in stages:
+            bound = bound_of(made(way, layers, budgets), length, config)
+            found.append(Candidate(way, layers, budgets, round(bound, 3)))
+    return sorted(found, key=lambda c: (-c.bound, c.way))[:most]
+
+
+def _usable(samples: list[list[float]], budget: float, target: float) -> list[int]:
+    depth = len(samples[0])
+    enough = [recall(samples, layer, budget) >= target for layer in range(depth)]
+    return [layer for layer in range(depth) if enough[layer] and enough[min(layer + 1, depth - 1)]]
+
+
+def _best(samples: list[list[float]], budget: float) -> int:
+    return max(range(len(samples[0])), key=lambda layer: (recall(samples, layer, budget), -layer))

@@ -1,0 +1,151 @@
+"""The built-in prompts of `distill tune`: a fact in a story, a question for it behind; and the user's own prompts."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import distill
+from distill.evaluation.prompting import Prompt, chat
+from distill.patches.checks import check_integer
+
+#: a story of about 1,700 tokens that ships with the package; its sentences are drawn again for longer prompts
+STORY = Path(distill.__file__).parent / "mini" / "story.txt"
+
+#: (statement, question, values) of each kind of fact; several wordings each
+_NUMBERS = [
+    ("The reference number of the {key} is {value}.", "What is the reference number of the {key}?"),
+    ("For the {key}, remember the number {value}.", "Which number was to be remembered for the {key}?"),
+    ("Whoever asks about the {key} should be told {value}.", "What should those be told who ask about the {key}?"),
+]
+_NAMES = [
+    ("The {key} is looked after by {value}.", "Who looks after the {key}?"),
+    ("It was {value} who first described the {key}.", "Who first described the {key}?"),
+    ("Nobody but {value} has a key to the {key}.", "Who has a key to the {key}?"),
+]
+_PAIRS = [('{{"{key}": "{value}"}}', 'What is the value of "{key}" in the JSON?')]
+_THINGS = "boathouse observatory orchard archive chapel foundry greenhouse lighthouse quarry tannery vineyard workshop"
+_FIRST = "Alma Bruno Clara Dario Edith Felix Greta Hugo Irene Jonas Lotte Marek Nadia Oskar Petra Ruben Stella Viktor"
+_LAST = "Abbott Bergman Castell Dunmore Ellery Fontaine Garrick Holm Ingram Jarvis Keller Lindqvist Moreau Norling"
+
+KINDS = ("numbers", "names", "json")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt to tune on.
+
+    Attributes:
+        prompt: context and question, in the model's chat template if it has one.
+        answer: the text that a right answer contains; empty if it is not known.
+    """
+
+    prompt: Prompt
+    answer: str
+
+
+def built_in(tokenizer: Any, count: int, length: int, seed: int = 0, text: str | None = None) -> list[Sample]:
+    """Prompts of about `length` tokens that ask for a number, a name or a JSON value.
+
+    Args:
+        tokenizer: the model's.
+        count: number of prompts; the kinds take turns.
+        length: tokens, question and chat template included.
+        seed: of wordings, values, depths and the order of the sentences.
+        text: prose to hide the facts in; default: a story that ships with the package.
+    Raises:
+        ValueError: a count or length that is not allowed, or text that is too short.
+    """
+    check_integer("samples", count, 1)
+    check_integer("length", length, 200)
+    sentences = _sentences(STORY.read_text() if text is None else text)
+    return [
+        _sample(tokenizer, sentences, random.Random(seed * 100_003 + i), KINDS[i % 3], length) for i in range(count)
+    ]
+
+
+def _sentences(text: str) -> list[str]:
+    found = [part.strip() for part in re.split(r"(?<=[.!?])\s+", text) if part.strip()]
+    if len(found) < 10:
+        raise ValueError(f"text: got {len(found)} sentences; allowed are texts of 10 or more")
+    return found
+
+
+def _sample(tokenizer: Any, sentences: list[str], rng: random.Random, kind: str, length: int) -> Sample:
+    statement, question, value = _fact(rng, kind)
+    depth = rng.random()
+
+    def make(size: int) -> Prompt:
+        start = order.randrange(len(sentences))
+        body = [sentences[(start + i) % len(sentences)] for i in range(size)]
+        body.insert(int(depth * (size + 1)), statement)
+        prompt = Prompt(" ".join(body), f"\n\n{question} Answer in a few words.\n")
+        return chat(tokenizer, prompt) if getattr(tokenizer, "chat_template", None) else prompt
+
+    def tokens(prompt: Prompt) -> int:
+        return len(tokenizer(prompt.text, add_special_tokens=False).input_ids)
+
+    order = random.Random(rng.random())
+    size = max(3, length // 25)
+    for _ in range(8):  # the number of tokens grows nearly linearly with that of the sentences
+        state = order.getstate()
+        used = tokens(make(size))
+        better = max(1, size * length // used)
+        if used <= length and better <= size:
+            break
+        order.setstate(state)
+        size = better if better != size else size - 1
+    return Sample(make(size), value)
+
+
+def _fact(rng: random.Random, kind: str) -> tuple[str, str, str]:
+    key = rng.choice(_THINGS.split())
+    if kind == "numbers":
+        statement, question = rng.choice(_NUMBERS)
+        value = str(rng.randrange(10_000, 100_000))
+    elif kind == "names":
+        statement, question = rng.choice(_NAMES)
+        value = f"{rng.choice(_FIRST.split())} {rng.choice(_LAST.split())}"
+    else:
+        statement, question = rng.choice(_PAIRS)
+        key = f"{key}_{rng.choice(_THINGS.split())}"
+        value = "".join(rng.choices("abcdefghjkmnpqrstuvwxyz23456789", k=6))
+    return statement.format(key=key, value=value), question.format(key=key), value
+
+
+def from_file(tokenizer: Any, path: Path) -> list[Sample]:
+    """The user's own prompts: a JSON object a line with `context`, `question`, and `answer` where it is known.
+
+    Raises:
+        ValueError: a line that is not such an object; the message names file and line.
+    """
+    return list(_lines(tokenizer, path))
+
+
+def _lines(tokenizer: Any, path: Path) -> Iterator[Sample]:
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data: got {path}, which cannot be read ({error}); allowed are JSON lines") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"data: got no JSON in {path}, line {number} ({error})") from error
+        if not isinstance(row, dict) or not all(
+            isinstance(row.get(k), str) and row[k] for k in ("context", "question")
+        ):
+            raise ValueError(
+                f"data: got {path}, line {number} without context and question; allowed are objects with "
+                'the texts "context", "question" and, if known, "answer"'
+            )
+        prompt = Prompt(row["context"], f"\n\n{row['question']}\n")
+        prompt = chat(tokenizer, prompt) if getattr(tokenizer, "chat_template", None) else prompt
+        yield Sample(prompt, str(row.get("answer", "")))

@@ -1,0 +1,230 @@
+"""Runs `distill tune`: measures the layers, tries the candidates, keeps what came in."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from distill.evaluation.generation import Decoding, Generator
+from distill.evaluation.prompting import Encoder
+from distill.evaluation.tune.candidates import Candidate, propose, recall
+from distill.evaluation.tune.probe import SCORES, attended, encode, needed_shares
+from distill.evaluation.tune.prompts import Sample, built_in, from_file
+from distill.evaluation.tune.result import Trial, TuneResult
+from distill.patches.checks import check_integer, check_number
+from distill.patches.policy import Policy
+
+BUDGETS = (1 / 8, 1 / 16, 1 / 32)
+
+
+def tune(
+    model: Any,
+    tokenizer: Any,
+    samples: int = 32,
+    length: int = 1000,
+    budgets: Sequence[float] = BUDGETS,
+    target: float = 0.95,
+    data: Path | str | None = None,
+    text: str | None = None,
+    folder: Path | str | None = None,
+    max_new_tokens: int = 24,
+    seed: int = 0,
+    progress: bool = True,
+) -> TuneResult:
+    """Finds the fastest PromptDistill policy that keeps a model's answers.
+
+    Args:
+        model: a causal LM from `distill.load`; its own policy is not used.
+        tokenizer: the model's.
+        samples: number of built-in prompts.
+        length: their tokens.
+        budgets: shares of the context to try.
+        target: share of stock's right answers that a policy must keep.
+        data: the user's own prompts instead, JSON lines with `context`, `question` and, if known, `answer`; see
+            `distill.evaluation.tune.prompts.from_file`.
+        text: prose for the built-in prompts.
+        folder: where results go as they come in; a run that was killed is continued from there.
+        max_new_tokens: length of an answer.
+        seed: of the built-in prompts.
+        progress: show progress bars.
+    Raises:
+        ValueError: an argument that is not allowed, or a folder that belongs to other settings.
+    """
+    if not hasattr(model, "using"):
+        raise ValueError(f"model: got a {type(model).__name__}; allowed are models from distill.load")
+    check_number("target", target, 0, 1)
+    check_integer("max_new_tokens", max_new_tokens, 1)
+    for budget in budgets:
+        check_number("budgets", budget, 1e-6, 1)
+    drawn = built_in(tokenizer, samples, length, seed, text) if data is None else from_file(tokenizer, Path(data))
+    if not drawn:
+        raise ValueError(f"data: got no prompts in {data}; allowed are files with one or more")
+    settings = {
+        "model": str(model.config.name_or_path), "samples": len(drawn), "length": length, "budgets": list(budgets),
+        "target": target, "data": None if data is None else str(data), "seed": seed, "new": max_new_tokens,
+        "dtype": str(model.dtype), "ways": list(SCORES),
+    }  # fmt: skip
+    store = _Store(None if folder is None else Path(folder), settings)
+    work = _Tuning(model, tokenizer, drawn, store, max_new_tokens, progress)
+    return work.run(budgets, target)
+
+
+class _Store:
+    """Results by key, each written to a line of `results.jsonl` as it comes in."""
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
+        self.path = None if folder is None else folder / "results.jsonl"
+        self.known: dict[str, Any] = {}
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
+        if lines and not lines[-1].endswith("\n"):  # the run was killed while it wrote this line
+            lines.pop()
+            self.path.write_text("".join(lines))
+        for number, line in enumerate(lines, 1):
+            try:
+                entry = json.loads(line)
+                self.known[entry["key"]] = entry["value"]
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                raise ValueError(
+                    f"folder: got {self.path} with a bad line {number}; allowed is a new folder"
+                ) from error
+        if self.known.setdefault("settings", settings) != settings:
+            raise ValueError(
+                f"folder: got {self.path.parent}, which holds a run with other settings; allowed are a new folder, and "
+                f"the settings {self.known['settings']}"
+            )
+        if not lines:
+            self._append("settings", settings)
+
+    def __call__(self, key: str, compute: Any) -> Any:
+        """The value stored for a key; else the one that is computed now."""
+        if key not in self.known:
+            self.known[key] = compute()
+            self._append(key, self.known[key])
+        return self.known[key]
+
+    def _append(self, key: str, value: Any) -> None:
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"key": key, "value": value}) + "\n")
+
+
+class _Tuning:
+    def __init__(
+        self, model: Any, tokenizer: Any, samples: list[Sample], store: _Store, new_tokens: int, progress: bool
+    ) -> None:
+        self.model, self.tokenizer, self.samples, self.store = model, tokenizer, samples, store
+        self.new_tokens, self.progress = new_tokens, progress
+        self.encoder = Encoder(tokenizer)
+        self.encoded = [encode(tokenizer, sample, model.device) for sample in samples]
+        self.length = round(statistics.mean(item.ids.shape[1] for item in self.encoded))
+
+    def run(self, budgets: Sequence[float], target: float) -> TuneResult:
+        stock = [self._answer(i, None, "stock") for i in self._bar(len(self.samples), "stock answers")]
+        shares: dict[str, list[list[float]]] = {way: [] for way in SCORES}
+        for i in self._bar(len(self.samples), "layers measured"):
+            measured = self.store(f"layers/{i}", lambda i=i: self._measure(i, stock[i]))
+            for way in SCORES:
+                shares[way].append(measured[way])
+        trials = [self._trial("stock", None, 1.0, stock, stock)]
+        wanted = trials[0].right
+        if wanted == 0:
+            warnings.warn(
+                "the stock model answers none of the prompts; tune needs prompts that it can answer", stacklevel=3
+            )
+        chosen: Candidate | None = None
+        tried: list[tuple[Trial, Candidate]] = []
+        for budget in sorted(budgets):
+            for candidate in propose(shares, budget, target, self.length, self.model.config):
+                if not wanted or (chosen is not None and candidate.bound <= chosen.bound):
+                    continue
+                answers = self._until_hopeless(candidate, stock, target * wanted)
+                trial = self._trial(candidate.label, candidate.policy, candidate.bound, answers, stock)
+                tried.append((trial, candidate))
+                if trial.samples == len(self.samples) and trial.kept >= target * wanted:
+                    chosen = candidate
+                    break
+        best = max(tried, key=lambda pair: (pair[0].kept, pair[0].bound), default=None)
+        trials += [trial for trial, _ in tried]
+        rows = {
+            way: {
+                f"1/{round(1 / b)}": [recall(shares[way], at, b) for at in range(len(shares[way][0]))] for b in budgets
+            }
+            for way in SCORES
+        }
+        return TuneResult(
+            None if chosen is None else chosen.policy,
+            None if best is None else best[1].policy,
+            target,
+            len(self.samples),
+            rows,
+            tuple(trials),
+        )
+
+    def _bar(self, count: int, what: str) -> Any:
+        return tqdm(range(count), desc=what, disable=not self.progress)
+
+    def _measure(self, index: int, stock: dict[str, Any]) -> dict[str, list[float]]:
+        encoded = self.encoded[index]
+        if not encoded.needed:
+            answer = torch.tensor([stock["ids"] or [0]], device=encoded.ids.device)
+            encoded = type(encoded)(encoded.ids, encoded.question_tokens, attended(self.model, encoded, answer))
+        return needed_shares(self.model, encoded, tuple(SCORES))
+
+    def _until_hopeless(
+        self, candidate: Candidate, stock: list[dict[str, Any]], needed: float
+    ) -> list[dict[str, Any]]:
+        """Answers under a policy, up to the one after which it can no longer keep as many as needed."""
+        answers: list[dict[str, Any]] = []
+        key, missed = json.dumps(candidate.policy.to_dict(), sort_keys=True), 0
+        allowed = sum(answer["right"] for answer in stock) - needed
+        for i in self._bar(len(self.samples), candidate.label):
+            answers.append(self._answer(i, candidate.policy, key))
+            missed += stock[i]["right"] and not self._agrees(answers[-1], stock[i], self.samples[i])
+            if missed > allowed:
+                break
+        return answers
+
+    def _answer(self, index: int, chosen: Policy | None, key: str) -> dict[str, Any]:
+        return self.store(f"{key}/{index}", lambda: self._generate(index, chosen))
+
+    def _generate(self, index: int, chosen: Policy | None) -> dict[str, Any]:
+        generate = Generator(self.model, self.encoder, chosen)
+        made = generate(self.samples[index].prompt, self.new_tokens, Decoding())
+        answer = self.samples[index].answer
+        ids = self.encoder.plain(made.text)
+        # without a known answer, whatever stock answers is right
+        return {"text": made.text, "ids": ids, "right": answer in made.text, "first": made.ttft_seconds}
+
+    def _agrees(self, answer: dict[str, Any], stock: dict[str, Any], sample: Sample) -> bool:
+        if sample.answer:
+            return bool(answer["right"])
+        return bool(answer["text"].split() == stock["text"].split())
+
+    def _trial(
+        self,
+        label: str,
+        chosen: Policy | None,
+        bound: float,
+        answers: list[dict[str, Any]],
+        stock: list[dict[str, Any]],
+    ) -> Trial:
+        agreed = [self._agrees(a, s, sample) for a, s, sample in zip(answers, stock, self.samples, strict=False)]
+        return Trial(
+            label=label,
+            policy=None if chosen is None else chosen.to_dict(),
+            bound=bound,
+            right=sum(agreed),
+            kept=sum(a and s["right"] for a, s in zip(agreed, stock, strict=False)),
+            samples=len(answers),
+            first_token=statistics.median(answer["first"] for answer in answers),
+        )
