@@ -1,4 +1,7 @@
-"""The published methods, one file each, all on the mechanism of `distill.patches`. Importing registers them."""
+"""The published methods, one file each. Importing this package registers them all by name.
+
+Each one is a policy that runs on the mechanism of `distill.patches`.
+"""
 
 from distill.baselines.adakv import AdaKV
 from distill.baselines.chunkkv import ChunkKV

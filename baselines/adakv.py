@@ -1,4 +1,4 @@
-"""AdaKV: a budget for the heads of a layer together, which they share out by their scores."""
+"""AdaKV: the heads of a layer share one budget and divide it among themselves by their scores."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from distill.patches.selection import protect, top
 class AdaKV(Wrapper):
     """Keeps the best entries of all heads of a layer together, so that some heads hold more than others.
 
+    The heads of a layer share one budget: as many entries as `policy` would keep in all of them together. The best
+    scores win, whichever head they belong to; scores of different heads are compared as they are, without any
+    normalisation. Two kinds of entries are kept in any case: those that `policy` always keeps, and in each head the
+    best `alpha` of the budget that the head would have if all heads were given the same (at least one entry).
+
     Paper: "Ada-KV: Optimizing KV Cache Eviction by Adaptive Budget Allocation for Efficient LLM Inference",
-    https://arxiv.org/abs/2407.11550. The heads of a layer share as many entries as `policy`, which scores them, would
-    keep in all of them; in each head, the best `alpha` of a head's even share are kept in any case, and what `policy`
-    always keeps. Scores of different heads are compared as they are. Defaults and equations are those of kvpress 0.5.5
+    https://arxiv.org/abs/2407.11550. Defaults and equations are those of kvpress 0.5.5
     (`compression_ratio=1 - budget`).
 
-    Entries really leave the cache, whose layers then hold unequal numbers per head and store no fillers. kvpress keeps
-    all entries, and overwrites dropped keys with fake ones at each step; these sometimes leak attention, and longer
-    questions make the search for one fail. Attention needs a mask of its own for each head, which eager attention and
-    sdpa can take.
+    Dropped entries really leave the cache. The heads of a layer then hold different numbers of entries, and nothing is
+    stored to fill the gaps. kvpress instead keeps all entries and overwrites the keys of dropped ones with fake keys
+    at each step; sometimes a fake key still receives attention, and when a question is long the search for fake keys
+    fails. The price of really dropping them is that attention needs a separate mask for each head, which only eager
+    attention and sdpa accept.
 
     Args:
-        policy: scores the entries, each head by itself, and brings the budget.
-        alpha: share of an even budget that each head has for certain, from 0 (none) to 1 (all alike).
+        policy: the method that scores the entries of each head. Its budget is the one that is shared out.
+        alpha: the part of an even budget that each head keeps in any case: a number from 0 (nothing is certain) to 1
+            (all heads keep the same number).
     """
 
     name = "adakv"

@@ -1,11 +1,12 @@
-"""What those methods share that score the entries of a layer's cache and keep the best.
+"""The base of all methods that score the cache entries of each layer and keep the best ones.
 
-Such a method is a frozen dataclass with arguments, checks, and `scores`. Everything else happens here, in one place:
+Such a method is a frozen dataclass: its arguments, their checks, and a function `scores`. All the rest is done here,
+once for all of them, by these rules:
 
-- only the prompt of the current call is scored; what the cache held before stays;
-- a prompt may come in chunks;
-- padding is never kept; what follows the prompt, as the candidates of assisted decoding do, is always kept;
-- entries leave a layer's cache as soon as that layer has run.
+- Only the prompt of the current call is scored. Entries that the cache held before this call are kept.
+- A prompt may be read in chunks.
+- Padding is never kept. Tokens that follow the prompt, such as the candidates of assisted decoding, are always kept.
+- Entries leave the cache of a layer as soon as that layer has run, before the next layer runs.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ from distill.patches.selection import attention_rows, column_sums, indices_of, p
 
 @dataclass
 class Queries:
-    """The trailing queries of a prompt, or of what has been read since.
+    """The last queries of each row: those at the end of its prompt or, while decoding, the last ones read so far.
 
     Attributes:
-        query: `(batch, heads, queries, head_dim)`, ending with that of the last token.
-        asked: `(batch, queries)` their original positions, `-1` where a row has fewer.
+        query: `(batch, heads, queries, head_dim)`; the last one is that of the last token.
+        asked: `(batch, queries)` original positions of these queries, `-1` where a row has fewer of them.
     """
 
     query: Tensor
@@ -40,16 +41,18 @@ class Queries:
 
 @dataclass
 class Entries:
-    """The entries of one layer's cache among which a method chooses: those of the chunks read so far.
+    """The entries of one layer's cache among which a method chooses, from the chunks of the prompt read so far.
 
     Attributes:
-        layer_idx: the layer.
-        seen: what its attention was given last: the queries of the last chunk.
+        layer_idx: index of the layer.
+        seen: what the attention of this layer was given for the chunk read last; `seen.query` has that chunk's
+            queries.
         asked: `(batch, queries)` original positions of those queries, `-1` for those that do not count (padding).
         key, value: `(batch, kv_heads, entries, head_dim)`.
-        positions: `(batch, 1 or kv_heads, entries)` original positions, ascending; `-1`: not to be chosen (padding).
+        positions: `(batch, 1 or kv_heads, entries)` original positions, ascending; `-1` marks entries that cannot be
+            chosen (padding).
         call: the forward call.
-        collected: what the policy's `collect` returned for the last chunk: for most methods `Queries`.
+        collected: what the policy's `collect` returned for the last chunk; `Queries` for most methods that need it.
     """
 
     layer_idx: int
@@ -63,7 +66,7 @@ class Entries:
 
     @cached_property
     def real(self) -> Tensor:
-        """bool `(batch, 1 or kv_heads, entries)`: False for padding."""
+        """bool `(batch, 1 or kv_heads, entries)`: True for entries of real tokens, False for padding."""
         return self.positions >= 0
 
     @cached_property
@@ -73,12 +76,12 @@ class Entries:
 
     @cached_property
     def rank(self) -> Tensor:
-        """`(batch, 1 or kv_heads, entries)`: 0 for the first real entry; meaningless at padding."""
+        """`(batch, 1 or kv_heads, entries)`: 0 for the first real entry, then 1, 2, ...; meaningless at padding."""
         return self.real.cumsum(-1) - 1
 
     @cached_property
     def from_end(self) -> Tensor:
-        """As `rank`, 0 for the last real entry."""
+        """As `rank`, but counted from the end: 0 for the last real entry."""
         return self.lengths[..., None] - 1 - self.rank
 
     @property
@@ -88,27 +91,37 @@ class Entries:
 
     @property
     def scaling(self) -> float:
-        """Factor of the attention logits."""
+        """The factor that attention logits are multiplied by, usually `1 / sqrt(head_dim)`."""
         return self.seen.module.scaling
 
     def attention(self) -> Tensor:
-        """Attention probabilities of the trailing queries: `(batch, heads, queries, entries)`, float32."""
+        """Attention probabilities of the collected last queries: `(batch, heads, queries, entries)`, float32.
+
+        Needs a policy whose `queries` is at least 1.
+        """
         visible = visible_keys(self.collected.asked, self.positions, self.window)
         return attention_rows(self.collected.query, self.key, self.scaling, visible)
 
     def attention_mean(self) -> Tensor:
-        """Mean of the above over the queries, `(batch, heads, entries)`, in blocks of them."""
+        """The mean of `attention()` over its queries: `(batch, heads, entries)`, float32.
+
+        It is computed in blocks of queries, so that the probabilities of all of them are never in memory at once.
+        """
         query, asked = self.collected.query, self.collected.asked
         total = column_sums(query, self.key, self.scaling, asked, self.positions, self.window, aligned=False)
         return total / query.shape[2]
 
     def column_sums(self) -> Tensor:
-        """Sums of the last chunk's attention probabilities over its queries: `(batch, heads, entries)`, float32."""
+        """For each entry, the sum of the attention probabilities that the last chunk's queries give it.
+
+        Returns:
+            `(batch, heads, entries)`, float32.
+        """
         query = self.seen.query
         return column_sums(query, self.key, self.scaling, self.asked, self.positions, self.window, aligned=True)
 
     def by_group(self, scores: Tensor) -> Tensor:
-        """`(batch, heads, entries)` as `(batch, kv_heads, heads per KV head, entries)`."""
+        """Reshapes `(batch, heads, entries)` to `(batch, kv_heads, heads per KV head, entries)`."""
         return scores.unflatten(1, (self.key.shape[1], -1))
 
 
@@ -116,59 +129,86 @@ class Entries:
 class Eviction(Policy):
     """Base of the methods that give every entry of a layer's cache a score.
 
-    A subclass defines `budget` (tokens kept per row and head, or a fraction of the row's tokens, rounded down) and
-    `scores`, and what else it needs to differ in.
+    A subclass defines `scores` and a `budget`: the entries kept per row and head, as a number of tokens or as a
+    fraction of the row's tokens, rounded down. It overrides the other properties and methods where it differs.
     """
 
     @property
     def reserved(self) -> int:
-        """Number of entries that are kept whatever their score. They count in the budget, which must be larger."""
+        """How many entries are kept whatever their score. They count in the budget, which must be larger."""
         return 0
 
     @property
     def queries(self) -> int:
-        """Number of trailing prompt queries that `scores` looks at."""
+        """How many queries at the end of the prompt `scores` looks at."""
         return 0
 
     @property
     def accumulates(self) -> bool:
-        """Whether `collect` returns numbers per entry, `(batch, heads of the cache, entries)`, that add up."""
+        """Whether `collect` returns one running sum per entry: `(batch, heads of the cache, entries)`.
+
+        While decoding, such sums stay with their entries and are dropped with them.
+        """
         return False
 
     @property
     def scores_only(self) -> bool:
-        """Whether the method does nothing but score and keep the best, so that another one can build on it."""
+        """Whether the method only scores entries and keeps the best ones; only then can a `Wrapper` build on it."""
         return type(self).begin is Eviction.begin and type(self).select is Eviction.select
 
     @property
     def granularity(self) -> str:
-        """`"query_head"` if one set is kept per query head, in a cache of that many heads; else `"kv_head"`."""
+        """How many sets of entries are kept in a layer: `"kv_head"` or `"query_head"`.
+
+        With `"kv_head"` there is one set per KV head (or one for all). With `"query_head"` there is one per query
+        head, and the cache then has as many heads as the model has query heads.
+        """
         return "kv_head"
 
     def collect(self, entries: Entries, so_far: Any) -> Any:
-        """Gathers what `scores` will need while the prompt comes in chunks; called once a chunk.
+        """Gathers what `scores` will need; called once for each chunk of the prompt.
 
         Args:
-            so_far: what it returned for the chunk before, `None` for the first one.
+            entries: the entries of all chunks read so far; `entries.seen` is about the last chunk.
+            so_far: what this method returned for the chunk before, `None` for the first one.
         Returns:
-            what `scores` will find as `entries.collected` once the last chunk is there.
+            what `scores` will find as `entries.collected` after the last chunk.
         """
         return last_queries(entries, self.queries, so_far) if self.queries else None
 
     def scores(self, entries: Entries) -> Tensor:
-        """Higher is kept. `(batch, heads, entries)`; heads: 1 (one set for all), the KV heads, or the query heads."""
+        """The score of each entry; entries with the highest scores are kept.
+
+        Returns:
+            `(batch, heads, entries)`, where heads is 1 (one set for all heads), or the number of KV heads or query
+            heads.
+        """
         raise NotImplementedError
 
     def protected(self, entries: Entries) -> Tensor | None:
-        """bool `(batch, 1 or kv_heads, entries)`: kept whatever the score."""
+        """bool `(batch, 1 or kv_heads, entries)`: what is kept whatever its score; `None` if nothing is."""
         return None
 
     def quota(self, layer_idx: int, lengths: Tensor, layers: int) -> Tensor:
-        """How many entries rows of these lengths keep at one of `layers` layers: integers, shaped as `lengths`."""
+        """How many entries a layer keeps in each row and head.
+
+        Args:
+            layer_idx: index of the layer.
+            lengths: integers of any shape: how many entries there are to choose from.
+            layers: number of layers of the model.
+        Returns:
+            integers, the shape of `lengths`.
+        """
         return budget_tokens(self.budget, lengths)  # type: ignore[attr-defined]
 
     def select(self, entries: Entries, scores: Tensor) -> Tensor:
-        """Which entries are kept: bool, the shape of `scores`."""
+        """Chooses the entries that are kept.
+
+        Args:
+            scores: what `scores` returned, `(batch, heads, entries)`.
+        Returns:
+            bool, the shape of `scores`: True for entries that are kept.
+        """
         quota = self.quota(entries.layer_idx, entries.lengths, entries.call.layers)
         protected = self.protected(entries)
         if protected is not None:
@@ -181,7 +221,12 @@ class Eviction(Policy):
         return [count * self.cache_heads(config, cut=count < length) for count in counts]
 
     def cache_heads(self, config: Any, cut: bool = True) -> int:
-        """Heads that a layer's cache has, once it has been cut."""
+        """How many heads the cache of a layer has.
+
+        Args:
+            config: the model's.
+            cut: whether entries have been dropped; before that, every cache has the model's KV heads.
+        """
         per_query_head = cut and self.granularity == "query_head"
         return config.num_attention_heads if per_query_head else config.num_key_value_heads
 
@@ -193,14 +238,15 @@ class Eviction(Policy):
 
 @dataclass(frozen=True)
 class Budgeted(Eviction):
-    """An `Eviction` with a budget of its own.
+    """Base of the methods that have a budget of their own.
 
     Args:
-        budget: entries kept per row and head, those that are always kept included: an integer, or a fraction (float
-            in (0, 1)) of the row's prompt, rounded down. Where a short row's fraction is smaller than what is always
-            kept, the last of those entries are.
+        budget: entries kept per row and head, including those that are always kept: an integer, or a fraction (float
+            in (0, 1)) of the row's prompt, rounded down. If a short row's fraction is smaller than the number of
+            entries that are always kept, only the last of those are kept.
     Raises:
-        ValueError: a budget that is not positive, or not larger than what is always kept.
+        ValueError: a budget that is not positive, or an integer that is not larger than the number of entries that are
+            always kept.
     """
 
     budget: int | float = 1024
@@ -216,10 +262,12 @@ class Budgeted(Eviction):
 
 @dataclass(frozen=True)
 class Wrapper(Eviction):
-    """An `Eviction` that changes how another one, which brings the budget, chooses.
+    """Base of the methods that take the scores and the budget of another method, and choose in their own way.
 
+    Args:
+        policy: the other method.
     Raises:
-        ValueError: `policy` is not a scoring policy.
+        ValueError: `policy` does not score entries, or does more than that.
     """
 
     policy: Eviction
@@ -271,7 +319,13 @@ class Wrapper(Eviction):
 
 
 class EvictionRun(Run):
-    """Scores the prompt of one forward call, layer by layer."""
+    """One forward call under an `Eviction`: scores the prompt's entries in each layer, and drops those not chosen.
+
+    Attributes:
+        collected: by layer, what `collect` returned last, until all chunks of the prompt have been read.
+        kept: by layer, bool `(batch, heads, entries)`: which entries of this call are kept, until the cache drops the
+            others.
+    """
 
     def __init__(self, policy: Eviction, call: Call) -> None:
         self.policy, self.call = policy, call
@@ -303,17 +357,17 @@ class EvictionRun(Run):
         self.kept[layer_idx] = keep | (seen.tokens.valid & ~seen.tokens.prompt).to(keep.device)[:, None]
 
     def choose(self, entries: Entries) -> Tensor:
-        """Which entries are kept: bool `(batch, heads, entries)`."""
+        """Scores the entries and returns those that are kept: bool `(batch, heads, entries)`."""
         return self.policy.select(entries, self.policy.scores(entries))
 
     def lengths(self, tokens: Tokens) -> Tensor:
-        """Prompt tokens per row, `(batch, 1)`, on the CPU."""
+        """Number of prompt tokens in each row: `(batch, 1)`, on the CPU."""
         if self._lengths is None or self._lengths[0] is not tokens:
             self._lengths = tokens, tokens.prompt.sum(1, keepdim=True).cpu()
         return self._lengths[1]
 
     def cuts(self, layer_idx: int, tokens: Tokens) -> bool:
-        """Whether any row is longer than its budget; if not, nothing is scored, and nothing changes."""
+        """Whether a row has more tokens than this layer keeps; if none has, nothing is scored or dropped."""
         lengths = self.lengths(tokens)
         return bool((self.policy.quota(layer_idx, lengths, self.call.layers) < lengths).any())
 
@@ -326,7 +380,7 @@ class EvictionRun(Run):
 
 
 def last_queries(entries: Entries, count: int, so_far: Queries | None) -> Queries:
-    """The last `count` real queries of each row, out of those collected so far and those of this chunk."""
+    """The last `count` real queries of each row, of those collected so far and those of the last chunk."""
     query, asked = entries.seen.query, entries.asked
     if so_far is not None:
         query, asked = torch.cat([so_far.query, query], dim=2), torch.cat([so_far.asked, asked], dim=1)

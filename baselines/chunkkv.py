@@ -1,4 +1,4 @@
-"""ChunkKV: whole chunks of neighbouring entries, by the scores of another method."""
+"""ChunkKV: keeps or drops whole chunks of neighbouring entries, by the scores of another method."""
 
 from __future__ import annotations
 
@@ -19,27 +19,36 @@ from distill.patches.selection import protect, top
 @register
 @dataclass(frozen=True)
 class ChunkKV(Wrapper):
-    """Keeps the chunks of `chunk_length` tokens with the best mean scores, whole, the same in all heads of a layer.
+    """Keeps whole chunks of `chunk_length` tokens, those with the best mean scores, and the same in all heads.
+
+    With s_j^h the score that `policy` gives entry j in head h, a chunk C has the score
+
+        S(C) = (1 / |C|) sum_{j in C} sum_h s_j^h.
+
+    An entry that `policy` always keeps counts as the highest other score of its row plus one. So a chunk that holds
+    such an entry wins, if there is room.
+
+    The last chunk of a prompt may be shorter than the others. An integer budget keeps as many chunks of full length as
+    fit into it. A fractional budget keeps that fraction of the row's chunks, rounded down, a shorter last one counted
+    as one. Either keeps at least one chunk. The number of entries kept is therefore often smaller than the budget
+    says. With a fraction it can also be a little larger, because chunks are rounded and not tokens.
 
     Paper: "ChunkKV: Semantic-Preserving KV Cache Compression for Efficient Long-Context LLM Inference",
-    https://arxiv.org/abs/2502.00299. Scores are those of `policy`, summed over heads; what that policy always keeps
-    counts as its row's highest score plus one, so a chunk that holds such entries wins where there is room. Of n
-    chunks, the last of which may be shorter, a fractional budget keeps that fraction, rounded down, and an integer
-    budget as many as fit into it whole. So the entries kept are fewer than the budget says, or, where rounding chunks
-    takes a larger share than rounding tokens, a few more. As in kvpress 0.5.5 (`compression_ratio=1 - budget`),
-    prompts shorter than one chunk are left to `policy`, and no layer reuses the choice of another, as in the paper.
+    https://arxiv.org/abs/2502.00299. As in kvpress 0.5.5 (`compression_ratio=1 - budget`), a prompt shorter than one
+    chunk is cut by `policy` alone, token by token, and every layer makes its own choice; in the paper, layers may
+    reuse the choice of another layer.
 
-    kvpress gives every row of a batch the chunks of the first; here each has its own. Where chunks of nothing
-    but what is always kept are more than fit, kvpress keeps any of them; here it is the last ones. kvpress refuses
-    eager attention.
+    kvpress differs in three points. It gives every row of a batch the chunks of the first row; here each row has its
+    own. Where more chunks than fit consist of nothing but entries that are always kept, it keeps an arbitrary part of
+    them; here the last ones are kept. And it refuses eager attention.
 
     Args:
-        policy: scores the entries, and brings the budget.
+        policy: the method that scores the entries. Its budget is the one used.
         chunk_length: tokens in a chunk.
     """
 
     name = "chunkkv"
-    granularity = "kv_head"  # whatever that of the policy: its scores are summed over heads
+    granularity = "kv_head"  # whatever the policy has: its scores are summed over the heads
 
     chunk_length: int = 20
 
@@ -53,11 +62,19 @@ class ChunkKV(Wrapper):
             )
 
     def chunks(self, layer_idx: int, lengths: Tensor, layers: int) -> Tensor:
-        """How many chunks rows of these lengths keep at a layer: integers, shaped as `lengths`."""
+        """How many chunks a layer keeps.
+
+        Args:
+            layer_idx: index of the layer.
+            lengths: integers of any shape: tokens in each row.
+            layers: number of layers of the model.
+        Returns:
+            integers, the shape of `lengths`.
+        """
         quota = self.quota(layer_idx, lengths, layers)
         if isinstance(self.budget, int):
             return (quota // self.chunk_length).clamp(min=1)
-        # 1, unless the policy gives layers unequal shares
+        # the layer's part of the budget; it is not 1 where the policy gives layers unequal budgets (PyramidKV)
         share = quota.double() / budget_tokens(self.budget, lengths)
         there = -(-lengths // self.chunk_length)
         return (there * (share * self.budget)).long().clamp(min=1)
@@ -87,7 +104,7 @@ class ChunkKV(Wrapper):
         return torch.where(short[..., None], alone, keep)
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        """As for every method; at most these where a shorter last chunk may win or lose by its scores."""
+        """As for every method, but an upper bound where only its scores decide if a shorter last chunk is kept."""
         layers, lengths, size = config.num_hidden_layers, torch.tensor([[length]]), self.chunk_length
         kept = []
         for layer in range(layers):
@@ -99,7 +116,7 @@ class ChunkKV(Wrapper):
         return kept
 
     def _ends_protected(self, layer_idx: int, length: int, layers: int) -> bool:
-        """Whether the policy always keeps some entry of the last chunk."""
+        """Whether the last chunk of a prompt holds an entry that the policy always keeps."""
         call, rest = cast(Call, SimpleNamespace(layers=layers)), cast(Any, None)
         entries = Entries(layer_idx, rest, rest, rest, rest, torch.arange(length)[None, None], call)
         protected = self.protected(entries)
@@ -109,10 +126,12 @@ class ChunkKV(Wrapper):
 
 
 class _Chunks:
-    """Sums over chunks of entries, told by their rank among the real ones of a row.
+    """Sums over the chunks of each row. Chunks are counted from a row's first real entry.
 
     Args:
-        rank, real: `(batch, 1, entries)`.
+        rank: `(batch, 1, entries)`: 0 for the first real entry of a row, 1 for the second, and so on.
+        real: bool `(batch, 1, entries)`: False for padding.
+        size: tokens in a chunk.
     """
 
     def __init__(self, rank: Tensor, real: Tensor, size: int) -> None:
@@ -121,10 +140,10 @@ class _Chunks:
         self.sizes = self.sum(real)
 
     def sum(self, values: Tensor) -> Tensor:
-        """`(batch, 1, chunks)` of `(batch, 1, entries)`."""
+        """Sums `(batch, 1, entries)` within each chunk, padding left out: `(batch, 1, chunks)`."""
         values = torch.where(self.real, values, torch.zeros_like(values)).to(torch.float32)
         return values.new_zeros(*values.shape[:2], self.number).scatter_add_(-1, self.index, values)
 
     def spread(self, marks: Tensor) -> Tensor:
-        """Marks of chunks as marks of their entries."""
+        """Gives every entry what its chunk has: `(batch, 1, chunks)` to `(batch, 1, entries)`."""
         return marks.gather(-1, self.index)

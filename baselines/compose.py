@@ -1,4 +1,4 @@
-"""Several policies at once, each with its own budget: retention between layers, eviction inside them."""
+"""Compose: several policies at once, such as one that drops tokens between layers and one that drops cache entries."""
 
 from __future__ import annotations
 
@@ -19,16 +19,17 @@ from distill.patches.selection import indices_of
 @register
 @dataclass(frozen=True, init=False)
 class Compose(Policy):
-    """Several policies at once, such as `Compose(PromptDistill([13], [1024]), SnapKV(512))`.
+    """Applies several policies at once, such as `Compose(PromptDistill([13], [1024]), SnapKV(512))`.
 
-    A policy that drops entries inside the layers sees the tokens that are alive there: its fractions are of those.
-    Where several choose after the same layer, what all of them keep is kept.
+    Each policy has its own budget. One that drops cache entries within a layer (SnapKV) only sees the tokens that
+    reach this layer, after others (PromptDistill) have dropped some; if its budget is a fraction, it is a fraction of
+    those. Where several policies choose at the same layer, a token or entry is kept only if all of them keep it.
 
     Args:
         policies: two or more.
     Raises:
-        ValueError: fewer than two policies; and when it runs, one that begins anew (GemFilter), which leaves nothing
-            for the others to act on.
+        ValueError: fewer than two policies. When the model runs: a policy that starts the model again on fewer tokens
+            (GemFilter), which leaves nothing for the others to act on.
     """
 
     name = "compose"
@@ -51,18 +52,18 @@ class Compose(Policy):
         return [min(counts) for counts in zip(*reached, strict=True)]
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        """As for every method; at most these where several members drop entries of the same layer."""
+        """As for every method, but an upper bound where several members drop entries of the same layer."""
         reach = self.tokens_reaching(length, config)
         kept = []
         for member in self.policies:
             if member.tokens_reaching(length, config) != [length] * len(reach):
                 kept.append(member.entries_kept(length, config))
-            else:  # it sees what the others let through
+            else:  # it drops no tokens itself, so it sees what the others let through
                 kept.append([member.entries_kept(tokens, config)[layer] for layer, tokens in enumerate(reach)])
         return [min(counts) for counts in zip(*kept, strict=True)]
 
     def with_budget(self, budget: int | float) -> Compose:
-        """These policies, each with that budget."""
+        """These policies, each with the given budget."""
         return Compose(*(member.with_budget(budget) for member in self.policies))
 
     def begin(self, call: Call) -> Run | None:
@@ -77,6 +78,8 @@ class Compose(Policy):
 
 
 class _ComposedRun(Run):
+    """One forward call under several policies: asks each of their runs, and combines the answers."""
+
     def __init__(self, runs: list[Run]) -> None:
         self.runs = runs
         self.boundaries = {layer for run in runs for layer in run.boundaries}
@@ -119,7 +122,14 @@ class _ComposedRun(Run):
 
 
 def _marks(indices: Tensor, held: int) -> Tensor:
-    """bool `(batch, 1 or heads, held)`: True at `indices` `(batch, kept)` or `(batch, 1 or heads, kept)`."""
+    """Turns the indices of kept entries into marks.
+
+    Args:
+        indices: `(batch, kept)` or `(batch, 1 or heads, kept)`; `-1` for none.
+        held: number of entries in the cache.
+    Returns:
+        bool `(batch, 1 or heads, held)`: True at `indices`.
+    """
     indices = indices[:, None] if indices.dim() == 2 else indices
     marks = torch.zeros(*indices.shape[:2], held + 1, dtype=torch.bool, device=indices.device)
     return marks.scatter_(2, indices.masked_fill(indices < 0, held), True)[..., :held]

@@ -1,4 +1,4 @@
-"""CriticalKV: another method's scores, weighed by what a value does to the layer's output."""
+"""CriticalKV: another method's scores, weighed by how much each value can change the layer's output."""
 
 from __future__ import annotations
 
@@ -16,28 +16,33 @@ from distill.patches.selection import projected_norms, top
 @register
 @dataclass(frozen=True)
 class CriticalKV(Wrapper):
-    """Keeps the best entries of another method, then those with the largest score times their values' projected norms.
+    """Keeps the best entries of another method, then those with the best products of score and projected value norm.
 
-    Paper: "Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective",
-    https://arxiv.org/abs/2502.03805. The first stage keeps the share `first_stage_ratio` of the budget by the scores
-    b of `policy`. The second fills the rest by
+    The budget is filled in two stages. The first one keeps the entries that `policy` scores highest, up to the share
+    `first_stage_ratio` of the budget. The second one fills the rest with the highest
 
         s_j = (b_j + epsilon) mean_h ||v_j W_O^h||_1,
 
-    with W_O^h the part of the output projection that head h goes through, and the mean over the query heads that share
-    a KV head. Defaults and equations are those of kvpress 0.5.5 (`compression_ratio=1 - budget`).
+    where b_j is the score that `policy` gives entry j, W_O^h is the part of the output projection that belongs to
+    query head h, and the mean is over the query heads that share a KV head. The norm says how far the value can move
+    the output of the layer.
+
+    Paper: "Identify Critical KV Cache in LLM Inference from an Output Perturbation Perspective",
+    https://arxiv.org/abs/2502.03805. Defaults and equations are those of kvpress 0.5.5
+    (`compression_ratio=1 - budget`). As in kvpress, scores below zero, which Knorm and KeyDiff give, are multiplied
+    like any others; for those, a larger norm lowers the score.
 
     What `policy` always keeps is always kept here; in kvpress the second stage may drop it. kvpress fails on models
-    whose config has no `head_dim` (Qwen2, Phi3); here the size is read off the values. Scores below zero, as
-    Knorm's and KeyDiff's, are multiplied like any others, as there: larger norms then count against an entry.
+    whose config has no `head_dim` (Qwen2, Phi3); here the size is read off the values.
 
     `AdaKV(CriticalKV(...))` compares these scores across heads. `CriticalAdaKVPress` of kvpress is another method: it
-    shares the budget out among heads by b alone, and only then weighs by norms.
+    divides the budget among the heads by b alone, and only afterwards weighs by norms.
 
     Args:
-        policy: scores the entries, and brings the budget.
-        epsilon: added to the scores.
-        first_stage_ratio: from 0 (no first stage) to 1 (the choice of `policy`).
+        policy: the method that scores the entries. Its budget is the one used.
+        epsilon: a number added to every score b, so that an entry without any score can still be kept for its norm.
+        first_stage_ratio: the share of the budget that the first stage fills, from 0 (there is no first stage) to 1
+            (the choice is that of `policy`).
     """
 
     name = "criticalkv"
@@ -51,12 +56,17 @@ class CriticalKV(Wrapper):
         check_number("first_stage_ratio", self.first_stage_ratio, 0, 1)
 
     def certain(self, entries: Entries) -> Tensor:
-        """How many entries the first stage keeps: integers, shaped as the entries' lengths."""
+        """How many entries the first stage keeps in each row and head.
+
+        Returns:
+            integers, the shape of `entries.lengths`.
+        """
         quota = self.quota(entries.layer_idx, entries.lengths, entries.call.layers)
         if self.first_stage_ratio == 0:
             return torch.zeros_like(quota)
         tokens = quota.double()
-        if isinstance(self.budget, float):  # the fraction itself, before rounding, in the share the layer gets of it
+        # a fractional budget is not rounded to tokens before it is multiplied; `share` is the layer's part of it
+        if isinstance(self.budget, float):
             share = tokens / budget_tokens(self.budget, entries.lengths)
             tokens = share * (entries.lengths.double() * self.budget)
         return (tokens * self.first_stage_ratio).long().clamp(min=1)

@@ -1,4 +1,4 @@
-"""Eviction at decode time, by any scoring policy."""
+"""Decoding: drops entries while text is generated, by any method that scores them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ from distill.patches.run import Call, Run
 @register
 @dataclass(frozen=True)
 class Decoding(Policy):
-    """Cuts every layer to `budget` entries per head, each `every` calls after the prompt.
+    """Drops entries while decoding: after every `every` forward calls each layer is cut to `budget` entries per head.
 
-    Scored are all entries that a layer holds, prompt and generated alike, the newest included; positions stay true. A
-    call counts once however many tokens it brings; one that brings `budget` tokens or more is followed by a cut. The
-    prompt itself is left alone: to cut it too, `Compose(SnapKV(1024), Decoding(...))`. As `DecodingPress` of kvpress
-    0.5.5 (https://github.com/NVIDIA/kvpress). Policies that score with the last queries of a prompt score with the
-    last queries read so far; sums over all queries go on from call to call. Rejected candidates of assisted decoding
-    cannot be taken back: a `ValueError`.
+    `policy` scores all entries that a layer holds, those of the prompt and of generated tokens alike, the newest one
+    included. Entries that stay keep their original positions. A policy that looks at the last queries of a prompt here
+    looks at the last queries read so far; one that sums attention over all queries goes on adding from call to call.
+
+    A forward call counts as one, however many tokens it brings; one that brings `budget` tokens or more is always
+    followed by a cut. The call that reads the prompt does not count, and the prompt is not cut. To cut it as well, use
+    `Compose(SnapKV(1024), Decoding(...))`.
+
+    This is `DecodingPress` of kvpress 0.5.5 (https://github.com/NVIDIA/kvpress).
+
+    With assisted decoding, a rejected candidate is a `ValueError`: the cache cannot go back to the time before it.
 
     Args:
-        policy: scores the entries; its own budget is not used.
-        every: calls from one cut to the next.
+        policy: the method that scores the entries. Its own budget is not used.
+        every: number of forward calls from one cut to the next.
         budget: entries kept per row and head, an integer.
     """
 
@@ -42,7 +47,7 @@ class Decoding(Policy):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
         check_integer("every", self.every, 1)
         check_integer("budget", self.budget, 1)
-        self._budgeted  # noqa: B018  (raises where the policy always keeps more than that)
+        self._budgeted  # noqa: B018  (raises if the policy always keeps more than this budget)
 
     @property
     def _budgeted(self) -> Eviction:
@@ -52,7 +57,7 @@ class Decoding(Policy):
         self.policy.check(config)
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        # the prompt itself is left alone
+        # nothing is dropped when the prompt is read
         return [config.num_key_value_heads * length] * config.num_hidden_layers
 
     def begin(self, call: Call) -> Run | None:

@@ -1,4 +1,4 @@
-"""ExpectedAttention: the entries that queries still to come are expected to attend to."""
+"""ExpectedAttention: keeps the entries that the queries still to come are expected to attend to."""
 
 from __future__ import annotations
 
@@ -13,37 +13,42 @@ from distill.patches.checks import check_flag, check_integer, check_number
 from distill.patches.policy import register
 from distill.patches.selection import BLOCK
 
-#: the farthest position behind the prompt; a table of all of them is made
+#: the largest `future_positions`: rotary tables of all these positions are made, so memory sets a limit
 MOST_POSITIONS = 2**20
 
 
 @register
 @dataclass(frozen=True)
 class ExpectedAttention(Budgeted):
-    """Keeps the entries with the largest attention probability expected of future queries, times their values' norms.
+    """Keeps the entries to which future queries are expected to attend most, weighed by the norms of their values.
+
+    Future queries are not known, so they are estimated. Before rotary embedding, they are assumed to be normally
+    distributed, with the mean mu and the covariance C of the prompt's own queries (those of the first `sinks` tokens
+    left out). With R the mean of the rotary matrices of the next `future_positions` positions, and d the head size,
+    each query head gives entry j
+
+        z_j = k_j . R mu / sqrt(d) + k_j^T R C R^T k_j / (2 d),    s_j = (softmax(z)_j + epsilon) ||v_j||.
+
+    The softmax leaves out the sinks, and is averaged over the query heads that share a KV head before `epsilon` is
+    added.
 
     Paper: "Expected Attention: KV Cache Compression by Estimating Attention from Future Queries Distribution",
-    https://arxiv.org/abs/2510.00636. Queries before rotary embedding are taken as normally distributed, with the mean
-    mu and the covariance C of those of the prompt beyond the sinks. With R the mean rotary matrix of the next
-    `future_positions` positions and d the head size, per query head,
-
-        z_j = k_j . R mu / sqrt(d) + k_j^T R C R^T k_j / (2 d),    s_j = (softmax(z)_j + epsilon) ||v_j||,
-
-    the softmax averaged over the query heads that share a KV head. Defaults and equations are those of kvpress 0.5.5
+    https://arxiv.org/abs/2510.00636. Defaults and equations are those of kvpress 0.5.5
     (`compression_ratio=1 - budget`).
 
-    Queries are those that attention was given, turned back by the rotary tables they were turned by: no projection is
-    run again. kvpress asks the model's rotary module for the future positions, which under longrope or dynamic scaling
-    also picks the frequencies of the longest position asked for: R then has the long factors while the prompt, and so
-    its keys, still have the short ones. That is reproduced, since a prompt this near the boundary will be continued
-    with long factors; but it is asked of a copy, so the model's own tables stay as they are.
+    To get queries before rotary embedding, those that attention was given are rotated back; no projection is computed
+    a second time. Some rotary embeddings (longrope, dynamic scaling) choose their frequencies by the largest position
+    they are asked for. kvpress asks the model's rotary module for the future positions. So R may have the long
+    frequencies while the keys of the prompt, which is still below the boundary, have the short ones. The same is done
+    here: a prompt that is so near the boundary will be continued with long frequencies. But a copy of the module is
+    asked, and the model's own tables stay as they are.
 
     Args:
-        sinks: first tokens, kept within the budget, and left out of the statistics.
-        future_positions: how many positions behind the prompt the queries are expected at.
-        use_covariance: False: the queries' mean only.
-        use_vnorm: False: scores are the probabilities alone.
-        epsilon: added to the probabilities; the larger, the more the values' norms count.
+        sinks: number of first tokens that are always kept, within the budget, and left out of mean and covariance.
+        future_positions: number of positions after the prompt over which R is averaged.
+        use_covariance: with False, the term with C is left out.
+        use_vnorm: with False, the score is the softmax alone, without `epsilon` and ||v_j||.
+        epsilon: a number added to the softmax; the larger, the more the norms of the values count.
     """
 
     name = "expected"
@@ -70,11 +75,11 @@ class ExpectedAttention(Budgeted):
         return entries.rank < self.sinks
 
     def collect(self, entries: Entries, so_far: dict[str, Tensor] | None) -> dict[str, Tensor]:
-        """Of the queries before rotary embedding: their number, mean, and sum of outer products about the mean."""
+        """Statistics of the queries read so far, before rotary embedding and without the sinks; see `_statistics`."""
         seen = entries.seen
         tables = (table.to(seen.query.device) for table in seen.tokens.rotary)
         cos, sin = (table[:, None, seen.start : seen.stop].float() for table in tables)
-        square = cos**2 + sin**2  # 1, but for what longrope and rounding make of it
+        square = cos**2 + sin**2  # 1, apart from longrope's factor and rounding
         query = _rotate(seen.query.float(), cos / square, -sin / square)
         rank = entries.rank[:, 0, -entries.asked.shape[1] :]
         found = _statistics(query, (entries.asked >= 0) & (rank >= self.sinks))
@@ -99,7 +104,7 @@ class ExpectedAttention(Budgeted):
         return (scores + self.epsilon) * entries.value.float().norm(dim=-1) if self.use_vnorm else scores
 
     def _future_tables(self, entries: Entries) -> tuple[Tensor, ...]:
-        """Mean rotary tables of the positions behind the last entry: cosines and sines, `(batch, 1, 1, 1, dim)`."""
+        """Cosines and sines, averaged over the positions after the last entry: two tensors `(batch, 1, 1, 1, dim)`."""
         last = entries.positions.amax((1, 2))
         positions = last[:, None] + torch.arange(1, self.future_positions + 1, device=last.device)
         rotary = copy.deepcopy(entries.call.decoder.rotary_emb)
@@ -108,14 +113,22 @@ class ExpectedAttention(Budgeted):
 
 
 def _rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding of the last dimension, or of as much of it as the tables are wide."""
+    """Applies rotary embedding to the last dimension, or to its first part if the tables are narrower."""
     turning, rest = vectors[..., : cos.shape[-1]], vectors[..., cos.shape[-1] :]
     first, second = turning.chunk(2, dim=-1)
     return torch.cat([turning * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
 
 
 def _statistics(query: Tensor, counted: Tensor) -> dict[str, Tensor]:
-    """Number `(batch,)`, mean `(batch, heads, dim)`, spread `(batch, heads, dim, dim)` of the `counted` queries."""
+    """The statistics of the queries that count.
+
+    Args:
+        query: `(batch, heads, queries, dim)`.
+        counted: bool `(batch, queries)`: which queries count.
+    Returns:
+        `count` `(batch,)`, their number; `mean` `(batch, heads, dim)`; `spread` `(batch, heads, dim, dim)`, the sum of
+        the outer products of their deviations from the mean (`count` times the covariance).
+    """
     weight = counted.to(query.dtype)[:, None, :, None]
     count = counted.sum(1)
     mean = (query * weight).sum(2) / count.clamp(min=1)[:, None, None]
@@ -124,7 +137,7 @@ def _statistics(query: Tensor, counted: Tensor) -> dict[str, Tensor]:
 
 
 def _merged(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The statistics of two sets of queries together."""
+    """The statistics of two sets of queries taken together, from those of each set."""
     count = one["count"] + other["count"]
     share = (other["count"] / count.clamp(min=1))[:, None, None]
     apart = other["mean"] - one["mean"]

@@ -1,4 +1,4 @@
-"""FastKV: eviction inside every layer, and from one layer on fewer tokens."""
+"""FastKV: drops cache entries in every layer, and from one layer on also computes fewer tokens."""
 
 from __future__ import annotations
 
@@ -19,20 +19,26 @@ from distill.patches.selection import protect, top
 @register
 @dataclass(frozen=True)
 class FastKV(SnapKV):
-    """SnapKV's eviction in every layer, and after layer `tsp_layer` only the tokens with the best scores go on.
+    """Drops entries as SnapKV does, and after layer `tsp_layer` lets only the tokens with the best scores go on.
+
+    A token's score is the sum, over the heads of layer `tsp_layer`, of the SnapKV scores of its entries. Later layers
+    compute and cache only the tokens that go on, at their original positions. The last `window_size` tokens always go
+    on.
+
+    The budgets are both integers (mode "constant" of the published code) or both fractions (mode "proportional"). With
+    fractions, layers after `tsp_layer` keep `budget / tsp_budget` of the tokens that reach them. A row shorter than an
+    integer `budget` loses nothing, neither entries nor tokens.
 
     Paper: "FastKV: KV Cache Compression for Fast Long-Context Processing with Token-Selective Propagation",
-    https://arxiv.org/abs/2502.01068. Both budgets are integers (the code's mode "constant") or both are fractions
-    ("proportional"): then layers after `tsp_layer` keep `budget / tsp_budget` of the tokens that reach them. Rows
-    shorter than the budget keep all tokens, also after `tsp_layer`. The last `window_size` tokens always go on, at
-    their original positions. The published code decodes at wrong positions in its speed benchmark, breaks on padding
-    and reads a second prompt without the first; here neither does.
+    https://arxiv.org/abs/2502.01068. The published code has three faults that are not repeated here: its speed
+    benchmark decodes at wrong positions, it breaks on padding, and a second prompt does not see the first one.
 
     Args:
-        budget: entries kept per row and KV head, window included; 512 in the published code.
-        tsp_budget: tokens that go on after `tsp_layer`, window included.
-        tsp_layer: 15 in the paper for a model of 32 layers.
-        pooling: `"avg"` (the code's default) or `"max"` (that of its scripts).
+        budget: entries kept per row and KV head, the window included; 512 in the published code.
+        tsp_budget: tokens that go on after `tsp_layer`, the window included: an integer, or a fraction (float in
+            (0, 1)) of the prompt, rounded down.
+        tsp_layer: index of that layer; 15 in the paper, for a model of 32 layers.
+        pooling: `"avg"` (the default of the published class) or `"max"` (what its scripts use).
     """
 
     name = "fastkv"
@@ -64,7 +70,7 @@ class FastKV(SnapKV):
             )
 
     def with_budget(self, budget: int | float) -> Policy:
-        """This policy with that many entries in each layer, and as many tokens that go on."""
+        """This policy with the given budget, both for the entries of each layer and for the tokens that go on."""
         return replace(self, budget=budget, tsp_budget=budget)
 
     @classmethod
@@ -79,7 +85,14 @@ class FastKV(SnapKV):
         return budget_tokens(self.budget / self.tsp_budget, lengths)
 
     def passed_on(self, lengths: Tensor, layers: int) -> Tensor:
-        """How many tokens of rows of these lengths go on after `tsp_layer`."""
+        """How many tokens go on after `tsp_layer`.
+
+        Args:
+            lengths: integers of any shape: tokens in each row.
+            layers: number of layers of the model.
+        Returns:
+            integers, the shape of `lengths`.
+        """
         wanted = budget_tokens(self.tsp_budget, lengths)
         cut = (lengths >= self.quota(self.tsp_layer, lengths, layers)) & (lengths > wanted)
         return torch.where(cut, wanted, lengths)
@@ -99,6 +112,12 @@ class FastKV(SnapKV):
 
 
 class _FastKVRun(EvictionRun):
+    """Adds to the eviction of the base what happens after `tsp_layer`.
+
+    Attributes:
+        totals: `(batch, entries)` scores of the tokens in layer `tsp_layer`, from when it is scored until it has run.
+    """
+
     policy: FastKV
 
     def __init__(self, policy: FastKV, call: Call) -> None:

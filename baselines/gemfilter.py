@@ -1,4 +1,4 @@
-"""GemFilter: an early layer picks the tokens, and the model begins again with those alone."""
+"""GemFilter: an early layer chooses tokens, and the model starts again with those alone."""
 
 from __future__ import annotations
 
@@ -19,18 +19,24 @@ from distill.patches.selection import last_rows, mean_logits, smooth, top
 class GemFilter(Policy):
     """Reads the prompt up to one layer, keeps the tokens its last token attends to, and runs the model on those alone.
 
-    Scores are attention logits of the last token's query, summed over heads and smoothed. The kept token ids are a new
-    prompt, at positions from 0 on, in a new cache, and generated tokens follow it. As in the published code the last
-    prompt token competes like any other, and is often not kept. Paper: "Discovering the Gems in Early Layers:
-    Accelerating Long-Context LLMs with 1000x Input Token Reduction", https://arxiv.org/abs/2409.17422.
+    The score of token j is the attention logit of the last token's query, summed over the query heads h and smoothed
+    over neighbouring tokens:
 
-    Beyond the published code: batches and padding (a row is treated as if it were alone); a second prompt on a cache
-    that holds something is read in full, behind what is there, since a cache cannot begin again. Prompts within the
-    budget are run once.
+        s = pool(a),    a_j = sum_h q_last^h . k_j^h.
+
+    The kept tokens are a new, shorter prompt. The whole model reads it, at positions 0, 1, 2, ..., into a new cache,
+    and generated tokens follow at the next positions. As in the published code, the last token of the prompt competes
+    like any other, and is often not kept. If all prompts of a batch are within the budget, they are read once, as
+    usual.
+
+    Paper: "Discovering the Gems in Early Layers: Accelerating Long-Context LLMs with 1000x Input Token Reduction",
+    https://arxiv.org/abs/2409.17422. The published code takes one row on an empty cache. Here, batches and padding
+    work too, each row as if it were alone. A second prompt, on a cache that already holds something, is read in full
+    behind it, because a cache that holds something cannot start again.
 
     Args:
         budget: tokens kept: an integer, or a fraction (float in (0, 1)) of the prompt, rounded down.
-        layer: the layer whose attention chooses; 13 in the paper for Llama 3.1 8B, 19 for the other models.
+        layer: index of the layer whose attention chooses; in the paper 13 for Llama 3.1 8B, 19 for the other models.
         kernel_size: odd width of the smoothing, in tokens; 1 for none.
     """
 
@@ -50,7 +56,9 @@ class GemFilter(Policy):
             raise ValueError(f"layer: got {self.layer}; allowed are layers 0 to {config.num_hidden_layers - 1}")
 
     def tokens_reaching(self, length: int, config: Any) -> list[int]:
-        """Of the second reading; the first one takes all tokens through the layers up to `layer`."""
+        """As for every policy, for the second reading. The first one takes all tokens through the layers up to
+        `layer`.
+        """
         kept = min(length, int(budget_tokens(self.budget, torch.tensor([length]))))
         return [kept] * config.num_hidden_layers
 
@@ -65,6 +73,8 @@ class GemFilter(Policy):
 
 
 class _GemFilterRun(Run):
+    """One forward call: scores tokens at the layer up to which the first reading goes, then restarts."""
+
     def __init__(self, policy: GemFilter, call: Call) -> None:
         self.policy, self.call = policy, call
         self.scout = policy.layer
@@ -84,7 +94,7 @@ class _GemFilterRun(Run):
     def restart(self, tokens: Tokens) -> Retention:
         assert self.scores is not None
         prompt = tokens.prompt
-        # the sum over the heads of all ranks, of the mean over the local ones
+        # each rank has the mean over its own heads (tensor parallelism); wanted is the sum over all heads
         heads = self.call.decoder.config.num_attention_heads // self.call.ranks
         total = self.call.reduce(self.scores.to(prompt.device)) * heads
         scores = smooth(total, prompt, self.policy.kernel_size)

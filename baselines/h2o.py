@@ -1,4 +1,4 @@
-"""H2O: the entries that have received most attention, and the most recent ones."""
+"""H2O: keeps the entries that have received most attention, and the most recent ones."""
 
 from __future__ import annotations
 
@@ -17,19 +17,30 @@ from distill.patches.run import Call, Run
 @register
 @dataclass(frozen=True)
 class H2O(Budgeted):
-    """Keeps the heavy hitters, entries with the largest sum of attention probabilities over all queries, and the
-    `recent_size` last ones.
+    """Keeps the `recent_size` last entries, and of the others the heavy hitters: those that received most attention.
+
+    With A^h[i, j] the attention probability that query i of query head h gives entry j, the score is
+
+        s_j^h = sum_i A^h[i, j],
+
+    over all queries i, per query head, or summed over the query heads that share a KV head (`granularity`).
 
     Paper: "H2O: Heavy-Hitter Oracle for Efficient Generative Inference of Large Language Models",
-    https://arxiv.org/abs/2306.14048. Two forms exist. `form="static"` is the published comparison code: entries are
-    dropped once, after the prompt, and the cache grows by each generated token. `form="dynamic"` is the paper: sums go
-    on while decoding, and after every step the cache is cut to the budget. The published code keeps one set per query
-    head (`granularity="query_head"`); the sum over a KV head's group needs g times less memory and is the default.
+    https://arxiv.org/abs/2306.14048. Two forms of the method exist:
 
-    Sums are computed in blocks of queries, in memory linear in the prompt, whatever the attention implementation.
+    - `form="static"` is that of the published comparison code: entries are dropped once, after the prompt, and then
+      the cache grows by each generated token.
+    - `form="dynamic"` is that of the paper: the sums go on growing while decoding, and after every step the cache is
+      cut to the budget.
+
+    The comparison code keeps one set per query head (`granularity="query_head"`). The default is one set per KV head,
+    which needs g times less memory if g query heads share a KV head.
+
+    Sums are computed in blocks of queries. This works with any attention implementation, and needs memory that grows
+    linearly with the prompt.
 
     Args:
-        recent_size: last tokens kept, within the budget.
+        recent_size: number of last tokens that are always kept, within the budget.
         form: `"static"` or `"dynamic"`; the latter needs an integer budget.
         granularity: `"kv_head"` or `"query_head"`, as for SnapKV.
     """

@@ -1,4 +1,4 @@
-"""KeyDiff: entries whose keys differ most from the average key."""
+"""KeyDiff: keeps the entries whose keys differ most from the average key."""
 
 from __future__ import annotations
 
@@ -14,11 +14,15 @@ from distill.patches.policy import register
 @register
 @dataclass(frozen=True)
 class KeyDiff(Budgeted):
-    """Keeps the entries whose keys are least similar (cosine) to the mean of all normalised keys, per KV head.
+    """Keeps the entries whose keys are least similar to the average key of their KV head.
+
+        s_j = -cos(k_j, a),    a = mean_j k_j / ||k_j||,
+
+    the mean being over all entries of the prompt. No query is looked at.
 
     Paper: "KeyDiff: Key Similarity-Based KV Cache Eviction for Long-Context LLM Inference in Resource-Constrained
-    Environments", https://arxiv.org/abs/2504.15364. As in kvpress 0.5.5, the prompt is scored at once; the paper
-    evicts block by block while it is read.
+    Environments", https://arxiv.org/abs/2504.15364. As in kvpress 0.5.5, entries are dropped once, after the whole
+    prompt; the paper drops them block by block while the prompt is read.
     """
 
     name = "keydiff"

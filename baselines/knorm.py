@@ -1,4 +1,4 @@
-"""Knorm: entries whose keys are short get the most attention."""
+"""Knorm: keeps the entries whose keys have the smallest norms, which tend to get the most attention."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from distill.patches.policy import register
 @register
 @dataclass(frozen=True)
 class Knorm(Budgeted):
-    """Keeps the entries with the smallest L2 norm of the key, per KV head; looks at no query.
+    """Keeps the entries with the smallest L2 norms of their keys, per KV head.
 
-    Paper: "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression",
-    https://arxiv.org/abs/2406.11430. As in kvpress 0.5.5, and unlike the paper, no layer is left uncompressed; norms
-    are taken in float32.
+        s_j = -||k_j||_2
+
+    No query is looked at.
+
+    Paper: "A Simple and Effective L2 Norm-Based Strategy for KV Cache Compression", https://arxiv.org/abs/2406.11430.
+    As in kvpress 0.5.5, entries are dropped in all layers, where the paper spares some, and norms are computed in
+    float32.
     """
 
     name = "knorm"

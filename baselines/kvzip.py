@@ -1,4 +1,4 @@
-"""KVzip: the entries that the model needs to repeat the context."""
+"""KVzip: keeps the entries that the model needs to repeat its prompt."""
 
 from __future__ import annotations
 
@@ -24,28 +24,44 @@ LATER = "\n\nRepeat the part of the previous context exactly, starting with"
 class KVzip(Policy):
     """Keeps the entries that get most attention while the model, its cache still whole, is made to repeat the prompt.
 
+    After the prompt has been read, it is read once more, in chunks of `chunk_size` tokens. For each chunk the model is
+    given these tokens, at the positions right after the prompt: `instruction`, `suffix`, and the chunk itself. For all
+    chunks but the first, `continuation` and the last `overlap` tokens of the chunk before stand in place of
+    `instruction`. After each chunk these tokens leave the cache again. An entry j of the chunk then has the score
+
+        s_j = max_{h, i} softmax_j(q_i^h . K / sqrt(d)),
+
+    where d is the head size, i runs over all tokens given, and h over the query heads that share the entry's KV head.
+    K are the keys of the sinks, of the chunk's entries and of the tokens given; the rest of the prompt is left out of
+    the softmax.
+
+    The entries of all layers and heads compete with one another, so layers and heads end up with different numbers.
+    The price is a second reading of the prompt, which pays off where one cache serves many questions.
+
     Paper: "KVzip: Query-Agnostic KV Cache Compression with Context Reconstruction", https://arxiv.org/abs/2505.23416.
-    Each chunk of the prompt is read once more, right behind the prompt, after `instruction` (later chunks: after
-    `continuation` and the last `overlap` tokens of the chunk before) and `suffix`. With the softmax over the sinks,
-    the chunk, and what is read now, an entry's score is the largest attention probability that any of these queries,
-    of any query head that shares its KV head, gives it. The best of all layers and heads together stay, which then
-    hold unequal numbers. This costs a second reading of the prompt, and pays where one cache serves many questions.
     Defaults and equations are those of kvpress 0.5.5 (`compression_ratio=1 - budget`).
 
-    A policy holds token ids, not text: `KVzip.with_tokenizer` fills in the published words. kvpress takes one row, not
-    eager attention, and compresses when its context manager is left, too late for `generate()`; here the rows of a
-    batch, of any lengths, are treated as if alone, and `generate()` decodes on the compressed cache. kvpress hides
-    dropped entries behind fake keys; here they leave the cache. Of a second prompt only its own entries are dropped.
+    A policy holds token ids, not text, so the published words must be turned into ids: `KVzip.with_tokenizer` does
+    that. The defaults are empty.
+
+    kvpress takes one row only, refuses eager attention, and drops entries when its context manager is left, too late
+    for `generate()`. Here, rows of any lengths can form a batch, each treated as if it were alone, and `generate()`
+    decodes on the smaller cache. kvpress hides dropped entries behind fake keys; here they leave the cache. Of a
+    second prompt on the same cache only its own entries are dropped.
 
     Args:
-        budget: entries kept per row, layer and head on average: an integer, or a fraction (float in (0, 1)) of them.
-        chunk_size: tokens repeated at a time.
-        sinks: first tokens, kept in all heads within the budget.
-        layerwise: every layer keeps the same number, over its heads.
-        plus: KVzip+: probabilities times ||v_j W_O|| / ||x_i||, with x_i what goes into the attention of the query.
-        instruction, continuation, suffix: token ids, see above.
-        overlap: tokens of the chunk before.
-        prefix: first tokens that are not repeated, as a chat template's opening; beyond the sinks they go first.
+        budget: entries kept per row, averaged over layers and heads: an integer, or a fraction (float in (0, 1)) of
+            the prompt's entries.
+        chunk_size: tokens of the prompt in a chunk.
+        sinks: number of first tokens that all heads keep, within the budget.
+        layerwise: with True, the heads of each layer compete only with one another, and all layers keep the same
+            number.
+        plus: with True (KVzip+), the probability of entry j and token i is multiplied by ||v_j W_O^h|| / ||x_i||
+            before the maximum is taken. x_i is the normalised hidden state from which the query of token i is made.
+        instruction, continuation, suffix: token ids that are given before each chunk, see above.
+        overlap: number of last tokens of the chunk before that are given after `continuation`.
+        prefix: number of first tokens that are not repeated, such as the opening of a chat template. They have no
+            score, so those that are not sinks are dropped first.
     """
 
     name = "kvzip"
@@ -75,7 +91,13 @@ class KVzip(Policy):
 
     @classmethod
     def with_tokenizer(cls, tokenizer: Any, suffix: str = "\n", **arguments: Any) -> KVzip:
-        """The published words before each chunk; `suffix`: what stands between context and answer in a chat."""
+        """A policy with the published words, written in the ids of a tokenizer.
+
+        Args:
+            tokenizer: that of the model.
+            suffix: the text that stands between context and answer in a chat.
+            arguments: other arguments of the class.
+        """
         ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (FIRST, LATER, suffix)]
         return cls(instruction=ids[0], continuation=ids[1], suffix=ids[2], **arguments)
 
@@ -86,14 +108,21 @@ class KVzip(Policy):
                 check_integer(name, token, 0, config.vocab_size - 1)
 
     def cut(self, entries: int, length: int) -> int:
-        """How many of the entries that a prompt of `length` tokens has in some heads are dropped."""
+        """How many entries are dropped.
+
+        Args:
+            entries: how many entries compete: `length` times the number of heads in question.
+            length: tokens of the prompt.
+        """
         if isinstance(self.budget, int):
             return entries - entries * min(self.budget, length) // max(length, 1)
-        # decimal digits beyond the twelfth come from the subtraction
+        # 1 - 0.9 is 0.09999999999999998; rounding makes it 0.1 again
         return int(entries * round(1 - self.budget, 12))
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        """As for every method; but unless `layerwise`, only the sum over the layers is certain."""
+        """As for every method. Unless `layerwise` is set, only the sum over the layers is exact: the scores decide how
+        many of these entries each layer has.
+        """
         layers, entries = config.num_hidden_layers, length * config.num_key_value_heads
         if length == 1:  # the last token of a prompt is never dropped
             return [entries] * layers
@@ -122,7 +151,9 @@ class KVzip(Policy):
         return _KVzipRun(self, call)
 
     def _check_sinks(self, call: Call) -> None:
-        """Refuses, before anything is read, a fraction that is smaller than the sinks of a short row."""
+        """Raises a `ValueError`, before anything is read, if a row is so short that the budget keeps fewer entries
+        than sinks.
+        """
         for length in call.tokens.prompt.sum(1).tolist():
             heads = call.decoder.config.num_key_value_heads * (1 if self.layerwise else call.layers)
             kept = length * heads - self.cut(length * heads, length)
@@ -134,6 +165,15 @@ class KVzip(Policy):
 
 
 class _KVzipRun(Run):
+    """One forward call: after the prompt, reads its chunks again to score them, then drops entries in all layers.
+
+    Attributes:
+        lengths: `(batch,)` number of prompt tokens in each row.
+        first: `(batch,)` original position of each row's first prompt token.
+        scores: by layer, `(batch, kv_heads, longest + 1)`: scores by rank among the prompt's tokens; the last column
+            takes what belongs to no token.
+    """
+
     def __init__(self, policy: KVzip, call: Call) -> None:
         self.policy, self.call = policy, call
         tokens = call.tokens
@@ -143,7 +183,13 @@ class _KVzipRun(Run):
         self.scores: dict[int, Tensor] = {}
 
     def rank(self, layout: Tensor) -> Tensor:
-        """Rank of entries among the prompt's tokens, `-1` for all others; shaped as `layout`."""
+        """Which token of the prompt each entry belongs to: 0, 1, 2, ...; `-1` for all other entries.
+
+        Args:
+            layout: original positions of the entries, `(batch, 1 or heads, entries)`; negative for padding.
+        Returns:
+            the shape of `layout`.
+        """
         rank = layout - self.first.to(layout.device)[:, None, None]
         outside = (layout < 0) | (rank < 0) | (rank >= self.lengths.to(layout.device)[:, None, None])
         return rank.masked_fill(outside, -1)
@@ -165,7 +211,11 @@ class _KVzipRun(Run):
                 layer.keep(indices_of(chosen | (layer.real & ~mine)))
 
     def repetition(self, start: int) -> tuple[Tensor, Tensor]:
-        """What is read to score the chunk at `start`: ids and which of them are real, `(batch, tokens)`."""
+        """The tokens that are read to score the chunk that begins at prompt token `start`.
+
+        Returns:
+            token ids, and a bool mask that is False for padding (on the left); both `(batch, tokens)`.
+        """
         assert self.call.input_ids is not None
         policy, rows = self.policy, []
         for ids, prompt in zip(self.call.input_ids, self.call.tokens.prompt, strict=True):
@@ -179,14 +229,20 @@ class _KVzipRun(Run):
         return padded.clamp(min=0), padded >= 0
 
     def counts(self, ranks: list[Tensor]) -> Tensor:
-        """How many of the entries with these ranks each row keeps."""
+        """How many entries each row keeps.
+
+        Args:
+            ranks: what `rank` returned, for each of the layers that compete.
+        Returns:
+            integers `(batch,)`.
+        """
         entries = torch.stack([(rank >= 0).sum((1, 2)).cpu() for rank in ranks]).sum(0)
         rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)
         return torch.tensor([count - self.policy.cut(count, length) for count, length in rows])
 
 
 class _Replay(Run):
-    """Scores the chunk at `start` by the attention it gets while it is repeated."""
+    """Scores the chunk that begins at prompt token `start`, by the attention it gets while it is repeated."""
 
     def __init__(self, outer: _KVzipRun, start: int) -> None:
         self.outer, self.start = outer, start

@@ -1,4 +1,4 @@
-"""LagKV: the entries that stand out most in the light of those that follow."""
+"""LagKV: keeps the entries that stand out most, measured by the entries that follow them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,35 @@ from distill.patches.policy import register
 @register
 @dataclass(frozen=True)
 class LagKV(Budgeted):
-    """Keeps the first tokens, the most recent ones, and of each partition between those that stand out from the next.
+    """Keeps the first and the most recent tokens, and between them those that stand out most from what follows.
+
+    After the first `sinks` tokens, the prompt is cut into partitions of `lag_size` tokens. Each partition is compared
+    with the one after it: with min and max the minimum and maximum of each channel over the next partition, token j
+    has, for its keys and for its values,
+
+        f_j = softmax_j(std((t_j - min) / (max - min))),    t = k or v,
+
+    where the standard deviation is over the channels and the softmax over the tokens of the partition. The score is
+    the mean of the two f_j. The last partition, and the tokens after it that do not fill another one, are followed by
+    no partition and have no such score: they are the most recent tokens, and are kept, within the budget.
+
+    Unless `cross_scoring` is set, scores are not compared between partitions. Each one is replaced by its rank within
+    its partition, divided by `lag_size`: a number in [0, 1). Equal ranks of different partitions tie; the earlier
+    token wins.
 
     Paper: "LagKV: Lag-Relative Information of the KV Cache Tells Which Tokens Are Important",
-    https://arxiv.org/abs/2504.04704. Behind the sinks the prompt is cut into partitions of `lag_size` tokens. Keys and
-    values of a partition are scaled, channel by channel, with the minimum and maximum of the partition after it; the
-    standard deviation over the channels, softmax over the partition, averaged over keys and values, is a token's
-    score. The last partition and what is left of the prompt have none to follow, and are the most recent tokens.
+    https://arxiv.org/abs/2504.04704. As in kvpress 0.5.5 (`compression_ratio=1 - budget`), there is one budget for the
+    whole prompt, where the paper has one for each partition; and a prompt shorter than `sinks + 2 * lag_size` keeps
+    its first and its most recent tokens.
 
-    As in kvpress 0.5.5 (`compression_ratio=1 - budget`), the budget is one for the whole prompt, not for each
-    partition as in the paper; scores are ranks within a partition, in [0, 1), unless `cross_scoring`; and prompts
-    shorter than `sinks + 2 * lag_size` keep the sinks and the most recent tokens. Where the budget is too small for
-    all the recent tokens, kvpress keeps an arbitrary part of them; here the most recent ones. A channel that is
-    constant in the next partition, a division by zero there, is not scaled. Ranks tie across partitions, and the
-    earlier token is kept.
+    Two deviations from kvpress: where the budget is too small for all recent tokens, it keeps an arbitrary part of
+    them, and here the most recent ones are kept. Where a channel has the same value throughout the next partition,
+    kvpress divides by zero, and here the channel is divided by 1.
 
     Args:
         lag_size: tokens in a partition.
-        sinks: first tokens, kept within the budget.
-        cross_scoring: compare the scores themselves across partitions, not ranks within them.
+        sinks: number of first tokens that are always kept, within the budget.
+        cross_scoring: with True, the scores themselves are compared across partitions.
     """
 
     name = "lagkv"
@@ -53,7 +63,7 @@ class LagKV(Budgeted):
         return self.sinks
 
     def scored(self, lengths: Tensor) -> Tensor:
-        """How many partitions prompts of these lengths have that another one follows."""
+        """How many partitions of prompts of these lengths have another one after them; the shape of `lengths`."""
         return ((lengths - self.sinks) // self.lag_size - 1).clamp(min=0)
 
     def protected(self, entries: Entries) -> Tensor:
@@ -68,7 +78,7 @@ class LagKV(Budgeted):
         partitions = int(scored.max())
         if not partitions:
             return outside.expand(-1, entries.key.shape[1], -1)
-        # real entries to the front, so that partitions begin at the same index in every row
+        # padding is moved to the end, so that partitions begin at the same index in every row
         order = entries.real.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
         order = order.expand(-1, entries.key.shape[1], -1)
         found = [self._distinction(states, order, partitions) for states in (entries.key, entries.value)]
@@ -81,7 +91,15 @@ class LagKV(Budgeted):
         return torch.where((partition >= 0) & (partition < scored), placed, outside)
 
     def _distinction(self, states: Tensor, order: Tensor, partitions: int) -> Tensor:
-        """Softmax of the spread over channels, seen from the next partition: `(batch, heads, partitions, lag)`."""
+        """How much the tokens of each partition stand out from the next one: f of the class's equation.
+
+        Args:
+            states: keys or values, `(batch, kv_heads, entries, head_dim)`.
+            order: `(batch, kv_heads, entries)` indices that put real entries first.
+            partitions: how many partitions are scored.
+        Returns:
+            `(batch, kv_heads, partitions, lag_size)`.
+        """
         where = order[..., self.sinks :][..., : (partitions + 1) * self.lag_size, None]
         parts = states.gather(2, where.expand(-1, -1, -1, states.shape[-1])).float()
         parts = parts.unflatten(2, (partitions + 1, self.lag_size))

@@ -1,4 +1,4 @@
-"""ObservedAttention: the entries with the largest average attention."""
+"""ObservedAttention: keeps the entries that get most attention on average."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ from distill.patches.policy import register
 class ObservedAttention(Budgeted):
     """Keeps the entries with the largest mean attention probability over the queries that can see them.
 
-    Averaged over the query heads that share a KV head. A relative of H2O without its preference for early tokens and
-    without a window of recent ones: the last tokens are averaged over few queries, and so score high. Source:
-    `ObservedAttentionPress` of kvpress 0.5.5 (https://github.com/NVIDIA/kvpress), after H2O,
-    https://arxiv.org/abs/2306.14048. kvpress needs eager attention, and its N x N matrix; here sums are computed in
-    blocks, on any attention implementation.
+    With A^h[i, j] the attention probability that query i of query head h gives entry j, and N the prompt's length,
+
+        s_j = mean_h (1 / (N - j)) sum_{i=j..N-1} A^h[i, j],
+
+    where the outer mean is over the query heads that share a KV head. This is a relative of H2O
+    (https://arxiv.org/abs/2306.14048) that does not prefer early tokens and has no window of recent ones. The last
+    tokens are seen by few queries, so their means tend to be high.
+
+    The source is `ObservedAttentionPress` of kvpress 0.5.5 (https://github.com/NVIDIA/kvpress), which needs eager
+    attention and its N x N matrix. Here sums are computed in blocks of queries, with any attention implementation.
     """
 
     name = "observed"

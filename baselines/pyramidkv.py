@@ -15,16 +15,22 @@ from distill.patches.policy import register
 @register
 @dataclass(frozen=True)
 class PyramidKV(SnapKV):
-    """SnapKV's scores under a budget that falls linearly from layer to layer; `budget` is the average.
+    """Keeps entries by SnapKV's scores, under a budget that falls linearly from the first layer to the last.
+
+    `budget` is the average over the layers. Below, T is this budget in tokens, W the window size, N the prompt's
+    length and L the number of layers.
+
+    `schedule="kvpress"` (kvpress 0.5.5): the last layer keeps lo = T / beta entries, the first one hi = 2T - lo, both
+    with the window included. If hi >= N - W, then hi = N - W and lo = 2T - hi. Layers in between are interpolated, and
+    rounded to the nearest integer. Unless N >= hi >= lo >= W, all layers keep round(T) instead. That is so for
+    N < T + W, and for small budgets: T < beta W (640 tokens with the defaults) where N > 2T.
+
+    `schedule="authors"` (the published code): the same rule shares out T - W tokens, and every layer keeps the window
+    in addition. lo = (T - W) // beta, and from one layer to the next the number falls by the integer
+    (hi - lo) // (L - 1). If N < 2 (T - W), all layers keep T.
 
     Paper: "PyramidKV: Dynamic KV Cache Compression based on Pyramidal Information Funneling",
-    https://arxiv.org/abs/2406.02069. Let T be the budget in tokens, W the window, N the prompt, L the layers.
-
-    `schedule="kvpress"` (kvpress 0.5.5): the last layer's share is lo = T / beta, the first one's hi = 2T - lo, both
-    including the window. If hi >= N - W, then hi = N - W and lo = 2T - hi. Layers in between are interpolated and
-    rounded to the nearest integer. Unless N >= hi >= lo >= W, all layers keep round(T): with the defaults that is the
-    case for most prompts under 20 W tokens. `schedule="authors"` (the published code): the same on T - W tokens beside
-    the window, in whole steps of (hi - lo) // (L - 1), and all layers keep T where N < 2 (T - W).
+    https://arxiv.org/abs/2406.02069.
 
     Args:
         beta: the larger, the steeper; at least 1.

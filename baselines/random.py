@@ -1,4 +1,4 @@
-"""Random: the control that every method has to beat."""
+"""Random: keeps random entries; the control that every method has to beat."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from distill.patches.policy import register
 @register
 @dataclass(frozen=True)
 class Random(Budgeted):
-    """Keeps random entries, others in each layer and head; the same ones for the same seed and prompt length.
+    """Keeps random entries, different ones in each layer and head.
 
-    The control of an experiment, no published method.
+    The same seed gives the same entries for prompts of the same length. This is the control of an experiment, not a
+    published method.
 
     Args:
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
 
     name = "random"

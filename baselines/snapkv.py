@@ -1,4 +1,4 @@
-"""SnapKV: the entries that the end of the prompt attends to."""
+"""SnapKV: keeps the entries that the end of the prompt attends to."""
 
 from __future__ import annotations
 
@@ -15,23 +15,31 @@ from distill.patches.selection import smooth
 @register
 @dataclass(frozen=True)
 class SnapKV(Budgeted):
-    """Keeps the last `window_size` tokens, and those before them to which the window attends most.
+    """Keeps the last `window_size` tokens, and of those before them the ones to which the window attends most.
 
-    Attention probabilities are averaged over the window's queries and smoothed over neighbouring tokens. Paper:
-    "SnapKV: LLM Knows What You are Looking for Before Generation", https://arxiv.org/abs/2404.14469.
+    With A^h[i, j] the attention probability that query i of query head h gives entry j, W the window size and N the
+    prompt's length, an entry before the window has the score
 
-    Two published programs differ. The authors' code keeps one set per *query* head, in a cache of that many heads, and
-    a fixed number of entries: `granularity="query_head"` with an integer budget. kvpress 0.5.5 averages scores over
-    the query heads that share a KV head and keeps a fraction `1 - compression_ratio` of the prompt, `window_size=64`:
-    `granularity="kv_head"` with a fraction. Where that fraction is smaller than the window, kvpress keeps an arbitrary
-    part of the window; here it is the last part.
+        s^h = pool(p^h),    p_j^h = (1 / W) sum_{i=N-W..N-1} A^h[i, j],
+
+    where `pool` smooths over neighbouring tokens before the window.
+
+    Paper: "SnapKV: LLM Knows What You are Looking for Before Generation", https://arxiv.org/abs/2404.14469. Two
+    published programs differ:
+
+    - The authors' code keeps one set per *query* head, in a cache of that many heads, and a fixed number of entries.
+      That is `granularity="query_head"` with an integer budget.
+    - kvpress 0.5.5 averages scores over the query heads that share a KV head, and keeps a fraction
+      `1 - compression_ratio` of the prompt. That is `granularity="kv_head"` with a fraction, and `window_size=64`.
+      Where the fraction is smaller than the window, kvpress keeps an arbitrary part of the window; here its last part
+      is kept.
 
     Args:
-        window_size: last tokens of the prompt, whose queries score; kept, within the budget.
+        window_size: last tokens of the prompt, whose queries score the others; always kept, within the budget.
         kernel_size: odd width of the smoothing, in tokens; 1 for none.
-        pooling: `"avg"` or `"max"`.
-        granularity: `"kv_head"`: one set per KV head; `"query_head"`: one per query head, at the price of a cache with
-            as many heads as there are query heads.
+        pooling: how scores are smoothed: `"avg"` or `"max"`.
+        granularity: `"kv_head"` keeps one set per KV head; `"query_head"` keeps one per query head, which needs a
+            cache with as many heads as there are query heads.
     """
 
     name = "snapkv"

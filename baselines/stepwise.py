@@ -1,4 +1,4 @@
-"""Eviction while decoding: after a forward call, a scoring policy chooses among all entries a layer holds."""
+"""Eviction while decoding: after a forward call, a method chooses among all entries that a layer holds."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from distill.patches.selection import indices_of
 
 
 class StepRun(EvictionRun):
-    """A forward call after which the layers are cut to the budget of a policy, every time or every few calls.
+    """One forward call after which each layer may be cut to the budget of a policy: in every call, or once in several.
 
-    What the policy collects (sums per entry, trailing queries) stays with the cache from one call to the next.
+    What the policy collects (sums per entry, or the last queries) is stored with the cache, from one call to the next.
 
     Args:
-        policy: scores the entries; its budget is an integer.
-        every: cut after so many calls since the last cut, or if a call brings as many tokens as the budget.
-        prompt: whether the call that begins a cache is cut too; if not, it does not count as a call.
+        policy: the method that scores the entries; its budget is an integer.
+        every: number of calls from one cut to the next. A call that brings at least `budget` tokens is followed by a
+            cut in any case.
+        prompt: whether the call that reads the first prompt, on an empty cache, counts and may be followed by a cut.
     """
 
     def __init__(self, policy: Eviction, call: Call, every: int = 1, prompt: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""StreamingLLM: the first tokens and the most recent ones."""
+"""StreamingLLM: keeps the first tokens and the most recent ones."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ from distill.patches.policy import register
 @register
 @dataclass(frozen=True)
 class StreamingLLM(Budgeted):
-    """Keeps the first `sinks` tokens and the most recent ones, `budget` together.
+    """Keeps the first `sinks` tokens and the most recent ones, as many as `budget` says together.
 
-    Paper: "Efficient Streaming Language Models with Attention Sinks", https://arxiv.org/abs/2309.17453. Deviations,
-    as in kvpress 0.5.5: entries are dropped once, after the prompt (for a cache that stays constant wrap it in
-    `Decoding` with `every=1`), and keys keep their original positions. kvpress keeps an arbitrary part of the sinks,
-    and nothing recent, where the budget is not larger than `sinks`; here that is a `ValueError`, or, where a short
-    row's fraction is so small, the last of the sinks are kept.
+    Neither queries nor keys are looked at.
+
+    Paper: "Efficient Streaming Language Models with Attention Sinks", https://arxiv.org/abs/2309.17453. As in kvpress
+    0.5.5, and unlike the paper, entries are dropped once, after the prompt, and keys keep their original positions.
+    For a cache that stays of one size while decoding, wrap it: `Decoding(StreamingLLM(), every=1, budget=1024)`.
+
+    Where the budget is not larger than `sinks`, kvpress keeps an arbitrary part of the first tokens, and no recent
+    one. Here an integer budget that is not larger than `sinks` is a `ValueError`. Where a fraction of a short row is
+    that small, the last of the first `sinks` tokens are kept.
 
     Args:
-        sinks: number of first tokens kept, within the budget.
+        sinks: number of first tokens that are always kept, within the budget.
     """
 
     name = "streamingllm"

@@ -1,4 +1,4 @@
-"""TOVA: the entries that the last token attends to."""
+"""TOVA: keeps the entries that the last token attends to."""
 
 from __future__ import annotations
 
@@ -14,14 +14,20 @@ from distill.patches.policy import register
 @register
 @dataclass(frozen=True)
 class TOVA(Budgeted):
-    """Keeps the entries to which the last token attends most, averaged over all heads: one set per layer.
+    """Keeps the entries to which the last token attends most, averaged over all heads, so that a layer keeps one set.
 
-    Paper: "Transformers are Multi-State RNNs", https://arxiv.org/abs/2401.06104. Deviations, as in kvpress 0.5.5:
-    entries are dropped once, after the prompt (for the paper's constant cache wrap it in `Decoding` with `every=1`),
-    and the last token is always kept. A one-token prompt, an error in kvpress, is kept.
+    With A^h[N-1, j] the attention probability that the last query of query head h gives entry j, the score is
+
+        s_j = mean_h A^h[N-1, j].
+
+    Paper: "Transformers are Multi-State RNNs", https://arxiv.org/abs/2401.06104. As in kvpress 0.5.5, and unlike the
+    paper, entries are dropped once, after the prompt, and the last token is always kept. For the paper's cache, which
+    stays of one size while decoding, wrap it: `Decoding(TOVA(), every=1, budget=1024)`. A prompt of one token, an
+    error in kvpress, is kept here.
 
     Args:
-        protect_last: False: the last token competes with its own attention score, as in the paper.
+        protect_last: with True, the last token is always kept; with False, it competes with its own attention
+            probability, as in the paper.
     """
 
     name = "tova"
