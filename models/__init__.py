@@ -1,4 +1,7 @@
-"""Configs and models per architecture, and PromptDistill. Importing registers them with Transformers."""
+"""Configs and models of each supported architecture, and the method PromptDistill.
+
+Importing this package registers the architectures with Transformers' Auto classes.
+"""
 
 from distill.models.auto import architectures, load, register_architecture
 from distill.models.llama import DistillLlamaConfig, DistillLlamaForCausalLM, DistillLlamaModel

@@ -1,4 +1,4 @@
-"""Registration with Transformers' Auto classes, and `load`, which picks the classes by a checkpoint's config."""
+"""Registers architectures with Transformers' Auto classes, and loads any of them (`load`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ _ARCHITECTURES: dict[str, type] = {}
 
 
 def register_architecture(config: Any, model: type, causal_lm: type) -> None:
-    """Makes an architecture known to AutoConfig, AutoModel, AutoModelForCausalLM and `load`."""
+    """Makes an architecture known to AutoConfig, AutoModel, AutoModelForCausalLM and `load`.
+
+    Args:
+        config: its config class, with the `model_type`s of ours and of the stock one.
+        model: its base model class.
+        causal_lm: its causal LM class.
+    """
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
@@ -21,22 +27,23 @@ def register_architecture(config: Any, model: type, causal_lm: type) -> None:
 
 
 def architectures() -> list[str]:
-    """Model types of the stock checkpoints that can be loaded."""
+    """The `model_type`s of the stock checkpoints that `load` accepts, such as `"llama"`."""
     return sorted(_ARCHITECTURES)
 
 
-#: options of `from_pretrained` that say where a checkpoint is: its config must be read from there too
+#: arguments of `from_pretrained` that say where a checkpoint is; its config must be read from the same place
 _PLACES = ("cache_dir", "force_download", "gguf_file", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
 def load(path: Any, policy: Any = CONFIGURED, **kwargs: Any) -> Any:
-    """Loads a causal LM of any supported architecture, stock checkpoint or ours.
+    """Loads a causal LM of any supported architecture, from a stock checkpoint or from one saved by this package.
 
     Args:
-        path: folder or Hub name.
-        policy: a `Policy`, its name, its JSON form, a JSON file (as `distill tune` writes), or `None` for exactly
-            stock. Default: the one saved with the checkpoint, which is none for a stock checkpoint.
-        kwargs: for `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `revision`, `gguf_file`, ...).
+        path: folder or Hub name of the checkpoint.
+        policy: a `Policy`, its name, its JSON form, a JSON file such as `distill tune` writes, or `None` for exactly
+            the stock model. By default it is the policy saved with the checkpoint; a stock checkpoint has none.
+        kwargs: passed on to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `revision`, `gguf_file`,
+            ...).
     Raises:
         ValueError: an architecture that is not supported, or a policy that cannot run on it.
     """

@@ -1,6 +1,6 @@
-"""What the models of all architectures share: they obey a policy.
+"""What the models of all architectures share: running under a policy.
 
-An architecture is three subclasses of a stock config, base model and causal LM, each mixed with a class of this room.
+An architecture is its stock config, base model and causal LM, each subclassed together with a mixin of this package.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from distill.patches.policy import Policy
 
 @dataclass
 class DistillCausalLMOutput(CausalLMOutputWithPast):
-    """Stock output, and which tokens the logits belong to.
+    """The stock output, and which tokens its logits belong to.
 
     Attributes:
-        positions: `(batch, tokens)` original position of each row of `logits`, `-1` for padding.
-        selections: what each selection kept, in order.
+        positions: `(batch, tokens)` original position of the token of each row of `logits`, `-1` for padding.
+        selections: the decisions about which tokens went on, in the order in which they were made.
     """
 
     positions: Tensor | None = None
@@ -37,7 +37,7 @@ class DistillCausalLMOutput(CausalLMOutputWithPast):
 
 
 class DistillModelMixin(PolicyMixin):
-    """A stock base model that runs under a policy; without one its `forward` is the stock one."""
+    """A stock base model that can run under a policy. Without one, its `forward` is the stock one."""
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -46,9 +46,9 @@ class DistillModelMixin(PolicyMixin):
 
     @classmethod
     def adopt(cls, decoder: Any) -> None:
-        """Makes a stock base model one of this class, in place: building a second one would double its memory."""
+        """Turns a stock base model into one of this class, in place, since a second one would double the memory."""
         decoder.__class__ = cls
-        # what the constructor of PreTrainedModel writes down about a class, so that hidden states can be recorded
+        # Transformers records hidden states only for classes in this table; their constructor, not run here, fills it
         dict.__setitem__(_CAN_RECORD_REGISTRY, str(cls), cls._can_record_outputs)  # type: ignore[attr-defined]
         observe_attention(decoder)
 
@@ -71,7 +71,12 @@ class DistillModelMixin(PolicyMixin):
         mesh: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """As stock, and: `policy` for this call only; the others as in `distill.patches.decoder.run_decoder`."""
+        """The stock `forward`, under a policy.
+
+        Args:
+            policy: for this call only: a `Policy`, its name, its JSON form, or `None` for exactly the stock model.
+            prompt_ends, ..., mesh: as in `distill.patches.decoder.run_decoder`.
+        """
         kwargs |= {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
@@ -99,7 +104,7 @@ class DistillModelMixin(PolicyMixin):
 
 
 class DistillCausalLMMixin(PolicyMixin):
-    """A stock causal LM that runs under a policy; without one its `forward` is the stock one."""
+    """A stock causal LM that can run under a policy. Without one, its `forward` is the stock one."""
 
     decoder_class: ClassVar[type[DistillModelMixin]]
 
@@ -110,7 +115,10 @@ class DistillCausalLMMixin(PolicyMixin):
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, gguf_file: str | None = None, **kwargs: Any) -> Any:
-        """As stock; the stock class reads GGUF, because Transformers knows the names in such a file for that one."""
+        """The stock `from_pretrained`. A GGUF file is read by the stock class, and the model is then adopted.
+
+        Transformers finds the weights in such a file by names that it knows for the stock class only.
+        """
         if gguf_file is None:
             return super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
         config, loading_info = kwargs.pop("config", None), kwargs.get("output_loading_info", False)
@@ -121,10 +129,15 @@ class DistillCausalLMMixin(PolicyMixin):
 
     @classmethod
     def adopt(cls, model: Any, policy: Policy | None) -> Any:
-        """Makes a loaded stock causal LM one of this class, in place, under `policy`."""
+        """Turns a stock causal LM into one of this class, in place.
+
+        Args:
+            model: the stock model, with its weights.
+            policy: the policy that its config will have.
+        """
         stock = model.config
         values = stock.to_dict()
-        # weights read from GGUF are plain tensors; with this note in the config they could not be saved
+        # weights read from GGUF are plain tensors; a config that calls them quantized would keep them from being saved
         values.pop("quantization_config", None)
         config = cls.config_class.from_dict(values | {"model_type": cls.config_class.model_type})  # type: ignore[attr-defined]
         config.policy = policy
@@ -156,15 +169,16 @@ class DistillCausalLMMixin(PolicyMixin):
         partial_logits: bool = False,
         **kwargs: Any,
     ) -> Any:
-        """As stock, and under a policy:
+        """The stock `forward`, under a policy.
 
         Args:
-            logits_to_keep: with `k > 0` the last k real tokens of each row are kept alive, and their logits returned.
-                With 0 the logits of all tokens are; a policy that keeps fewer tokens refuses that.
-            policy: for this call only: a `Policy`, its name, its JSON form, or `None` for exactly stock.
+            logits_to_keep: with an integer k > 0, the logits of the last k real tokens of each row are returned, and
+                no policy drops these tokens. With 0, the logits of all tokens are returned; a policy that drops tokens
+                between layers then raises an error (but see `partial_logits`).
+            policy: for this call only: a `Policy`, its name, its JSON form, or `None` for exactly the stock model.
             prompt_ends, after_prompt, question_tokens, prefill_chunk_size: see `distill.patches.decoder.run_decoder`.
-            partial_logits: with `logits_to_keep=0`, take the logits of those tokens that the policy keeps; which ones
-                these are, `positions` of the output says.
+            partial_logits: with `logits_to_keep=0`, return the logits of those tokens that the policy has kept. The
+                output's `positions` says which ones these are.
         Raises:
             ValueError: labels, or a `logits_to_keep` of 0 or a tensor, under a policy that drops tokens between
                 layers. The caller's cache is then as it was.
@@ -203,11 +217,11 @@ class DistillCausalLMMixin(PolicyMixin):
             output = self._head(outputs, labels, logits_to_keep, kwargs)
         if return_dict or (return_dict is None and self.config.return_dict):
             return output
-        # what reads a tuple counts on the stock fields
+        # code that unpacks a tuple expects the stock fields and no others
         return tuple(value for name, value in output.items() if name not in ("positions", "selections"))
 
     def _needing_every_row(self, labels: Any, logits_to_keep: int | Tensor, partial_logits: bool) -> str | None:
-        """The name of an argument that makes no sense if tokens are dropped between layers."""
+        """The name of an argument that needs the logits of all tokens, dropped or not; `None` if none does."""
         if labels is not None:
             return "labels"
         partial = partial_logits or self._partial_logits()
@@ -216,6 +230,7 @@ class DistillCausalLMMixin(PolicyMixin):
     def _head(
         self, outputs: DecoderOutput, labels: Tensor | None, logits_to_keep: int | Tensor, kwargs: Any
     ) -> DistillCausalLMOutput:
+        """Computes the logits, and the loss if there are labels, from the output of the base model."""
         hidden, positions = outputs.last_hidden_state, outputs.positions
         assert hidden is not None and positions is not None
         rows: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -235,27 +250,27 @@ class DistillCausalLMMixin(PolicyMixin):
 
     @torch.no_grad()
     def generate(self, *args: Any, policy: Any = CONFIGURED, **kwargs: Any) -> Any:
-        """As stock, under `policy`, which holds for every forward call that `generate` makes on this model."""
+        """The stock `generate`; all forward calls that it makes of this model run under `policy`."""
         chosen = self._resolve(policy)
         if policy is not CONFIGURED:
             kwargs["policy"] = policy
         elif chosen is None:
             return super().generate(*args, **kwargs)  # type: ignore[misc]
-        # whatever calls the model in there, guidance for instance, does so under this policy, and reads the last rows
+        # `generate` may also call the model without passing `policy` on (guidance does); it only reads the last logits
         with self._overriding(Override(chosen, partial_logits=True)):
             return super().generate(*args, **kwargs)  # type: ignore[misc]
 
     def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
-        """As stock; continuous batching keeps its own paged cache, from which no policy can drop entries.
+        """The stock `generate_batch`. It has a paged cache of its own, from which policies cannot drop entries.
 
         Raises:
-            ValueError: under a policy.
+            ValueError: the model has a policy.
         """
         self._refuse_paged("generate_batch")
         return super().generate_batch(*args, **kwargs)  # type: ignore[misc]
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
-        """As `generate_batch`."""
+        """The stock function, with the limits of `generate_batch`."""
         self._refuse_paged("init_continuous_batching")
         return super().init_continuous_batching(*args, **kwargs)  # type: ignore[misc]
 
@@ -268,7 +283,7 @@ class DistillCausalLMMixin(PolicyMixin):
             )
 
     def save_pretrained(self, save_directory: Any, is_main_process: bool = True, **kwargs: Any) -> None:
-        """As stock; the folder also gets a model card, and a module that lets the Auto classes find ours."""
+        """The stock `save_pretrained`; also writes a model card, and a module by which the Auto classes find ours."""
         config: Any = self.config
         if is_main_process and not Path(save_directory).is_file():
             classes = {"AutoConfig": type(config), "AutoModel": self.decoder_class, "AutoModelForCausalLM": type(self)}
@@ -286,10 +301,11 @@ class DistillCausalLMMixin(PolicyMixin):
     def prepare_inputs_for_generation(
         self, input_ids: Tensor, inputs_embeds: Tensor | None = None, is_first_iteration: bool = False, **kwargs: Any
     ) -> Any:
-        """As stock (`generate` reads from the names here what it may pass); says how much follows the prompt.
+        """The stock function; also tells `forward` how many tokens of the call follow the prompt (`after_prompt`).
 
-        Only calls that read everything again (no cache, or Phi3 when its rotary factors switch) need to know that. It
-        is said from the end, since a wrapper, such as PEFT's prompt tuning, may still put tokens before the prompt.
+        That matters only when the prompt is read again with generated tokens behind it: without a cache, or when Phi3
+        switches its rotary factors. The number counts from the end, since a wrapper such as PEFT's prompt tuning may
+        still put tokens before the prompt. Arguments are named here because `generate` inspects this signature.
         """
         prompt_columns = kwargs.pop("prompt_columns", None)
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]
@@ -307,10 +323,10 @@ class DistillCausalLMMixin(PolicyMixin):
         return inputs
 
     def _prefill(self, input_ids: Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        """Under a policy, notes how long the prompt is, and gives `forward` a chunked prefill whole.
+        """The stock function; under a policy it notes the prompt's length, and leaves chunked prefill to `forward`.
 
-        Stock `generate` would call `forward` once a chunk; but only the last chunk holds the question by which a
-        policy chooses, so the chunks are made inside `forward`.
+        Stock calls `forward` once for each chunk. But a policy chooses by the question, which stands in the last
+        chunk, so all chunks must belong to one call of `forward`.
         """
         if self._resolve(model_kwargs.get("policy", CONFIGURED)) is None:
             return super()._prefill(input_ids, generation_config, model_kwargs, **kwargs)  # type: ignore[misc]
@@ -323,7 +339,7 @@ class DistillCausalLMMixin(PolicyMixin):
             generation_config.prefill_chunk_size = chunk
 
     def _get_candidate_generator(self, *, model_kwargs: dict[str, Any], **kwargs: Any) -> Any:
-        """An assistant runs under its own policy."""
+        """The stock function, without our arguments, so that an assistant model runs under its own policy."""
         own = {
             name: value
             for name, value in model_kwargs.items()
@@ -333,7 +349,7 @@ class DistillCausalLMMixin(PolicyMixin):
 
 
 def _count_on_after_right_padding(inputs: dict[str, Any]) -> None:
-    """`generate` counts on from the last column's position, which is 0 where that column is padding."""
+    """Corrects positions in right-padded rows, where `generate` counts on from 0, the position of the padding."""
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     if mask is None or positions is None or mask.dim() != 2 or not bool((mask[:, 1:] < mask[:, :-1]).any()):
         return

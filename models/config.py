@@ -1,4 +1,4 @@
-"""A stock config with one more field, `policy`."""
+"""The config of our models: a stock config with one more field, `policy`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,13 @@ from distill.patches.policy import as_policy
 
 
 class DistillConfigMixin:
-    """A stock config with one more field, `policy`: a `Policy`, its name, its JSON form, or `None` (exactly stock)."""
+    """Gives a stock config the field `policy`.
+
+    Attributes:
+        model_type: the name of our architecture, such as `"distill_llama"`.
+        stock_model_type: the name of the stock one, such as `"llama"`.
+        policy: a `Policy` or `None` (exactly the stock model). It can also be set by a policy's name or JSON form.
+    """
 
     model_type: ClassVar[str]
     stock_model_type: ClassVar[str]
@@ -17,7 +23,7 @@ class DistillConfigMixin:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        # the Trainer takes all other outputs for predictions
+        # the Trainer would take these two fields of the output for predictions
         stock = getattr(cls, "keys_to_ignore_at_inference", [])
         cls.keys_to_ignore_at_inference = list(dict.fromkeys([*stock, "positions", "selections"]))  # type: ignore[attr-defined]
 
@@ -33,7 +39,7 @@ class DistillConfigMixin:
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Reads a checkpoint's config; that of the stock architecture is as good as our own.
+        """Reads the config of a checkpoint, one of ours or one of the stock architecture.
 
         Raises:
             ValueError: a checkpoint of another architecture.
@@ -45,7 +51,7 @@ class DistillConfigMixin:
                 f"model_type: got {found!r}; allowed for {cls.__name__} are {cls.stock_model_type!r} and "
                 f"{cls.model_type!r}; distill.load picks the class by the checkpoint"
             )
-        # auto_map says where a saved checkpoint's classes are; it is written anew whenever a model is saved
+        # auto_map says in which file the checkpoint's classes are; saving a model writes it again
         values = {name: value for name, value in values.items() if name != "auto_map"}
         return (values | {"model_type": cls.model_type} if found is not None else values), rest
 
@@ -57,8 +63,8 @@ class DistillConfigMixin:
 def _tell_peft(ours: str, stock: str) -> None:
     """Gives our architecture the default target modules that PEFT has for the stock one.
 
-    PEFT looks them up by `model_type`, in public tables, right after it has asked a model's config for its
-    dictionary; so that is when they are filled in.
+    PEFT looks them up by `model_type` in public tables. It does so right after it has called `to_dict` on a model's
+    config, which is why `to_dict` calls this function.
     """
     from peft.utils import constants
 

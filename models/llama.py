@@ -1,4 +1,4 @@
-"""Llama under a policy."""
+"""Llama that can run under a policy: its config, base model and causal LM."""
 
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 

@@ -1,4 +1,4 @@
-"""Mistral under a policy."""
+"""Mistral that can run under a policy: its config, base model and causal LM."""
 
 from transformers import MistralConfig, MistralForCausalLM, MistralModel
 

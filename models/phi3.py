@@ -1,4 +1,4 @@
-"""Phi3 under a policy."""
+"""Phi3 that can run under a policy: its config, base model and causal LM."""
 
 from transformers import Phi3Config, Phi3ForCausalLM, Phi3Model
 

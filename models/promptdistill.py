@@ -30,51 +30,61 @@ ADAPTIVE = "adaptive"
 @register
 @dataclass(frozen=True)
 class PromptDistill(Policy):
-    """Selective token retention inside the model.
+    """Lets only the tokens that the question attends to go on to the layers after each selection layer.
 
-    After each selection layer has run on all its tokens, the attention logits of the last prompt token's query with
-    every key, averaged over heads, decide which tokens go on; later layers compute and cache only those, at their
-    original positions. The last prompt token always goes on and is not counted. Paper: "PromptDistill: Query-based
-    Selective Token Retention in Intermediate Layers for Efficient Large Language Model Inference",
-    https://arxiv.org/abs/2503.23274.
+    A selection layer runs on all tokens that reach it. Then each token j before the last prompt token has the score
+
+        s = pool(a),    a_j = mean_h q_last^h . k_j^h / sqrt(d).
+
+    a_j is the attention logit of the last prompt token's query, averaged over the query heads h; d is the head size.
+    It is smoothed over neighbouring tokens, and the last prompt token and all after it count as 0 in this. The tokens
+    with the highest scores go on. Later layers compute and cache only those, at their original positions. The last
+    prompt token always goes on, and is not counted in the budget.
+
+    Paper: "PromptDistill: Query-based Selective Token Retention in Intermediate Layers for Efficient Large Language
+    Model Inference", https://arxiv.org/abs/2503.23274.
 
     The defaults are the paper's. On the pretrained models that we measured (docs/real-models.md) they need late layers
-    and large budgets. `scoring="max"`, `pooling="max"`, several queries and `beside=True` find the same tokens much
-    earlier: a few heads look the answer up, and a mean over all heads drowns them.
+    and large budgets. `scoring="max"`, `pooling="max"`, several queries and `beside=True` find the same tokens in much
+    earlier layers: only a few heads look the answer up, and the mean over all heads hides them.
 
     Args:
-        selection_layers: layer indices, ascending, none of them the last layer (nothing would be saved); or
-            `"adaptive"`: one selection, whose layer is chosen for each prompt.
-        n_topks: tokens kept after each selection layer: integers, or fractions of the prompt in (0, 1).
-        use_pooling: smooth the scores over neighbouring tokens before choosing.
-        cache_truncation_end: how many selections also shorten the caches of the layers before them; 0: none, -1 (or
-            more than there are selections): all.
+        selection_layers: indices of the selection layers, ascending. The last layer of a model cannot be one, because
+            no layer after it would be spared anything. `"adaptive"` stands for one selection, after a layer that is
+            chosen for each prompt (see `candidates` and `threshold`).
+        n_topks: tokens kept after each selection layer, one entry for each: an integer, or a fraction (float in
+            (0, 1)) of the prompt, rounded down.
+        use_pooling: whether scores are smoothed.
+        cache_truncation_end: how many of the selections also drop tokens from the caches of the layers before them: 0
+            for none, -1 (or more than there are selections) for all.
         pooling_kernel: odd width of the smoothing, in tokens.
-        observation_window: queries that score, ending with the last prompt token; the paper uses 1.
+        observation_window: number of queries that score, the last of which is that of the last prompt token; the paper
+            uses 1.
         scoring: `"raw"`: mean of attention logits (the paper); `"softmax"`: mean of attention probabilities; `"max"`:
-            the largest attention probability over all heads and queries; `"random"`: random numbers, the control of
-            an experiment, the same ones for the same seed.
-        pooling: `"avg"` (the paper) or `"max"`.
-        sinks: first tokens of the prompt that are always kept.
-        recent: tokens before the last prompt token that are always kept. Where the fraction of a short row is smaller
-            than `sinks + recent`, the last of these are kept.
-        seed: of the random numbers of `scoring="random"`.
-        aggregate: average the scores of the selection layer and of the layers before it, so many together. The window
-            does not reach back beyond an earlier selection.
-        tail: so many tokens behind a token have at least its score, so that the rest of a number is kept with its
-            first digit.
-        question: the tokens of the question are always kept, and they are the queries that score. How many there are
-            is told by the argument `question_tokens` of `forward` and `generate`; where it is not given, there are
-            `observation_window`.
-        beside: `sinks`, `recent` and the question are kept beside the budget, which is for the other tokens alone:
-            fractions are of those. False (the paper): all of them share the budget.
-        candidates: for `"adaptive"`: the layers that may be chosen, ascending; the last is chosen where no earlier one
-            is. Default: all layers from a quarter of the depth to two before the last.
-        threshold: for `"adaptive"`: a layer is chosen when the ranks of the best tokens have changed by less than
-            this share of their number over the last `aggregate` layers (at least 2). In the manner of ASL,
-            https://arxiv.org/abs/2601.07667.
+            the largest attention probability over all heads and queries; `"random"`: random numbers, the same for the
+            same seed, as the control of an experiment.
+        pooling: how scores are smoothed: `"avg"` (the paper) or `"max"`.
+        sinks: number of first tokens of the prompt that are always kept.
+        recent: number of tokens right before the last prompt token that are always kept. If a short row's fraction is
+            smaller than `sinks + recent`, only the last of these are kept.
+        seed: seed of the random numbers of `scoring="random"`.
+        aggregate: number of layers whose scores are averaged: the selection layer and the layers right before it, but
+            none before an earlier selection.
+        tail: number of tokens right after each token that have at least its score. So the other digits of a number are
+            kept with its first one.
+        question: with True, the tokens of the question are always kept, and their queries are those that score. The
+            argument `question_tokens` of `forward` and `generate` says how many they are; without it, they are the
+            last `observation_window` tokens.
+        beside: with True, `sinks`, `recent` and the question are kept in addition to the budget. The budget is then
+            for the other tokens alone, and a fraction is a fraction of those. With False (the paper), all share the
+            budget.
+        candidates: for `"adaptive"`: indices of the layers that may be chosen, ascending; the last one is chosen if no
+            earlier one is. The default is all layers from a quarter of the depth on, without the last two.
+        threshold: for `"adaptive"`: a layer is chosen if the ranks of its best tokens have changed little over the
+            last `aggregate` layers (at least 2): by less than this share of the number of tokens to keep, on average.
+            The idea is that of ASL, https://arxiv.org/abs/2601.07667.
     Raises:
-        ValueError: a value that is not allowed, lists of unequal length, layers not ascending.
+        ValueError: a value that is not allowed, lists of different lengths, or layers that do not ascend.
     """
 
     name = "promptdistill"
@@ -158,14 +168,14 @@ class PromptDistill(Policy):
             )
 
     def tokens_reaching(self, length: int, config: Any) -> list[int]:
-        """As for every method; at most these where the layer is chosen for each prompt."""
+        """As for every method, but an upper bound where the layer is chosen for each prompt."""
         alive, selecting = self._alive(length), self._fixed_layers(config)
         return [alive[sum(at < layer for at in selecting)] for layer in range(config.num_hidden_layers)]
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        """As for every method; at most these where the layer is chosen for each prompt.
+        """As for every method, but an upper bound where the layer is chosen for each prompt.
 
-        With `question=True` this is for calls that do not say how long the question is.
+        With `question=True`, the numbers hold for calls without `question_tokens`.
         """
         alive, held = self._alive(length), self.tokens_reaching(length, config)
         for selected, last in enumerate(self.truncating(self._fixed_layers(config)), 1):
@@ -173,11 +183,12 @@ class PromptDistill(Policy):
         return [config.num_key_value_heads * count for count in held]
 
     def _fixed_layers(self, config: Any) -> tuple[int, ...]:
+        """The selection layers; if the layer is chosen for each prompt, the last one that may be chosen."""
         layers = self.layers_of(config)
         return layers[-1:] if self.adaptive else layers
 
     def _alive(self, length: int) -> list[int]:
-        """Tokens alive before the first selection and after each, the last prompt token included."""
+        """Tokens that are alive before the first selection and after each one, the last prompt token included."""
         before_last, always = length - 1, 0
         if self.beside:
             recent = max(self.recent, self.observation_window - 1 if self.question else 0)
@@ -189,7 +200,7 @@ class PromptDistill(Policy):
         return alive
 
     def with_budget(self, budget: int | float) -> PromptDistill:
-        """This policy with that budget after each of its selection layers."""
+        """This policy with the given budget after each of its selection layers."""
         return replace(self, n_topks=[budget] * len(self.n_topks))
 
     @classmethod
@@ -199,7 +210,7 @@ class PromptDistill(Policy):
         return policy(cls.name, **arguments | {"n_topks": [budget] * many})
 
     def truncating(self, layers: Sequence[int]) -> Sequence[int]:
-        """Those of the selection layers after which earlier caches are shortened too."""
+        """The selection layers whose selections also drop tokens from the caches of earlier layers."""
         end = self.cache_truncation_end
         return layers if end < 0 else layers[:end]
 
@@ -210,6 +221,7 @@ class PromptDistill(Policy):
 
 
 def _check_layers(name: str, layers: Any) -> None:
+    """Raises a `ValueError` unless `layers` are ascending layer indices."""
     for layer in layers:
         check_integer(name, layer, 0)
     if any(a >= b for a, b in pairwise(layers)):

@@ -1,4 +1,4 @@
-"""One forward call under PromptDistill: collects queries, scores the tokens, decides which go on."""
+"""One forward call under PromptDistill: collects queries, scores the tokens, and decides which ones go on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 
 
 class PromptDistillRun(Run):
-    """See `PromptDistill`."""
+    """One forward call under `PromptDistill`: scores tokens while layers run, then chooses among them.
+
+    Attributes:
+        asking: `(batch,)` how many of the last prompt tokens ask, that is, have queries that score.
+        budgets: by layer after which a selection can be made, `(batch,)` tokens to keep.
+        scored: indices of the layers that score tokens.
+        queries: by layer, the queries that score, collected while the tokens come in chunks.
+        scores: by layer, `(batch, tokens)` scores before smoothing.
+        chosen: whether the layer of an adaptive selection has been chosen.
+    """
 
     def __init__(self, policy: PromptDistill, call: Call) -> None:
         self.policy, self.call = policy, call
@@ -27,14 +36,13 @@ class PromptDistillRun(Run):
         prompt = call.tokens.droppable
         counted = (prompt & ~self.always(call.tokens) if policy.beside else prompt).sum(1)
         topks = tuple(policy.n_topks) * (len(layers) if policy.adaptive else 1)
-        # (batch,) tokens to keep, by selection layer
         self.budgets = {layer: budget_tokens(k, counted) for layer, k in zip(layers, topks, strict=True)}
-        # whether any of them drops something
+        # whether any selection drops a token
         self._cuts = any(bool((budget < counted).any()) for budget in self.budgets.values())
         self.scored = self._scored_layers()
         self.queries: dict[int, Tensor] = {}
         self.scores: dict[int, Tensor] = {}
-        self.chosen = False  # whether the adaptive choice of a layer has been made
+        self.chosen = False
 
     def _asking(self) -> Tensor:
         """How many of the last prompt tokens ask: `(batch,)`."""
@@ -44,7 +52,7 @@ class PromptDistillRun(Run):
         return torch.full_like(self.call.tokens.ends, min(self.policy.observation_window, self.call.tokens.count))
 
     def _scored_layers(self) -> set[int]:
-        """Each selection layer, and those before it whose scores are averaged with its own."""
+        """Each selection layer, and the layers before it whose scores are averaged or compared with its own."""
         scored: set[int] = set()
         first, back = 0, self._back
         for layer in self.boundaries:
@@ -54,6 +62,7 @@ class PromptDistillRun(Run):
 
     @property
     def _back(self) -> int:
+        """How many layers a selection looks at: the selection layer and those right before it."""
         return max(self.policy.aggregate, 2) if self.policy.adaptive else self.policy.aggregate
 
     @property
@@ -78,7 +87,7 @@ class PromptDistillRun(Run):
                 self.scores[layer_idx] = self._score(seen, queries, columns, asks)
 
     def _random(self, layer_idx: int, tokens: Tokens) -> Tensor:
-        """Random numbers `(batch, tokens)` that depend only on the seed, the layer, and a token's place in its row."""
+        """Random numbers `(batch, tokens)`, the same for the same seed, layer and place of a token in its row."""
         rank = tokens.valid.cumsum(1)
         mixed = rank + ((self.policy.seed * 1009 + layer_idx) * 0x10001 & 0x7FFFFFFF)
         for factor in (0x45D9F3B, 0x119DE1F3):  # multiply and shift, within 63 bits
@@ -86,11 +95,16 @@ class PromptDistillRun(Run):
         return (mixed ^ (mixed >> 16)).float()
 
     def _score(self, seen: Observation, queries: Tensor, columns: Tensor, asks: Tensor) -> Tensor:
-        """Scores `(batch, tokens)` of the tokens alive.
+        """Scores the tokens that are alive at this layer.
 
         Args:
-            queries: `(batch, heads, window, head_dim)`, at `columns` `(batch, window)`.
-            asks: bool `(batch, window)`: False for queries before those of a row that has fewer.
+            queries: `(batch, heads, window, head_dim)`.
+            columns: `(batch, window)` columns of the tokens of these queries; negative, or at padding, where a row is
+                short.
+            asks: bool `(batch, window)`: False for the first queries of a row in which fewer tokens ask than in
+                others.
+        Returns:
+            `(batch, tokens)`.
         """
         keys = torch.arange(seen.tokens.count, device=columns.device)
         real = seen.tokens.valid.to(columns.device)
@@ -126,14 +140,18 @@ class PromptDistillRun(Run):
         return Retention(keep, truncates, scores)
 
     def smoothed(self, scores: Tensor, tokens: Tokens, tail: int) -> Tensor:
-        """Scores `(batch, tokens)` after pooling, and after each token has lent its score to those behind it."""
+        """Scores `(batch, tokens)` after `use_pooling`, and after `tail`.
+
+        Args:
+            tail: number of tokens right after each token that get at least its score.
+        """
         if self.policy.use_pooling and self.policy.scoring != "random":
             before = tokens.droppable
             scores = pool(scores.masked_fill(~before, 0.0), self.policy.pooling_kernel, self.policy.pooling)
         return reach(scores, tail) if tail else scores
 
     def always(self, tokens: Tokens) -> Tensor:
-        """bool `(batch, tokens)`: the sinks, the recent tokens and the question."""
+        """bool `(batch, tokens)`: the sinks, the recent tokens and the tokens of the question."""
         droppable = tokens.droppable
         from_start = droppable.cumsum(1)
         from_end = droppable.sum(1, keepdim=True) - from_start + 1
@@ -143,10 +161,15 @@ class PromptDistillRun(Run):
         return droppable & ((from_start <= self.policy.sinks) | (from_end <= recent[:, None]))
 
     def _settled(self, window: list[Tensor], tokens: Tokens, budgets: Tensor) -> bool:
-        """Whether the best tokens of all rows have kept their ranks over the layers in the window.
+        """Whether, in all rows, the ranks of the best tokens have changed little over the layers of the window.
 
-        Measured is the mean distance between the ranks that the best tokens of the last layer have in it and in each
-        of the layers before, as a share of the number of tokens to keep.
+        The best tokens are those with the highest scores in the last layer, as many as the budget keeps. For each of
+        them, the distance between its ranks in the last layer and in each layer before is averaged over these layers.
+        The mean over the tokens, as a share of the number of tokens to keep, must be below `threshold`.
+
+        Args:
+            window: `(batch, tokens)` scores of each layer, the last one being the layer in question.
+            budgets: `(batch,)` tokens to keep.
         """
         if len(window) < self._back:
             return False
@@ -159,7 +182,7 @@ class PromptDistillRun(Run):
 
 
 def _ranks(scores: Tensor, allowed: Tensor) -> Tensor:
-    """Rank of each score `(batch, tokens)` in its row, 0 for the highest; those not allowed come last."""
+    """The rank of each score `(batch, tokens)` in its row: 0 for the highest. Those not `allowed` come last."""
     order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True)
     return torch.empty_like(order).scatter_(
         -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)

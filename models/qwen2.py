@@ -1,4 +1,4 @@
-"""Qwen2 under a policy."""
+"""Qwen2 that can run under a policy: its config, base model and causal LM."""
 
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 

@@ -1,4 +1,4 @@
-"""Qwen3 under a policy."""
+"""Qwen3 that can run under a policy: its config, base model and causal LM."""
 
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 

@@ -1,4 +1,7 @@
-"""What a saved checkpoint tells those who did not import distill: a model card, a module for the Auto classes."""
+"""The files by which a saved checkpoint can be used where distill has not been imported.
+
+These are a model card, and a module that gives the Auto classes ours.
+"""
 
 from __future__ import annotations
 
@@ -53,12 +56,12 @@ The policy:
 
 
 def auto_map(classes: dict[str, type]) -> dict[str, str]:
-    """Where the Auto classes find ours: the entry `auto_map` of a saved config."""
+    """The entry `auto_map` of a saved config: by Auto class, the module and name of the class it should load."""
     return {auto: f"{MODULE}.{cls.__name__}" for auto, cls in classes.items()}
 
 
 def _modules(policy: Policy | None) -> list[str]:
-    """Modules, other than distill's, that register the methods of a policy."""
+    """The modules that must be imported before a policy can be read: those of methods that are not distill's own."""
     if policy is None:
         return []
     found = [type(policy).__module__]
@@ -70,11 +73,12 @@ def _modules(policy: Policy | None) -> list[str]:
 
 
 def write_card_and_module(folder: Path, model: Any, classes: dict[str, type]) -> None:
-    """Writes the module, and a model card unless there is one.
+    """Writes the module for the Auto classes, and a model card unless the folder has one.
 
     Args:
         folder: where the model is being saved.
-        classes: those of the model, by the Auto class that finds them.
+        model: the model.
+        classes: by the name of an Auto class, the class that it should load.
     """
     config = model.config
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which policy applies to a call of a model: the call's own, that of a `using` block, or the config's."""
+"""Which policy a call of a model runs under: its argument, that of a `using` block, or the config's."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from typing import Any
 
 from distill.patches.policy import Policy, as_policy
 
-CONFIGURED: Any = "configured"  # the policy of the config, or the one set by `using`
+CONFIGURED: Any = "configured"  # default of `policy=`: the one set by `using`, else that of the config
 
 
 @dataclass(frozen=True)
 class Override:
-    """What `using` and `generate` set for the calls of one model, in one thread.
+    """What `using` or `generate` has set for the calls of one model, in one thread.
 
     Attributes:
-        policy: the policy of the calls.
-        partial_logits: whether the caller reads the last rows of the logits only, so that fewer rows are no surprise.
+        policy: the policy of these calls.
+        partial_logits: whether the caller reads only the last rows of the logits, and so accepts logits of fewer
+            tokens than it put in.
     """
 
     policy: Policy | None
@@ -28,22 +29,25 @@ class Override:
 
 
 _overrides: ContextVar[dict[int, Override]] = ContextVar("distill_overrides", default={})  # noqa: B039
-# Number of contexts open anywhere. While there are none, `forward` does not read a ContextVar, at which torch.compile
-# would have to stop.
+# How many overrides are in force, in all threads. While there are none, `forward` does not read the ContextVar: that
+# would make torch.compile break its graph.
 _open = 0
 _lock = Lock()
 
 
 class PolicyMixin:
-    """Resolves which policy applies to a call: the argument, else the innermost `using`, else the config's."""
+    """Finds the policy of a call: its argument `policy`, else that of the innermost `using`, else the config's."""
 
     config: Any
 
     @contextmanager
     def using(self, policy: Any) -> Iterator[None]:
-        """Within the `with` block, in this thread, calls of this model run under `policy` (`None`: exactly stock).
+        """Within the `with` block, all calls of this model in this thread run under `policy`.
 
-        Threads started inside the block do not inherit it; pass `policy=` to `generate()` there.
+        Threads started inside the block do not inherit it; there, pass `policy=` to `generate()`.
+
+        Args:
+            policy: a `Policy`, its name, its JSON form, or `None` for exactly the stock model.
         """
         with self._overriding(Override(self._checked(policy), self._partial_logits())):
             yield
