@@ -66,8 +66,8 @@ class AdaKV(Wrapper):
                 f"policy: got {self.policy.name}, which gives all heads one score; allowed are policies that score "
                 "each head"
             )
-        real = entries.real.expand(scores.shape)
-        lengths = real.sum(-1)
+        real = entries.real.expand(scores.shape)  # (batch, heads, entries)
+        lengths = real.sum(-1)  # (batch, heads)
         quota = self.quota(entries.layer_idx, entries.lengths, entries.call.layers).expand(lengths.shape)
         protected = self.protected(entries)
         if protected is not None:

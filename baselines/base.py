@@ -99,7 +99,7 @@ class Entries:
 
         Needs a policy whose `queries` is at least 1.
         """
-        visible = visible_keys(self.collected.asked, self.positions, self.window)
+        visible = visible_keys(self.collected.asked, self.positions, self.window)  # (..., queries, entries)
         return attention_rows(self.collected.query, self.key, self.scaling, visible)
 
     def attention_mean(self) -> Tensor:
@@ -339,7 +339,7 @@ class EvictionRun(Run):
     def observe(self, layer_idx: int, seen: Observation) -> None:
         if not self.cuts(layer_idx, seen.tokens):
             return
-        positions = seen.prompt_positions.to(seen.key.device)
+        positions = seen.prompt_positions.to(seen.key.device)  # (batch, entries)
         entries = Entries(
             layer_idx,
             seen,
@@ -385,5 +385,5 @@ def last_queries(entries: Entries, count: int, so_far: Queries | None) -> Querie
     if so_far is not None:
         query, asked = torch.cat([so_far.query, query], dim=2), torch.cat([so_far.asked, asked], dim=1)
     order = asked.argsort(dim=1, stable=True)[:, -count:]  # (batch, count), padding (-1) first
-    where = order[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])
+    where = order[:, None, :, None].expand(-1, query.shape[1], -1, query.shape[3])  # (batch, heads, count, dim)
     return Queries(query.gather(2, where), asked.gather(1, order))

@@ -89,18 +89,18 @@ class ChunkKV(Wrapper):
         quota = self.quota(entries.layer_idx, lengths, entries.call.layers)
         protected = self.protected(entries)
         protected = torch.zeros_like(real) if protected is None else protected & real
-        highest = scores.masked_fill(~real | protected, -torch.inf).amax((1, 2), keepdim=True)
+        highest = scores.masked_fill(~real | protected, -torch.inf).amax((1, 2), keepdim=True)  # (batch, 1, 1)
         lifted = torch.where(protected, torch.where(highest.isfinite(), highest, 0.0) + 1, scores)
         chunks = _Chunks(entries.rank, real, self.chunk_length)
         count = self.chunks(entries.layer_idx, lengths, entries.call.layers)
         always = (chunks.sum(protected) == chunks.sizes) & (chunks.sizes > 0)
         short, cut = lengths < self.chunk_length, lengths > quota
         means = chunks.sum(entries.call.reduce(lifted.sum(1, keepdim=True))) / chunks.sizes.clamp(min=1)
-        best = top(protect(means, always, count), chunks.sizes > 0, count)
+        best = top(protect(means, always, count), chunks.sizes > 0, count)  # (batch, 1, chunks)
         keep = (chunks.spread(best) | ~cut[..., None]) & real
         if not bool((short & cut).any()):
             return keep
-        alone = top(protect(scores, protected, quota), real, quota)
+        alone = top(protect(scores, protected, quota), real, quota)  # (batch, heads, entries)
         return torch.where(short[..., None], alone, keep)
 
     def entries_kept(self, length: int, config: Any) -> list[int]:

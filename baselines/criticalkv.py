@@ -76,7 +76,7 @@ class CriticalKV(Wrapper):
         heads = entries.seen.query.shape[1]
         norms = projected_norms(entries.value, entries.seen.module.o_proj.weight, heads, 1)
         norms = norms.flatten(1, 2) if base.shape[1] == heads else norms.mean(2)
-        scores = (base + self.epsilon) * norms
+        scores = (base + self.epsilon) * norms  # (batch, kv_heads or heads, entries)
         protected = self.protected(entries)
         first = base if protected is None else base.masked_fill(protected & entries.real, torch.inf)
         certain = top(first.expand(scores.shape), entries.real, self.certain(entries))

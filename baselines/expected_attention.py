@@ -80,27 +80,27 @@ class ExpectedAttention(Budgeted):
         tables = (table.to(seen.query.device) for table in seen.tokens.rotary)
         cos, sin = (table[:, None, seen.start : seen.stop].float() for table in tables)
         square = cos**2 + sin**2  # 1, apart from longrope's factor and rounding
-        query = _rotate(seen.query.float(), cos / square, -sin / square)
-        rank = entries.rank[:, 0, -entries.asked.shape[1] :]
+        query = _rotate(seen.query.float(), cos / square, -sin / square)  # (batch, heads, chunk, head_dim)
+        rank = entries.rank[:, 0, -entries.asked.shape[1] :]  # (batch, chunk)
         found = _statistics(query, (entries.asked >= 0) & (rank >= self.sinks))
         return found if so_far is None else _merged(so_far, found)
 
     def scores(self, entries: Entries) -> Tensor:
         collected, groups = entries.collected, (entries.key.shape[1], -1)
         tables = self._future_tables(entries)
-        mean = _rotate(collected["mean"][:, :, None].unflatten(1, groups), *tables).mT
+        mean = _rotate(collected["mean"][:, :, None].unflatten(1, groups), *tables).mT  # (..., dim, 1)
         covariance = collected["spread"] / collected["count"].clamp(min=1)[:, None, None, None]
-        covariance = _rotate(_rotate(covariance.unflatten(1, groups), *tables).mT, *tables)
+        covariance = _rotate(_rotate(covariance.unflatten(1, groups), *tables).mT, *tables)  # (..., dim, dim)
         blocks = []
         for block in entries.key.split(BLOCK, dim=2):
-            key = block.float()[:, :, None]
-            logits = (key @ mean)[..., 0] * entries.scaling
+            key = block.float()[:, :, None]  # (batch, kv_heads, 1, block, head_dim)
+            logits = (key @ mean)[..., 0] * entries.scaling  # (batch, kv_heads, group, block)
             if self.use_covariance:
                 logits = logits + ((key @ covariance) * key).sum(-1) * (entries.scaling**2 / 2)
             blocks.append(logits)
         outside = ~entries.real | self.protected(entries)
         logits = torch.cat(blocks, dim=-1).masked_fill(outside[:, :, None], torch.finfo(torch.float32).min)
-        scores = logits.softmax(-1).mean(2)
+        scores = logits.softmax(-1).mean(2)  # (batch, kv_heads, entries)
         return (scores + self.epsilon) * entries.value.float().norm(dim=-1) if self.use_vnorm else scores
 
     def _future_tables(self, entries: Entries) -> tuple[Tensor, ...]:
@@ -141,6 +141,6 @@ def _merged(one: dict[str, Tensor], other: dict[str, Tensor]) -> dict[str, Tenso
     count = one["count"] + other["count"]
     share = (other["count"] / count.clamp(min=1))[:, None, None]
     apart = other["mean"] - one["mean"]
-    outer = apart[..., None] * apart[..., None, :]
+    outer = apart[..., None] * apart[..., None, :]  # (batch, heads, head_dim, head_dim)
     spread = one["spread"] + other["spread"] + outer * (share * one["count"][:, None, None])[..., None]
     return {"count": count, "mean": one["mean"] + apart * share, "spread": spread}

@@ -140,7 +140,7 @@ class _FastKVRun(EvictionRun):
     def choose(self, entries: Entries) -> Tensor:
         scores = self.policy.scores(entries)
         if entries.layer_idx == self.policy.tsp_layer:
-            self.totals = self.call.reduce(scores.sum(1))
+            self.totals = self.call.reduce(scores.sum(1))  # (batch, tokens)
         return self.policy.select(entries, scores)
 
     def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:

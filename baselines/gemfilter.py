@@ -88,7 +88,7 @@ class _GemFilterRun(Run):
         columns = seen.tokens.ends[:, None].to(seen.query.device)
         self.query = last_rows(seen.query, columns - seen.start, self.query)
         if seen.complete:
-            visible = seen.tokens.prompt.to(columns.device)[:, None]
+            visible = seen.tokens.prompt.to(columns.device)[:, None]  # (batch, 1, tokens)
             self.scores = mean_logits(self.query, seen.own_key, 1.0, visible)
 
     def restart(self, tokens: Tokens) -> Retention:
@@ -96,7 +96,7 @@ class _GemFilterRun(Run):
         prompt = tokens.prompt
         # each rank has the mean over its own heads (tensor parallelism); wanted is the sum over all heads
         heads = self.call.decoder.config.num_attention_heads // self.call.ranks
-        total = self.call.reduce(self.scores.to(prompt.device)) * heads
+        total = self.call.reduce(self.scores.to(prompt.device)) * heads  # (batch, tokens)
         scores = smooth(total, prompt, self.policy.kernel_size)
         chosen = top(scores, prompt, budget_tokens(self.policy.budget, prompt.sum(1)))
         return Retention(chosen | (tokens.valid & ~prompt), scores=scores)

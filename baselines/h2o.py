@@ -76,7 +76,7 @@ class H2O(Budgeted):
     def collect(self, entries: Entries, so_far: Tensor | None) -> Tensor:
         sums = entries.column_sums()
         if self.granularity == "kv_head":
-            sums = entries.by_group(sums).sum(2)
+            sums = entries.by_group(sums).sum(2)  # (batch, kv_heads, entries)
         return sums if so_far is None else sums + F.pad(so_far, (0, sums.shape[-1] - so_far.shape[-1]))
 
     def protected(self, entries: Entries) -> Tensor:

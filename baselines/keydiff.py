@@ -29,6 +29,6 @@ class KeyDiff(Budgeted):
 
     def scores(self, entries: Entries) -> Tensor:
         key = entries.key.float()
-        unit = F.normalize(key, dim=-1) * entries.real[..., None]
-        anchor = unit.sum(2, keepdim=True) / entries.lengths.clamp(min=1)[..., None, None]
+        unit = F.normalize(key, dim=-1) * entries.real[..., None]  # (batch, kv_heads, entries, head_dim)
+        anchor = unit.sum(2, keepdim=True) / entries.lengths.clamp(min=1)[..., None, None]  # (..., 1, head_dim)
         return -F.cosine_similarity(key, anchor, dim=-1)

@@ -253,17 +253,17 @@ class _Replay(Run):
     def observe(self, layer_idx: int, seen: Observation) -> None:
         policy, (_, heads, read, _) = self.outer.policy, seen.query.shape
         layout = self.outer.layers[layer_idx].layout
-        rank = self.outer.rank(layout[..., :-read].to(seen.key.device))
+        rank = self.outer.rank(layout[..., :-read].to(seen.key.device))  # (batch, 1 or kv_heads, entries)
         first = indices_of((rank >= 0) & (rank < min(policy.sinks, self.start)))
         chunk = indices_of((rank >= self.start) & (rank < self.start + policy.chunk_size))
         index, valid = torch.cat([chunk, first], dim=-1), seen.tokens.valid.to(seen.key.device)
         weights = None
         if policy.plus:
             norms = projected_norms(entries_at(seen.value, index), seen.module.o_proj.weight, heads, 2)
-            inputs = seen.layer.input_layernorm(seen.hidden).float().norm(dim=-1)
+            inputs = seen.layer.input_layernorm(seen.hidden).float().norm(dim=-1)  # (batch, read)
             weights = norms, 1 / inputs.masked_fill(~valid, 1)
         keys = torch.cat([entries_at(seen.key, index), seen.key[:, :, -read:]], dim=2)
-        best = column_maxima(seen.query, keys, seen.module.scaling, index >= 0, valid, weights)
+        best = column_maxima(seen.query, keys, seen.module.scaling, index >= 0, valid, weights)  # (..., chunk + sinks)
         longest, kv_heads = int(self.outer.lengths.max()), keys.shape[1]
         where = rank.gather(2, chunk.clamp(min=0)).masked_fill(chunk < 0, longest).expand(-1, kv_heads, -1)
         scores = self.outer.scores.setdefault(layer_idx, best.new_zeros(len(best), kv_heads, longest + 1))

@@ -80,12 +80,12 @@ class LagKV(Budgeted):
             return outside.expand(-1, entries.key.shape[1], -1)
         # padding is moved to the end, so that partitions begin at the same index in every row
         order = entries.real.logical_not().to(torch.uint8).argsort(dim=-1, stable=True)
-        order = order.expand(-1, entries.key.shape[1], -1)
+        order = order.expand(-1, entries.key.shape[1], -1)  # (batch, kv_heads, entries)
         found = [self._distinction(states, order, partitions) for states in (entries.key, entries.value)]
-        inside = (found[0] + found[1]) / 2  # (batch, heads, partitions, lag)
+        inside = (found[0] + found[1]) / 2  # (batch, kv_heads, partitions, lag)
         if not self.cross_scoring:
             inside = inside.argsort(dim=-1, stable=True).argsort(dim=-1) / self.lag_size
-        ranks = order[..., self.sinks :][..., : partitions * self.lag_size]
+        ranks = order[..., self.sinks :][..., : partitions * self.lag_size]  # (batch, kv_heads, partitions * lag)
         placed = torch.zeros_like(order, dtype=inside.dtype).scatter(-1, ranks, inside.flatten(2))
         partition = (entries.rank - self.sinks).div(self.lag_size, rounding_mode="floor")
         return torch.where((partition >= 0) & (partition < scored), placed, outside)
@@ -102,7 +102,7 @@ class LagKV(Budgeted):
         """
         where = order[..., self.sinks :][..., : (partitions + 1) * self.lag_size, None]
         parts = states.gather(2, where.expand(-1, -1, -1, states.shape[-1])).float()
-        parts = parts.unflatten(2, (partitions + 1, self.lag_size))
+        parts = parts.unflatten(2, (partitions + 1, self.lag_size))  # (batch, kv_heads, partitions + 1, lag, head_dim)
         low, high = parts[:, :, 1:].amin(3, keepdim=True), parts[:, :, 1:].amax(3, keepdim=True)
-        span = torch.where(high > low, high - low, 1.0)
+        span = torch.where(high > low, high - low, 1.0)  # (batch, kv_heads, partitions, 1, head_dim)
         return ((parts[:, :, :-1] - low) / span).std(-1).softmax(-1)

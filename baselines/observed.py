@@ -35,7 +35,7 @@ class ObservedAttention(Budgeted):
         return True
 
     def collect(self, entries: Entries, so_far: Tensor | None) -> Tensor:
-        sums = entries.by_group(entries.column_sums()).mean(2)
+        sums = entries.by_group(entries.column_sums()).mean(2)  # (batch, kv_heads, entries)
         return sums if so_far is None else sums + F.pad(so_far, (0, sums.shape[-1] - so_far.shape[-1]))
 
     def scores(self, entries: Entries) -> Tensor:

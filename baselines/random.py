@@ -36,5 +36,5 @@ class Random(Budgeted):
         heads, longest = entries.key.shape[1], int(entries.lengths.max())
         generator = torch.Generator().manual_seed(self.seed * 1009 + entries.layer_idx)
         numbers = torch.stack([torch.rand(heads, generator=generator) for _ in range(longest)], dim=-1)
-        rank = entries.rank.clamp(min=0).expand(-1, heads, -1)
+        rank = entries.rank.clamp(min=0).expand(-1, heads, -1)  # (batch, kv_heads, entries)
         return numbers.to(rank.device).expand(len(rank), -1, -1).gather(-1, rank)

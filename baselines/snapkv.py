@@ -68,7 +68,7 @@ class SnapKV(Budgeted):
         return entries.from_end < self.window_size
 
     def scores(self, entries: Entries) -> Tensor:
-        before = entries.real & ~self.protected(entries)
-        rows = entries.by_group(entries.attention_mean())
+        before = entries.real & ~self.protected(entries)  # (batch, 1 or kv_heads, entries)
+        rows = entries.by_group(entries.attention_mean())  # (batch, kv_heads, group, entries)
         scores = smooth(rows, before[:, :, None], self.kernel_size, self.pooling)
         return scores.mean(2) if self.granularity == "kv_head" else scores.flatten(1, 2)

@@ -50,5 +50,5 @@ class TOVA(Budgeted):
         return entries.from_end == 0 if self.protect_last else None
 
     def scores(self, entries: Entries) -> Tensor:
-        local = entries.attention().squeeze(2).mean(1, keepdim=True)
+        local = entries.attention().squeeze(2).mean(1, keepdim=True)  # (batch, 1, entries)
         return entries.call.reduce(local) / entries.call.ranks

@@ -108,7 +108,7 @@ class PromptDistillRun(Run):
         """
         keys = torch.arange(seen.tokens.count, device=columns.device)
         real = seen.tokens.valid.to(columns.device)
-        asks = asks & (columns >= 0) & real.gather(1, columns.clamp(min=0))
+        asks = asks & (columns >= 0) & real.gather(1, columns.clamp(min=0))  # (batch, window)
         visible = (keys <= columns[..., None]) & real[:, None] & asks[..., None]  # (batch, window, tokens)
         scaling, most = seen.module.scaling, self.policy.scoring == "max"
         if self.policy.scoring == "raw":
