@@ -112,10 +112,10 @@ class FastKV(SnapKV):
 
 
 class _FastKVRun(EvictionRun):
-    """Adds to the eviction of the base what happens after `tsp_layer`.
+    """One forward call under `FastKV`: drops entries in each layer, and tokens after `tsp_layer`.
 
     Attributes:
-        totals: `(batch, entries)` scores of the tokens in layer `tsp_layer`, from when it is scored until it has run.
+        totals: `(batch, tokens)` scores of the tokens, kept from the attention of layer `tsp_layer` until it has run.
     """
 
     policy: FastKV

@@ -56,9 +56,7 @@ class GemFilter(Policy):
             raise ValueError(f"layer: got {self.layer}; allowed are layers 0 to {config.num_hidden_layers - 1}")
 
     def tokens_reaching(self, length: int, config: Any) -> list[int]:
-        """As for every policy, for the second reading. The first one takes all tokens through the layers up to
-        `layer`.
-        """
+        """As for every policy, in the second reading; the first one takes all tokens up to `layer`."""
         kept = min(length, int(budget_tokens(self.budget, torch.tensor([length]))))
         return [kept] * config.num_hidden_layers
 

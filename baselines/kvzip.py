@@ -120,9 +120,7 @@ class KVzip(Policy):
         return int(entries * round(1 - self.budget, 12))
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        """As for every method. Unless `layerwise` is set, only the sum over the layers is exact: the scores decide how
-        many of these entries each layer has.
-        """
+        """As for every method. Unless `layerwise` is set, only the sum over the layers is exact."""
         layers, entries = config.num_hidden_layers, length * config.num_key_value_heads
         if length == 1:  # the last token of a prompt is never dropped
             return [entries] * layers
@@ -151,8 +149,8 @@ class KVzip(Policy):
         return _KVzipRun(self, call)
 
     def _check_sinks(self, call: Call) -> None:
-        """Raises a `ValueError`, before anything is read, if a row is so short that the budget keeps fewer entries
-        than sinks.
+        """Raises a `ValueError`, before anything is read, if the budget keeps fewer entries of a row than it has
+        sinks.
         """
         for length in call.tokens.prompt.sum(1).tolist():
             heads = call.decoder.config.num_key_value_heads * (1 if self.layerwise else call.layers)
