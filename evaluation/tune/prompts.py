@@ -19,16 +19,19 @@ STORY = Path(distill.__file__).parent / "mini" / "story.txt"
 
 #: (statement, question, values) of each kind of fact; several wordings each
 _NUMBERS = [
-    ("The reference number of the {key} is {value}.", "What is the reference number of the {key}?"),
-    ("For the {key}, remember the number {value}.", "Which number was to be remembered for the {key}?"),
-    ("Whoever asks about the {key} should be told {value}.", "What should those be told who ask about the {key}?"),
+    ("The secret number of the {key} is {value}.", "What is the secret number of the {key}?"),
+    ("The code for the {key} is {value}.", "What is the code for the {key}?"),
+    ("Remember that the {key} has the number {value}.", "Which number does the {key} have?"),
 ]
 _NAMES = [
-    ("The {key} is looked after by {value}.", "Who looks after the {key}?"),
-    ("It was {value} who first described the {key}.", "Who first described the {key}?"),
-    ("Nobody but {value} has a key to the {key}.", "Who has a key to the {key}?"),
+    ("The keeper of the {key} is called {value}.", "What is the keeper of the {key} called?"),
+    ("The {key} belongs to {value}.", "Who does the {key} belong to?"),
+    ("The owner of the {key} is {value}.", "Who is the owner of the {key}?"),
 ]
-_PAIRS = [('{{"{key}": "{value}"}}', 'What is the value of "{key}" in the JSON?')]
+_PAIRS = [
+    ('{{"{key}": "{value}"}}', 'What is the value of "{key}"?'),
+    ('{{"name": "{key}", "code": "{value}"}}', 'What is the "code" of "{key}"?'),
+]
 _THINGS = "boathouse observatory orchard archive chapel foundry greenhouse lighthouse quarry tannery vineyard workshop"
 _FIRST = "Alma Bruno Clara Dario Edith Felix Greta Hugo Irene Jonas Lotte Marek Nadia Oskar Petra Ruben Stella Viktor"
 _LAST = "Abbott Bergman Castell Dunmore Ellery Fontaine Garrick Holm Ingram Jarvis Keller Lindqvist Moreau Norling"
@@ -84,7 +87,7 @@ def _sample(tokenizer: Any, sentences: list[str], rng: random.Random, kind: str,
         start = order.randrange(len(sentences))
         body = [sentences[(start + i) % len(sentences)] for i in range(size)]
         body.insert(int(depth * (size + 1)), statement)
-        prompt = Prompt(" ".join(body), f"\n\n{question} Answer in a few words.\n")
+        prompt = Prompt(" ".join(body), f"\n\n{question}\n")
         return chat(tokenizer, prompt) if getattr(tokenizer, "chat_template", None) else prompt
 
     def tokens(prompt: Prompt) -> int:
@@ -113,8 +116,7 @@ def _fact(rng: random.Random, kind: str) -> tuple[str, str, str]:
         value = f"{rng.choice(_FIRST.split())} {rng.choice(_LAST.split())}"
     else:
         statement, question = rng.choice(_PAIRS)
-        key = f"{key}_{rng.choice(_THINGS.split())}"
-        value = "".join(rng.choices("abcdefghjkmnpqrstuvwxyz23456789", k=6))
+        value = f"{rng.choice(_FIRST.split()).lower()}-{rng.randrange(100, 1000)}"
     return statement.format(key=key, value=value), question.format(key=key), value
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,22 +129,23 @@ class _Tuning:
 
     def run(self, budgets: Sequence[float], target: float) -> TuneResult:
         stock = [self._answer(i, None, "stock") for i in self._bar(len(self.samples), "stock answers")]
+        # what a prompt needs that stock cannot answer says nothing about layers
+        asked = [i for i, answer in enumerate(stock) if answer["right"]]
+        if not asked:
+            raise ValueError("data: got prompts of which the stock model answers none; allowed are some that it can")
         shares: dict[str, list[list[float]]] = {way: [] for way in SCORES}
-        for i in self._bar(len(self.samples), "layers measured"):
+        for number in self._bar(len(asked), "layers measured"):
+            i = asked[number]
             measured = self.store(f"layers/{i}", lambda i=i: self._measure(i, stock[i]))
             for way in SCORES:
                 shares[way].append(measured[way])
         trials = [self._trial("stock", None, 1.0, stock, stock)]
         wanted = trials[0].right
-        if wanted == 0:
-            warnings.warn(
-                "the stock model answers none of the prompts; tune needs prompts that it can answer", stacklevel=3
-            )
         chosen: Candidate | None = None
         tried: list[tuple[Trial, Candidate]] = []
         for budget in sorted(budgets):
             for candidate in propose(shares, budget, target, self.length, self.model.config):
-                if not wanted or (chosen is not None and candidate.bound <= chosen.bound):
+                if chosen is not None and candidate.bound <= chosen.bound:
                     continue
                 answers = self._until_hopeless(candidate, stock, target * wanted)
                 trial = self._trial(candidate.label, candidate.policy, candidate.bound, answers, stock)
