@@ -132,7 +132,7 @@ class _Tuning:
         # what a prompt needs that stock cannot answer says nothing about layers
         asked = [i for i, answer in enumerate(stock) if answer["right"]]
         if not asked:
-            raise ValueError("data: got prompts of which the stock model answers none; allowed are some that it can")
+            raise ValueError("data: got prompts of which stock answers none; allowed are prompts that it can answer")
         shares: dict[str, list[list[float]]] = {way: [] for way in SCORES}
         for number in self._bar(len(asked), "layers measured"):
             i = asked[number]
