@@ -98,7 +98,7 @@ class _Store:
                 ) from error
         if self.known.setdefault("settings", settings) != settings:
             raise ValueError(
-                f"folder: got {self.path.parent}, which holds a run with other settings; allowed are a new folder, and "
+                f"folder: got {self.path.parent}, which holds a run with other settings; allowed are a new folder and "
                 f"the settings {self.known['settings']}"
             )
         if not lines:
