@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.data import HubFile, read_json_rows, read_rows, require_columns
 from distill.evaluation.metrics.retrieval import BABILONG_LABELS, babilong, babilong_candidates
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import fill
 
 REPO = "RMT-team/babilong"
@@ -24,7 +26,7 @@ class BABILong(Benchmark):
     title = "BABILong"
     repo = REPO
     revision = REVISION
-    template = "auto"
+    presets = by_name(replace(OFFICIAL, template="auto"), PROMPTDISTILL)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

@@ -1,4 +1,4 @@
-"""The contract of a benchmark: what a sample is, what a task is, which protocol presets there are.
+"""The contract of a benchmark: what a sample is, what a task is, what a benchmark must say of itself.
 
 A benchmark is a class with data and scoring rules and no model. `distill.evaluation.predict` runs it,
 `distill.evaluation.scoring` scores what was predicted.
@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Preset, by_name
 from distill.evaluation.prompting import Encoder, Prompt
-
-PRESETS = ("official", "promptdistill", "chat")
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Source:
         encoder: the evaluated model's tokenizer; benchmarks of a given length need it.
         data_path: local file or folder instead of the Hub, or None.
         revision: Hub revision instead of the pinned one, or None.
-        preset: one of `PRESETS`.
+        preset: name of one of the benchmark's presets.
         options: the benchmark's own settings, as its `options` method made them.
         overhead: tokens that the chat template adds to a prompt.
         limit: samples that are wanted; benchmarks that generate samples need make no more. None: all.
@@ -88,14 +87,14 @@ class Benchmark:
 
     Class attributes:
         name: as on the command line.
-        template: what the official preset does: "never", or "auto" (where the tokenizer has a chat template).
+        presets: by name, whose protocols can be followed and what they say.
         repo, revision: data set on the Hub and the commit it is pinned to, or None.
         scoring_choices: allowed values of each scoring setting.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    template: ClassVar[str] = "never"
+    presets: ClassVar[Mapping[str, Preset]] = by_name(OFFICIAL, PROMPTDISTILL)
     repo: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -123,30 +122,23 @@ class Benchmark:
         """
         raise NotImplementedError
 
-    def truncation(self, preset: str) -> str:
-        """Rule of `prompting.truncate` that the preset cuts long prompts by."""
-        return "longbench"
+    def preset(self, name: str) -> Preset:
+        """The preset of that name.
 
-    def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
-        """Default truncation limit in prompt tokens; None for benchmarks that make prompts of a given length.
-
-        Args:
-            window: the model's context length in tokens, None where its config does not say.
-            model_type: architecture name, for presets that set limits by it.
+        Raises:
+            ValueError: there is none.
         """
-        return None
+        if name not in self.presets:
+            raise ValueError(f"preset: got {name!r}; allowed are {', '.join(map(repr, self.presets))}")
+        return self.presets[name]
 
     def score(self, task: Task, record: Mapping[str, Any], options: Mapping[str, Any]) -> float:
         """Score of one record of a result file, 0..1. Pure: no model, no files.
 
         Args:
-            options: scoring settings (`scoring_options`).
+            options: scoring settings, as `Preset.scoring`.
         """
         raise NotImplementedError
-
-    def scoring_options(self, preset: str) -> dict[str, Any]:
-        """Settings that change scores but not predictions, with the preset's defaults."""
-        return {}
 
     def chance(self, task: Task, record: Mapping[str, Any]) -> float:
         """Expected score, 0..1, of picking blindly among the answers that the prompt offers; 0 for open answers."""

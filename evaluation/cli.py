@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation import catalogue
-from distill.evaluation.benchmark import PRESETS, Benchmark
+from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.generation import BOTH, PROTOCOLS
 from distill.evaluation.methods import STOCK
 from distill.patches.policy import policies
@@ -131,7 +131,9 @@ def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     )
     model.add_argument("--cpu", action="store_true", help="stay on the CPU")
     protocol = parser.add_argument_group("protocol")
-    protocol.add_argument("--preset", choices=PRESETS, default="official", help="whose protocol (default %(default)s)")
+    protocol.add_argument(
+        "--preset", choices=tuple(benchmark.presets), default="official", help="whose protocol (default %(default)s)"
+    )
     protocol.add_argument(
         "--protocol",
         choices=(*PROTOCOLS, BOTH),

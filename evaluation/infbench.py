@@ -10,12 +10,14 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, unique_ids
 from distill.evaluation.data import HubFile, read_jsonl, read_rows, require_columns
 from distill.evaluation.metrics import infinitebench as metric
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Limit, by_name
 from distill.evaluation.prompting import fill
 
 REPO = "xinrongzhang2022/InfiniteBench"
@@ -37,9 +39,6 @@ MAX_NEW_TOKENS = {
 CHOICE = ("code_debug", "longbook_choice_eng")
 # these prompts name what is asked before the context
 QUESTION_LEADS = ("math_find", "code_run")
-# other architectures as Llama; its H2O runs used 8,192
-PROMPTDISTILL_LIMITS = {"llama": 100_000, "phi3": 50_000, "qwen2": 31_500}
-OFFICIAL_LIMIT = 128 * 1024
 
 
 class InfiniteBench(Benchmark):
@@ -47,6 +46,21 @@ class InfiniteBench(Benchmark):
     title = "InfiniteBench"
     repo = REPO
     revision = REVISION
+    presets = by_name(
+        replace(
+            OFFICIAL,
+            truncation="infinitebench",
+            limit=Limit(128 * 1024, reserve=500),
+            scoring={"rules": "2024-08"},
+        ),
+        # its tables have 11 tasks (and its H2O runs used 8,192 tokens)
+        replace(
+            PROMPTDISTILL,
+            limit=Limit(100_000, by_model={"phi3": 50_000, "qwen2": 31_500}),
+            scoring={"rules": "promptdistill"},
+            left_out=("math_calc",),
+        ),
+    )
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rules": metric.RULES}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -66,12 +80,8 @@ class InfiniteBench(Benchmark):
         )
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
-        # PromptDistill's tables have 11 tasks
-        with_math_calc = args.preset != "promptdistill"
+        with_math_calc = "math_calc" not in self.preset(args.preset).left_out
         return {"prompts": args.prompts, "data_file": args.data_file, "math_calc": with_math_calc}
-
-    def scoring_options(self, preset: str) -> dict[str, Any]:
-        return {"rules": "promptdistill" if preset == "promptdistill" else "2024-08"}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         return {
@@ -79,16 +89,8 @@ class InfiniteBench(Benchmark):
             for name, tokens in MAX_NEW_TOKENS.items()
         }
 
-    def truncation(self, preset: str) -> str:
-        return "longbench" if preset == "promptdistill" else "infinitebench"
-
     def default_tasks(self, options: Mapping[str, Any]) -> list[str]:
         return [name for name in self.tasks(options) if name != "math_calc" or options["math_calc"]]
-
-    def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
-        if preset == "promptdistill":
-            return PROMPTDISTILL_LIMITS.get(model_type or "", 100_000)
-        return OFFICIAL_LIMIT if window is None else min(OFFICIAL_LIMIT, window - 500)
 
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         names = [f"{task.name}.jsonl"]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.data import read_rows, require_columns
 from distill.evaluation.metrics.retrieval import contains
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import Prompt
 
 KEYS = (75, 140, 300)
@@ -25,7 +27,7 @@ def render_records(records: Sequence[Sequence[str]]) -> str:
 class KeyValue(Benchmark):
     name = "kv"
     title = "Key-value retrieval"
-    template = "auto"
+    presets = by_name(replace(OFFICIAL, template="auto"), PROMPTDISTILL)
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         return {f"keys_{n}": Task(f"keys_{n}", max_new_tokens=100, metric="contains") for n in KEYS}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.data import read_rows, require_columns
 from distill.evaluation.metrics.retrieval import last_integer
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import Prompt
 
 LINES = (200, 300, 400, 500, 600, 680)
@@ -18,7 +20,7 @@ QUESTION = "\nNow the record is over."
 class LongChat(Benchmark):
     name = "longchat"
     title = "LongChat lines"
-    template = "auto"
+    presets = by_name(replace(OFFICIAL, template="auto"), PROMPTDISTILL)
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         return {f"lines_{n}": Task(f"lines_{n}", max_new_tokens=100, metric="last_integer") for n in LINES}

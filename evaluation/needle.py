@@ -14,11 +14,13 @@ import random
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.metrics.retrieval import contains, needle_overlap, needle_phrase, needle_rouge
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Grid, by_name
 from distill.evaluation.prompting import Encoder, Prompt, fill
 from distill.evaluation.ruler import ESSAYS, essays
 from distill.evaluation.synthetic import words
@@ -26,8 +28,6 @@ from distill.evaluation.synthetic.niah import NEEDLE
 
 # tokens left for prompt and answer, besides the needle
 RESERVE = 200
-GRIDS = {"official": (35, 35), "chat": (35, 35), "promptdistill": (40, 10)}
-PROMPTDISTILL_END = 128_000
 SCORES = ("phrase", "overlap", "rouge")
 QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
 CUE = " The special magic number for {key} mentioned in the provided text is"
@@ -82,6 +82,17 @@ class Needle(Benchmark):
     title = "Needle in a Haystack"
     repo = ESSAYS.repo
     revision = ESSAYS.revision
+    presets = by_name(
+        replace(OFFICIAL, scoring={"needle_score": "phrase"}),
+        replace(
+            PROMPTDISTILL,
+            scoring={"needle_score": "overlap"},
+            wording="promptdistill",
+            # its script runs a fixed grid and leaves out the lengths beyond the two flags
+            grid=Grid(lengths=40, depths=10, span=(1000, 128_000)),
+        ),
+        wording="chat",
+    )
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"needle_score": SCORES}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -103,7 +114,7 @@ class Needle(Benchmark):
         )
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
-        lengths, depths = GRIDS[args.preset]
+        usual = self.preset(args.preset).grid
         for flag, value, least in (("--s_len", args.s_len, RESERVE + 100), ("--e_len", args.e_len, args.s_len)):
             if value < least:
                 raise ValueError(f"{flag} must be at least {least} tokens, not {value}")
@@ -112,13 +123,12 @@ class Needle(Benchmark):
                 f"--needles {args.needles} --repeats {args.repeats}: needles must not be negative, and cells can only "
                 "be repeated with random needles"
             )
-        counts = {"--n-lengths": args.n_lengths or lengths, "--n-depths": args.n_depths or depths}
+        counts = {"--n-lengths": args.n_lengths or usual.lengths, "--n-depths": args.n_depths or usual.depths}
         for flag, count in counts.items():
             if count < 1:
                 raise ValueError(f"{flag} must be at least 1, not {count}")
-        if args.preset == "promptdistill" and args.n_lengths is None:
-            # its script runs a fixed grid and leaves out the lengths beyond the two flags
-            grid = [n for n in spaced(1000, PROMPTDISTILL_END, lengths) if args.s_len <= n <= args.e_len]
+        if usual.span is not None and args.n_lengths is None:
+            grid = [n for n in spaced(*usual.span, usual.lengths) if args.s_len <= n <= args.e_len]
         else:
             grid = spaced(args.s_len, args.e_len, counts["--n-lengths"])
         return {
@@ -128,9 +138,6 @@ class Needle(Benchmark):
             "repeats": args.repeats,
             "seed": args.seed,
         }
-
-    def scoring_options(self, preset: str) -> dict[str, Any]:
-        return {"needle_score": "overlap" if preset == "promptdistill" else "phrase"}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         if options["needles"]:
@@ -153,11 +160,9 @@ class Needle(Benchmark):
         needle = parts["needle"]
         context = haystack.cut(length - RESERVE - len(source.encoder.plain(needle)))
         context = insert(context, [needle], [depth])
-        texts = parts["promptdistill" if source.preset == "promptdistill" else "official"]
+        texts = parts[self.preset(source.preset).wording]
         head = fill(texts["context"], {"context": context}, "context")
         question = texts["question"].format(question=parts["question"])
-        if source.preset == "official":
-            question += parts["completion_cue"]
         return Sample(
             f"{length}-{depth}",
             Prompt(head.context, head.question + question),

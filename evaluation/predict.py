@@ -5,6 +5,7 @@ Under `accelerate launch` the samples are dealt out to the processes; one proces
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -15,9 +16,10 @@ from typing import Any
 from tqdm import tqdm
 
 from distill.evaluation import facts, prompting
-from distill.evaluation.benchmark import PRESETS, Benchmark, Sample, Source, Task, check_tasks
+from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, check_tasks
 from distill.evaluation.generation import Decoding, Generation, Generator
 from distill.evaluation.methods import Method
+from distill.evaluation.presets import Preset
 from distill.evaluation.prompting import Encoder, Prompt
 from distill.evaluation.store import ResultFile, Results, summarise
 
@@ -28,7 +30,7 @@ class Plan:
 
     Attributes:
         tasks: names, or None for the benchmark's default.
-        preset: "official", "promptdistill" or "chat".
+        preset: name of one of the benchmark's presets.
         protocol: "query-aware" or "query-agnostic".
         max_length: truncation limit in prompt tokens; None for the preset's.
         limit: only the first samples of each task.
@@ -51,14 +53,18 @@ class Plan:
     restart: bool = False
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
+        self.benchmark.preset(self.preset)
         for name in ("limit", "max_length"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if self.drilldown < 0:
             raise ValueError(f"drilldown must not be negative, not {self.drilldown}")
+
+    @property
+    def rules(self) -> Preset:
+        """What the preset says for this benchmark."""
+        return self.benchmark.preset(self.preset)
 
 
 class Processes:
@@ -123,18 +129,16 @@ def predict(
 
 def uses_template(plan: Plan, task: Task, tokenizer: Any) -> bool:
     """Whether the preset puts this task into the tokenizer's chat template."""
-    if plan.preset == "promptdistill" or not task.template:
+    use = plan.rules.template
+    if use == "never" or not task.template:
         return False
-    if plan.preset == "chat":
-        return True
-    return plan.benchmark.template == "auto" and bool(getattr(tokenizer, "chat_template", None))
+    return use == "always" or bool(getattr(tokenizer, "chat_template", None))
 
 
 def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, template: bool) -> tuple[Prompt, bool]:
     """The prompt as the model gets it, and whether it was truncated: cut, then template, then answer prefix."""
     split = plan.protocol == "query-agnostic"
-    rule = plan.benchmark.truncation(plan.preset)
-    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, rule, split)
+    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, plan.rules.truncation, split)
     if template:
         prompt = prompting.chat(encoder.tokenizer, prompt)
     return Prompt(prompt.context, prompt.question + sample.answer_prefix), cut
@@ -142,14 +146,13 @@ def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, temp
 
 def decoding(plan: Plan, task: Task) -> Decoding:
     """How the preset decodes this task."""
-    if plan.preset == "promptdistill":
-        return Decoding(tokenizer_eos_only=True, first_token_free=True, strip=True)
-    return Decoding(stop_at_newline=task.stop_at_newline)
+    stop = plan.rules.newline_stops and task.stop_at_newline
+    return dataclasses.replace(plan.rules.decoding, stop_at_newline=stop)
 
 
 def new_tokens(plan: Plan, task: Task, sample: Sample) -> int:
-    """Tokens to generate at most. PromptDistill's loop emits one more than its limit: the first comes from prefill."""
-    return (sample.max_new_tokens or task.max_new_tokens) + (plan.preset == "promptdistill")
+    """Tokens to generate at most."""
+    return (sample.max_new_tokens or task.max_new_tokens) + plan.rules.extra_tokens
 
 
 def window(model: Any) -> int | None:
@@ -177,8 +180,8 @@ def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any,
         "window": window(model),
         "tokenizer": tokenizer.name_or_path,
         "template": template,
-        "truncation": {"rule": plan.benchmark.truncation(plan.preset), "limit": limit_of(plan, model)},
-        "max_new_tokens": task.max_new_tokens + (plan.preset == "promptdistill"),
+        "truncation": {"rule": plan.rules.truncation, "limit": limit_of(plan, model)},
+        "max_new_tokens": task.max_new_tokens + plan.rules.extra_tokens,
         "decoding": vars(decoding(plan, task)),
         "data": _data(plan),
         "options": dict(plan.options),
@@ -191,7 +194,7 @@ def limit_of(plan: Plan, model: Any) -> int | None:
     if plan.max_length is not None:
         return plan.max_length
     model_type = model.config.model_type.removeprefix("distill_")
-    return plan.benchmark.max_length(plan.preset, window(model), model_type)
+    return plan.rules.limit.tokens(window(model), model_type)
 
 
 def _data(plan: Plan) -> dict[str, Any]:
@@ -214,8 +217,8 @@ def _check(plan: Plan, tasks: Sequence[Task], tokenizer: Any) -> None:
         raise ValueError(f"--data-path: {plan.data_path} does not exist")
     if plan.data_path is not None and plan.data_path.is_file() and plan.data_path.suffix != ".zip" and len(tasks) > 1:
         raise ValueError(f"--data-path {plan.data_path} is one file: name one task with --tasks")
-    if plan.preset == "chat" and not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"--preset chat: the tokenizer {tokenizer.name_or_path!r} has no chat template")
+    if plan.rules.template == "always" and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(f"--preset {plan.preset}: the tokenizer {tokenizer.name_or_path!r} has no chat template")
     if plan.protocol == "query-agnostic":
         leading = [task.name for task in tasks if task.question_leads]
         if leading:

@@ -15,6 +15,7 @@ import functools
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.data import HubFile, read_texts
 from distill.evaluation.metrics.retrieval import string_match_all, string_match_part
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import Prompt
 from distill.evaluation.synthetic import niah, tracking, words
 from distill.evaluation.synthetic.fit import largest_size, shrink_to_fit
@@ -48,7 +50,7 @@ class Ruler(Benchmark):
     title = "RULER"
     repo = ESSAYS.repo
     revision = ESSAYS.revision
-    template = "auto"
+    presets = by_name(replace(OFFICIAL, template="auto"), PROMPTDISTILL)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(

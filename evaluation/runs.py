@@ -85,7 +85,7 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 def overrides(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
     """Scoring settings given by flags of the benchmark."""
-    return {name: getattr(args, name, None) or None for name in plan.benchmark.scoring_options(plan.preset)}
+    return {name: getattr(args, name, None) or None for name in plan.rules.scoring}
 
 
 def folder_name(model: str, method: Method, protocol: str, preset: str) -> str:

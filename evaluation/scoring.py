@@ -60,7 +60,7 @@ def scoring_settings(bench: Benchmark, preset: str, overrides: Mapping[str, Any]
     Raises:
         ValueError: a setting that the benchmark does not have, or a value that it does not allow.
     """
-    settings = bench.scoring_options(preset)
+    settings = dict(bench.preset(preset).scoring)
     for name, value in (overrides or {}).items():
         if value is None:
             continue

@@ -71,7 +71,7 @@ def test_few_shot_tasks_get_no_template_even_under_chat(tmp_path, tokenizer):
 
 def test_longbench_scores(tmp_path, tokenizer):
     bench, chosen, found, _ = load("longbench", "trec_e", [longbench_row("trec")], tmp_path, tokenizer)
-    settings = bench.scoring_options("official")
+    settings = bench.preset("official").scoring
 
     def record(prediction, **reference):
         return {"prediction": prediction, "reference": reference, "group": {"length": 4100}}
@@ -85,7 +85,7 @@ def test_longbench_scores(tmp_path, tokenizer):
     code = bench.tasks(chosen)["lcc"]
     pair = record("int y = 1;", answers=["        self.assertEqual(result, expected)"], all_classes=None)
     assert bench.score(code, pair, {"fuzz_backend": "difflib"}) == 0.08
-    assert bench.score(code, pair, bench.scoring_options("promptdistill")) == 0.12
+    assert bench.score(code, pair, bench.preset("promptdistill").scoring) == 0.12
 
 
 def test_longbench_averages_state_their_subset():
@@ -130,11 +130,11 @@ def test_samsum_stops_at_a_newline_only_officially():
 
 def test_promptdistill_limits():
     longbench, infbench = benchmark("longbench"), benchmark("infbench")
-    assert longbench.max_length("official", 32_000, "llama") == 31_500
-    assert longbench.max_length("promptdistill", 131_072, "llama") == 128_000
-    assert longbench.max_length("promptdistill", 32_768, "qwen2") == 32_200
-    assert infbench.max_length("official", 200_000, "llama") == 131_072
-    assert [infbench.max_length("promptdistill", None, kind) for kind in ("llama", "phi3", "qwen2")] == [
+    assert longbench.preset("official").limit.tokens(32_000, "llama") == 31_500
+    assert longbench.preset("promptdistill").limit.tokens(131_072, "llama") == 128_000
+    assert longbench.preset("promptdistill").limit.tokens(32_768, "qwen2") == 32_200
+    assert infbench.preset("official").limit.tokens(200_000, "llama") == 131_072
+    assert [infbench.preset("promptdistill").limit.tokens(None, kind) for kind in ("llama", "phi3", "qwen2")] == [
         100_000,
         50_000,
         31_500,
@@ -170,7 +170,7 @@ def test_longbench2_scores(tmp_path, tokenizer):
         {"prediction": text, "reference": samples[0].reference, "group": samples[0].group}
         for text in ("The correct answer is (B)", "The correct answer is (A)", "B")
     ]
-    scores = [bench.score(found, record, bench.scoring_options("official")) for record in records]
+    scores = [bench.score(found, record, bench.preset("official").scoring) for record in records]
     assert scores == [1, 0, 0]
     assert bench.score(found, records[2], {"compensated": True}) == 0.25
     parts = bench.breakdown(found, records, scores)
@@ -211,13 +211,13 @@ def test_infinitebench_prompts(tmp_path, tokenizer, task):
 def test_infinitebench_has_12_tasks_and_rules_by_preset():
     bench, chosen = options("infbench")
     assert len(bench.tasks(chosen)) == 12
-    assert bench.scoring_options("official") == {"rules": "2024-08"}
-    assert bench.scoring_options("promptdistill") == {"rules": "promptdistill"}
+    assert bench.preset("official").scoring == {"rules": "2024-08"}
+    assert bench.preset("promptdistill").scoring == {"rules": "promptdistill"}
     assert bench.default_tasks(chosen) == list(bench.tasks(chosen))
-    assert bench.truncation("official") == "infinitebench"
+    assert bench.preset("official").truncation == "infinitebench"
     _, earlier = options("infbench", preset="promptdistill")
     assert set(bench.tasks(chosen)) - set(bench.default_tasks(earlier)) == {"math_calc"}
-    assert bench.truncation("promptdistill") == "longbench"
+    assert bench.preset("promptdistill").truncation == "longbench"
 
 
 def test_integers_stay_integers(tmp_path, tokenizer):
