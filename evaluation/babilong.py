@@ -10,6 +10,7 @@ from typing import Any
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
+from distill.evaluation.checks import check_choice
 from distill.evaluation.data import HubFile, read_json_rows, read_rows, require_columns
 from distill.evaluation.metrics.retrieval import BABILONG_LABELS, babilong, babilong_candidates
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
@@ -38,8 +39,7 @@ class BABILong(Benchmark):
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
         lengths = args.lengths.split(",")
         for length in lengths:
-            if length not in LENGTHS:
-                raise ValueError(f"--lengths takes {', '.join(LENGTHS)}, not {length!r}")
+            check_choice("--lengths", length, LENGTHS)
         return {"lengths": lengths}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:

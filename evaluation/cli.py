@@ -33,7 +33,7 @@ distill eval BENCHMARK --help"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sub-commands to a parser."""
+    """Adds the sub-commands of `distill eval` to a parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     commands = parser.add_subparsers(dest="action", metavar="BENCHMARK|score|compare|report", required=True)
@@ -67,14 +67,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the sub-command. Returns the exit status; bad input raises ValueError."""
+    """Runs the sub-command that was asked for.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: bad input; the message names the flag or the file.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     status: int = args.handler(args)
     return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """As `distill eval ARGV`, for modules and scripts."""
+    """Runs `distill eval ARGV`; modules and scripts of this folder call it.
+
+    Returns:
+        The exit status: 0, or 2 for bad input, which is explained on the standard error stream.
+    """
     parser = argparse.ArgumentParser(prog="distill eval", description="run and score long-context benchmarks")
     add_arguments(parser)
     args = parser.parse_args(argv)
@@ -178,7 +189,9 @@ def _run_compare(args: argparse.Namespace) -> int:
     from distill.evaluation import methods, report, runs
 
     if args.no_score:
-        raise ValueError("--no-score has no meaning for compare: the report needs scores")
+        raise ValueError(
+            "--no-score: got it for compare; allowed is only leaving it out, because the report needs scores"
+        )
     chosen = runs.sweep(args.methods, [methods.parse_budget(text) for text in args.budgets])
     if args.drilldown is None:
         args.drilldown = 4
@@ -197,7 +210,7 @@ def _run_score(args: argparse.Namespace) -> int:
     for text in args.set:
         name, sign, value = text.partition("=")
         if not sign:
-            raise ValueError(f"--set takes NAME=VALUE, not {text!r}")
+            raise ValueError(f"--set: got {text!r}; allowed are NAME=VALUE, such as rules=2024-06")
         overrides[name] = {"true": True, "false": False}.get(value.lower(), value)
     scores = scoring.score_folder(args.folder, overrides)
     runs.draw(args.folder, scores)
@@ -212,7 +225,9 @@ def _run_report(args: argparse.Namespace) -> int:
     for folder in args.folders:
         found = sorted(path.parent for path in folder.rglob(scoring.SCORES))
         if not found:
-            raise ValueError(f"no scored run in {folder}: it has no {scoring.SCORES}")
+            raise ValueError(
+                f"folders: got {folder}; allowed are folders with scored runs, which have a {scoring.SCORES}"
+            )
         folders += found
     report.write(folders, args.report)
     print(f"report: {args.report}")

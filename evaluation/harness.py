@@ -61,14 +61,18 @@ class DistillLM(HFLM):
         self.policy = as_policy(policy)
         super().__init__(pretrained, **kwargs)
         if not hasattr(self.model, "using"):
-            raise ValueError(f"pretrained must be a model from distill.load, not a {type(self.model).__name__}")
+            raise ValueError(
+                f"pretrained: got a {type(self.model).__name__}; allowed are folders, Hub names and models from "
+                "distill.load"
+            )
         if self.policy is not None:
             self.policy.check(self.model.config)
 
     def _create_model(self, pretrained: str, **options: Any) -> None:
         for name in UNSUPPORTED:
-            if options.pop(name, None):
-                raise ValueError(f"{name} is not supported by --model distill")
+            value = options.pop(name, None)
+            if value:
+                raise ValueError(f"{name}: got {value!r}; allowed is only leaving it out: distill does not support it")
         # where HFLM itself would offload to; it is always passed and only used with the options above
         options.pop("offload_folder", None)
         options.pop("gpus", None)
@@ -94,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = [b for a, b in itertools.pairwise(arguments) if a in ("--model", "-M")]
     names += [a.partition("=")[2] for a in arguments if a.startswith("--model=")]
     if (names or "run" in arguments[:1]) and names[-1:] != ["distill"]:
-        raise ValueError(f"--model must be distill here, not {names[-1] if names else 'the default, hf'}")
+        raise ValueError(f"--model: got {names[-1] if names else 'none'!r}; allowed is 'distill'")
     sys.argv = ["lm_eval", *arguments]
     cli_evaluate()
 

@@ -1,7 +1,8 @@
 """InfiniteBench: 12 tasks of about 100k tokens, under named scoring rules.
 
-Prompts are completion style ("yarn_mistral"), what the official code gives to open models; "gpt4" are the chat-style
-ones. Labels are parsed from the original JSONL, which keeps integers integers.
+There are two families of prompts: "yarn_mistral" are texts to be completed, which the official code gives to open
+models, and "gpt4" are written for chat models. Labels keep the type that they have in the original files, because
+`math_find` compares integers and decimal numbers differently.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class InfiniteBench(Benchmark):
     def _template(self, task: str, family: str) -> str:
         if family == "gpt4" and task == "math_calc":
             raise ValueError(
-                "--prompts gpt4 has no math_calc here: its demonstration is not part of the template file"
+                "--prompts: got 'gpt4' for math_calc; allowed is 'yarn_mistral', because the solved example that the "
+                "gpt4 prompt shows is not part of the template file"
             )
         return prompts.load("infinitebench.json")[f"{family}_templates"][task]
 
@@ -159,7 +161,7 @@ class InfiniteBench(Benchmark):
 def _first(pattern: str, text: str, task: str) -> str:
     match = re.search(pattern, text)
     if match is None:
-        raise ValueError(f"InfiniteBench {task}: the input {text[:80]!r} does not match {pattern!r}")
+        raise ValueError(f"InfiniteBench {task}, input: got {text[:80]!r}; allowed are texts that match {pattern!r}")
     return match.group(0)
 
 

@@ -19,7 +19,7 @@ KEYS = (75, 140, 300)
 
 
 def render_records(records: Sequence[Sequence[str]]) -> str:
-    """The pairs as one JSON object, a pair a line, as the original prints it."""
+    """The pairs as one JSON object with one pair per line, as the original prints it."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in records]
     return "{" + ",\n ".join(lines) + "}"
 
@@ -35,8 +35,8 @@ class KeyValue(Benchmark):
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         if source.data_path is None:
             raise ValueError(
-                "kv has no data on the Hub: give --data-path with kv-retrieval-N_keys.jsonl(.gz) of "
-                "nelson-liu/lost-in-the-middle, kv_retrieval_data"
+                "--data-path: got none; allowed are folders with kv-retrieval-N_keys.jsonl(.gz), from "
+                "nelson-liu/lost-in-the-middle, kv_retrieval_data (kv has no data on the Hub)"
             )
         keys = int(task.name.split("_")[1])
         rows = read_rows(source.data_path, [f"kv-retrieval-{keys}_keys.jsonl"])
@@ -45,7 +45,7 @@ class KeyValue(Benchmark):
         for number, row in enumerate(require_columns(rows, ("ordered_kv_records", "key", "value"), f"kv {task.name}")):
             records = row["ordered_kv_records"]
             if len(records) != keys:
-                raise ValueError(f"kv {task.name}, row {number + 1}: has {len(records)} keys, not {keys}")
+                raise ValueError(f"kv {task.name}, row {number + 1}: got {len(records)} keys; allowed are {keys}")
             position = [key for key, _ in records].index(row["key"])
             samples.append(
                 Sample(

@@ -114,7 +114,9 @@ class LongBench(Benchmark):
         rows = list(require_columns(rows, COLUMNS, f"LongBench {task.name}"))
         wrong = [row["dataset"] for row in rows if base_name(row["dataset"]) != base_name(task.name)]
         if wrong:
-            raise ValueError(f"data for {task.name} holds samples of {wrong[0]!r}: not the original LongBench file")
+            raise ValueError(
+                f"LongBench {task.name}, dataset: got {wrong[0]!r}; allowed is {task.name!r}, as in the original file"
+            )
         ids = unique_ids([str(row["_id"]) for row in rows])
         return [self._sample(task, template, row, key) for row, key in zip(rows, ids, strict=True)]
 

@@ -28,8 +28,8 @@ class LongChat(Benchmark):
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         if source.data_path is None:
             raise ValueError(
-                "longchat has no data on the Hub: give --data-path with lines_N.jsonl, or N_lines.jsonl as in "
-                "DachengLi1/LongChat, longeval/evaluation/lines/testcases"
+                "--data-path: got none; allowed are folders with lines_N.jsonl, or with N_lines.jsonl as in "
+                "DachengLi1/LongChat, longeval/evaluation/lines/testcases (longchat has no data on the Hub)"
             )
         lines = task.name.split("_")[1]
         rows = read_rows(source.data_path, [f"{task.name}.jsonl", f"{lines}_lines.jsonl"])
@@ -37,10 +37,15 @@ class LongChat(Benchmark):
         samples = []
         for number, row in enumerate(require_columns(rows, columns, f"LongChat {task.name}")):
             if str(row["num_lines"]) != lines:
-                raise ValueError(f"LongChat {task.name}, row {number + 1}: has {row['num_lines']} lines, not {lines}")
+                raise ValueError(
+                    f"LongChat {task.name}, row {number + 1}: got {row['num_lines']} lines; allowed are {lines}"
+                )
             context, cue, rest = row["prompt"].rpartition(QUESTION)
             if not cue:
-                raise ValueError(f"LongChat {task.name}, row {number + 1}: the prompt lacks {QUESTION.strip()!r}")
+                raise ValueError(
+                    f"LongChat {task.name}, row {number + 1}: got the prompt {row['prompt'][-80:]!r}; allowed are "
+                    f"prompts with {QUESTION.strip()!r}"
+                )
             reference = {"expected": row["expected_number"], "lines": row["num_lines"]}
             samples.append(Sample(str(number), Prompt(context, cue + rest), reference))
         return samples

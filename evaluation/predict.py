@@ -1,6 +1,7 @@
-"""Prediction: samples through a model into result files. Scoring is apart and never needs the model.
+"""Prediction: a model answers the samples of a benchmark, and the answers are written into result files.
 
-Under `accelerate launch` the samples are dealt out to the processes; one process merges what all have written.
+Scoring is a step of its own and never needs the model. Under `accelerate launch` the processes share the samples, and
+one of them merges what all have written.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from distill.evaluation import facts, prompting
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, check_tasks
+from distill.evaluation.checks import check_integer
 from distill.evaluation.generation import Decoding, Generation, Generator
 from distill.evaluation.methods import Method
 from distill.evaluation.presets import Preset
@@ -26,18 +28,22 @@ from distill.evaluation.store import ResultFile, Results, summarise
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a run but the model.
+    """What to run: everything except the model and the method.
 
     Attributes:
-        tasks: names, or None for the benchmark's default.
+        benchmark: the benchmark.
+        tasks: names of the tasks, or None for those that the benchmark runs by default.
         preset: name of one of the benchmark's presets.
         protocol: "query-aware" or "query-agnostic".
         max_length: truncation limit in prompt tokens; None for the preset's.
-        limit: only the first samples of each task.
+        limit: run only so many first samples of each task; None runs all.
         data_path, revision: see `benchmark.Source`.
         options: the benchmark's settings, from `Benchmark.options`.
-        drilldown: for so many first samples of a task, which prompt tokens were kept is recorded.
+        drilldown: for so many first samples of each task, the result file also says which prompt tokens were kept.
         restart: discard earlier results instead of continuing them.
+
+    Raises:
+        ValueError: an attribute has a value that is not allowed.
     """
 
     benchmark: Benchmark
@@ -54,12 +60,12 @@ class Plan:
 
     def __post_init__(self) -> None:
         self.benchmark.preset(self.preset)
-        for name in ("limit", "max_length"):
+        # a limit of one token would leave half a token at each end
+        for name, least in (("limit", 1), ("max_length", 2)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.drilldown < 0:
-            raise ValueError(f"drilldown must not be negative, not {self.drilldown}")
+            if value is not None:
+                check_integer(name, value, least)
+        check_integer("drilldown", self.drilldown, 0)
 
     @property
     def rules(self) -> Preset:
@@ -85,7 +91,10 @@ class Processes:
         self.state.wait_for_everyone()
 
     def share(self, error: str | None) -> str | None:
-        """The main process's error in every process, so that all end instead of waiting for one that has ended."""
+        """Tells every process the main process's error message (None: no error), so that all of them stop together.
+
+        Otherwise the main process would stop, and the others would wait for it.
+        """
         if self.world == 1:
             return error
         from accelerate.utils import broadcast_object_list
@@ -101,15 +110,18 @@ def predict(
     """Predicts all samples that `folder` does not have yet.
 
     Args:
+        plan: what to run.
+        method: the method, or the stock model.
         model: a causal LM, in the state it is to be evaluated in.
         tokenizer: its tokenizer.
-        folder: gets one result file `<task>.jsonl` a task.
+        folder: gets one result file `<task>.jsonl` for each task.
+        processes: the processes of an `accelerate launch`; None for this one alone.
 
     Returns:
         The result files, complete for this plan.
 
     Raises:
-        ValueError: bad settings, data or earlier results; what has been written stays.
+        ValueError: bad settings, data or earlier results. Answers that have been written stay.
     """
     encoder = Encoder(tokenizer)
     tasks = check_tasks(plan.benchmark, plan.tasks, plan.options)
@@ -136,7 +148,15 @@ def uses_template(plan: Plan, task: Task, tokenizer: Any) -> bool:
 
 
 def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, template: bool) -> tuple[Prompt, bool]:
-    """The prompt as the model gets it, and whether it was truncated: cut, then template, then answer prefix."""
+    """The prompt as the model gets it: cut to the limit, put into the chat template, then the answer's beginning.
+
+    Args:
+        limit: most tokens of the prompt before it is put into the template; None never cuts.
+        template: whether it is put into the template.
+
+    Returns:
+        The prompt, and whether it was cut.
+    """
     split = plan.protocol == "query-agnostic"
     prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, plan.rules.truncation, split)
     if template:
@@ -161,7 +181,7 @@ def window(model: Any) -> int | None:
 
 
 def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any, template: bool) -> dict[str, Any]:
-    """The header of a result file, without the environment: what must be equal for a run to be continued."""
+    """The header of a result file, except for the environment. A run is continued only if all of it is equal."""
     config = model.config
     return {
         "benchmark": plan.benchmark.name,
@@ -190,7 +210,7 @@ def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any,
 
 
 def limit_of(plan: Plan, model: Any) -> int | None:
-    """The truncation limit in force."""
+    """The limit in prompt tokens that long prompts are cut to: the plan's, otherwise the preset's. None: no limit."""
     if plan.max_length is not None:
         return plan.max_length
     model_type = model.config.model_type.removeprefix("distill_")
@@ -214,17 +234,22 @@ def _source(plan: Plan, encoder: Encoder, template: bool) -> Source:
 
 def _check(plan: Plan, tasks: Sequence[Task], tokenizer: Any) -> None:
     if plan.data_path is not None and not plan.data_path.exists():
-        raise ValueError(f"--data-path: {plan.data_path} does not exist")
+        raise ValueError(f"--data-path: got {plan.data_path}; allowed are files and folders that exist")
     if plan.data_path is not None and plan.data_path.is_file() and plan.data_path.suffix != ".zip" and len(tasks) > 1:
-        raise ValueError(f"--data-path {plan.data_path} is one file: name one task with --tasks")
+        raise ValueError(
+            f"--tasks: got {', '.join(task.name for task in tasks)}; allowed is one, because --data-path is one file"
+        )
     if plan.rules.template == "always" and not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"--preset {plan.preset}: the tokenizer {tokenizer.name_or_path!r} has no chat template")
+        raise ValueError(
+            f"--preset: got {plan.preset!r}; allowed are presets without a chat template, because the tokenizer "
+            f"{tokenizer.name_or_path!r} has none"
+        )
     if plan.protocol == "query-agnostic":
         leading = [task.name for task in tasks if task.question_leads]
         if leading:
             raise ValueError(
-                f"the prompts of {', '.join(leading)} name the question before the context, so a query-agnostic "
-                "method would see it: leave them out with --tasks"
+                f"--tasks: got {', '.join(leading)}; allowed under the query-agnostic protocol are tasks whose "
+                "prompts do not name the question before the context, because the method would see it"
             )
 
 
@@ -306,5 +331,5 @@ def _cost(made: Sequence[Generation]) -> dict[str, Any]:
 
 
 def encode_shares(shares: Sequence[float]) -> str:
-    """Shares 0..1 as one digit each: 0 only for exactly none, 9 only for all."""
+    """Writes shares 0..1 as one digit each. The digit is 0 only for a share of 0, and 9 only for a share of 1."""
     return "".join("0" if s <= 0 else "9" if s >= 1 - 1e-6 else str(max(1, min(8, round(s * 9)))) for s in shares)

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
+from distill.evaluation.checks import check_integer
 from distill.evaluation.data import HubFile, read_texts
 from distill.evaluation.metrics.retrieval import string_match_all, string_match_part
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
@@ -63,9 +64,12 @@ class Ruler(Benchmark):
         try:
             lengths = [int(length) for length in args.lengths.split(",")]
         except ValueError:
-            raise ValueError(f"--lengths takes token counts such as 4096,8192, not {args.lengths!r}") from None
-        if min(lengths) < 1 or args.samples < 1:
-            raise ValueError(f"--lengths and --samples must be positive, not {args.lengths} and {args.samples}")
+            raise ValueError(
+                f"--lengths: got {args.lengths!r}; allowed are numbers of tokens such as 4096,8192"
+            ) from None
+        for length in lengths:
+            check_integer("--lengths", length, 1)
+        check_integer("--samples", args.samples, 1)
         return {"lengths": lengths, "samples": args.samples, "seed": args.seed}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
@@ -121,7 +125,7 @@ class Ruler(Benchmark):
 
 
 class _Material:
-    """What one task at one length is made of."""
+    """The ingredients of one task at one length: templates, essays, questions, and how samples are made of them."""
 
     def __init__(self, kind: str, length: int, source: Source) -> None:
         self.kind, self.length, self.source = kind, length, source
@@ -133,11 +137,12 @@ class _Material:
             self.documents, self.questions = _questions(kind, source)
             if source.options["samples"] > len(self.questions):
                 raise ValueError(
-                    f"--samples: {kind} has {len(self.questions)} questions, not {source.options['samples']}"
+                    f"--samples: got {source.options['samples']}; allowed are at most {len(self.questions)}, the "
+                    f"questions that {kind} has"
                 )
 
     def sizes(self) -> tuple[int, int, int | None]:
-        """Smallest haystack size, step, and the most there is of it."""
+        """The smallest size of a haystack, the step between sizes, and the largest size (None: there is no end)."""
         if self.kind in niah.TASKS:
             return niah.TASKS[self.kind].smallest, niah.TASKS[self.kind].step, None
         if self.kind == "vt":
@@ -149,7 +154,7 @@ class _Material:
         return max(len(q["gold"]) for q in self.questions), 5, len(self.documents)
 
     def maker(self) -> Callable[[int, str, int], Made]:
-        """(size, seed, index) -> sample."""
+        """The function that makes one sample from the size of its haystack, its seed, and its number."""
         template, prefix, length = self.template, self.prefix, self.length
         if self.kind in niah.TASKS:
             task = niah.TASKS[self.kind]
@@ -173,14 +178,14 @@ class _Material:
 
     @functools.cached_property
     def _example_size(self) -> int:
-        """Noise units of the in-context example, which RULER fits into 500 tokens, 30 of them for the answer."""
+        """How much noise the solved example has. RULER fits it into 500 tokens, of which 30 are for the answer."""
         smallest = tracking.HOPS + 1
 
         def tokens(size: int) -> int:
             made = tracking.variable_chain(size, "example", self.template, self.prefix, name_length=3)
             return len(self.source.encoder.encode(tracking.worked_example(made[0], made[1], " ".join(made[2]))))
 
-        # a tokenizer of bytes cannot fit even the smallest example: then it is that one
+        # with one token per byte even the smallest example is longer than that: then the smallest one is taken
         return largest_size(tokens, max(500 - 30, tokens(smallest)), smallest, 1)
 
     def _question(self, size: int, seed: str, index: int) -> Made:
@@ -216,10 +221,12 @@ def _essay_words(source: Source) -> list[str]:
 
 
 def _questions(kind: str, source: Source) -> tuple[list[str], list[dict[str, Any]]]:
-    """Documents, and questions with their gold and related document numbers, in the order of the data set."""
+    """All documents, and the questions in the order of the data set with the numbers of their documents."""
     if kind == "qa_1":
         if source.data_path is None or not (source.data_path / SQUAD_FILE).is_file():
-            raise ValueError(f"qa_1 needs SQuAD v2: give a folder that has {SQUAD_FILE} with --data-path")
+            raise ValueError(
+                f"--data-path: got {source.data_path or 'none'}; allowed for qa_1 are folders with SQuAD's {SQUAD_FILE}"
+            )
         return squad(json.loads((source.data_path / SQUAD_FILE).read_text(encoding="utf-8")))
     local = None if source.data_path is None else source.data_path / HOTPOT.path
     path = local if local is not None and local.is_file() else HOTPOT.download()
@@ -227,7 +234,12 @@ def _questions(kind: str, source: Source) -> tuple[list[str], list[dict[str, Any
 
 
 def squad(data: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Documents and answerable questions of a SQuAD file; related are the paragraphs of the same article."""
+    """Documents and questions of a SQuAD file.
+
+    Returns:
+        All paragraphs, and the questions that have an answer: "query", "answers", "gold" (a list of the number of the
+        paragraph that answers it) and "related" (the numbers of the other paragraphs of the article).
+    """
     articles = [[paragraph["context"] for paragraph in article["paragraphs"]] for article in data["data"]]
     documents = sorted({text for article in articles for text in article})
     number = {text: i for i, text in enumerate(documents)}
@@ -250,7 +262,11 @@ def squad(data: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def hotpot(data: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Documents and questions of HotpotQA (distractor setting); a question's ten documents all stay in."""
+    """Documents and questions of HotpotQA (distractor setting).
+
+    Returns:
+        As `squad`; all ten documents of a question count as "gold", so that all of them are in its prompt.
+    """
     texts = [[f"{title}\n{''.join(parts)}" for title, parts in row["context"]] for row in data]
     documents = sorted({text for row in texts for text in row})
     number = {text: i for i, text in enumerate(documents)}

@@ -1,4 +1,4 @@
-"""Scoring: result files in, scores out. Needs no model, no tokenizer and no data."""
+"""Scoring: reads result files and writes scores. Needs no model, no tokenizer and no data."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from distill.evaluation import facts
 from distill.evaluation.benchmark import Benchmark
 from distill.evaluation.catalogue import benchmark as find_benchmark
+from distill.evaluation.checks import check_choice
 from distill.evaluation.intervals import interval
 from distill.evaluation.metrics.infinitebench import Unscorable
 from distill.evaluation.store import Results, read_results, summarise
@@ -21,6 +22,7 @@ def score_folder(folder: Path, overrides: Mapping[str, Any] | None = None) -> di
     """Scores every result file of a run and writes `scores.json` beside them.
 
     Args:
+        folder: folder of a run.
         overrides: scoring settings that differ from the preset's, for example `{"rules": "2024-06"}`.
 
     Returns:
@@ -31,12 +33,12 @@ def score_folder(folder: Path, overrides: Mapping[str, Any] | None = None) -> di
     """
     paths = sorted(path for path in folder.glob("*.jsonl") if ".shard" not in path.name)
     if not paths:
-        raise ValueError(f"no result files in {folder}")
+        raise ValueError(f"folder: got {folder}; allowed are folders with result files (*.jsonl)")
     tasks: dict[str, Any] = {}
     results = [read_results(path) for path in paths]
     names = {result.header["benchmark"] for result in results}
     if len(names) > 1:
-        raise ValueError(f"{folder} mixes benchmarks: {', '.join(sorted(names))}")
+        raise ValueError(f"folder: got {folder} with {', '.join(sorted(names))}; allowed are results of one benchmark")
     bench = find_benchmark(names.pop())
     settings = scoring_settings(bench, results[0].header["preset"], overrides)
     for result in results:
@@ -57,6 +59,11 @@ def score_folder(folder: Path, overrides: Mapping[str, Any] | None = None) -> di
 def scoring_settings(bench: Benchmark, preset: str, overrides: Mapping[str, Any] | None) -> dict[str, Any]:
     """The preset's scoring settings with some replaced.
 
+    Args:
+        bench: the benchmark.
+        preset: name of the preset.
+        overrides: new values by setting; None leaves the preset's.
+
     Raises:
         ValueError: a setting that the benchmark does not have, or a value that it does not allow.
     """
@@ -65,19 +72,25 @@ def scoring_settings(bench: Benchmark, preset: str, overrides: Mapping[str, Any]
         if value is None:
             continue
         if name not in settings:
-            allowed = ", ".join(settings) or "none"
-            raise ValueError(f"{bench.name} has no scoring setting {name!r}; it has {allowed}")
-        choices = bench.scoring_choices[name]
-        if value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}")
+            allowed = ", ".join(map(repr, settings)) or "none"
+            raise ValueError(f"scoring setting of {bench.name}: got {name!r}; allowed are {allowed}")
+        check_choice(name, value, bench.scoring_choices[name])
         settings[name] = value
     return settings
 
 
 def score_task(bench: Benchmark, result: Results, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Mean score 0..100 with interval, chance level, costs and breakdown of one task, and each sample's score 0..1.
+    """Scores one task.
 
-    A prediction that the official scorer would crash on counts 0, and how many there were is told.
+    Args:
+        bench: the benchmark.
+        result: the task's result file.
+        settings: scoring settings, from `scoring_settings`.
+
+    Returns:
+        What `scores.json` says about the task: mean score, interval and chance level (0..100), costs, breakdown, and
+        each sample's score (0..1). A prediction on which the official scorer would crash counts 0; "unscorable" says
+        how many there were.
     """
     task = bench.tasks(result.header["options"])[result.header["task"]]
     records = list(result.records.values())
@@ -107,7 +120,7 @@ def score_task(bench: Benchmark, result: Results, settings: Mapping[str, Any]) -
 
 
 def _over_window(window: int | None, records: Sequence[Mapping[str, Any]]) -> int:
-    """How many prompts with their answers are longer than the model's positions."""
+    """How many prompts, with their answers, are longer than the context window of the model."""
     if window is None:
         return 0
     return sum(record["prompt_tokens"] + record["new_tokens"] > window for record in records)
@@ -127,7 +140,7 @@ def _scores(
 
 
 def table(scores: Mapping[str, Any]) -> str:
-    """The scores as lines for people: task, score, interval, chance level, n, time to first token, peak cache."""
+    """The scores as a table for people: task, score, interval, chance level, n, time to first token, peak cache."""
     lines = [f"{'task':<28}{'score':>8}  {'95 % interval':<16}{'chance':>7}{'n':>6}{'ttft s':>9}{'peak cache':>13}"]
     for name, task in scores["tasks"].items():
         if not task["n"]:

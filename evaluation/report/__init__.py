@@ -1,6 +1,7 @@
-"""One self-contained HTML file about several runs: curves, heat maps, every sample, which tokens were kept.
+"""Writes one HTML file about several runs: curves, heat maps, every sample, and which tokens were kept.
 
-The page is a template, a style sheet and a script from this folder, and the data as JSON; it loads nothing else.
+The file is made of a template, a style sheet and a script from this folder, and of the runs' data as JSON. It loads
+nothing from elsewhere.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ def write(folders: Sequence[Path], path: Path) -> None:
     """Writes the report of scored runs.
 
     Args:
-        folders: of runs of one benchmark, each with its scores.
+        folders: scored runs of one benchmark.
+        path: the file to write.
 
     Raises:
         ValueError: no folders, a folder without scores, or runs of different benchmarks.
     """
     if not folders:
-        raise ValueError("a report needs at least one scored run")
+        raise ValueError("folders: got none; allowed is at least one folder of a scored run")
     data = collect(folders)
     page = _asset("report.html")
     page = page.replace("%TITLE%", html.escape(f"{data['title']}: {data['facts'].get('model', '')}"))
@@ -52,12 +54,16 @@ def write(folders: Sequence[Path], path: Path) -> None:
 
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
-    """The data of the page. Raises ValueError as `write`."""
+    """The data that the page shows.
+
+    Raises:
+        ValueError: as `write`.
+    """
     folders = sorted(folders, key=lambda folder: _place(_scores(folder)))
     scored = [_scores(folder) for folder in folders]
     names = {scores["benchmark"] for scores in scored}
     if len(names) > 1:
-        raise ValueError(f"a report is about one benchmark, these runs are of {', '.join(sorted(names))}")
+        raise ValueError(f"folders: got runs of {', '.join(sorted(names))}; allowed are runs of one benchmark")
     bench = catalogue.benchmark(names.pop())
     runs = [_run(scores) for scores in scored]
     headers = [task["header"] for scores in scored for task in scores["tasks"].values()]
@@ -80,13 +86,14 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
 def _scores(folder: Path) -> dict[str, Any]:
     path = folder / SCORES
     if not path.is_file():
-        raise ValueError(f"{folder} is not a scored run: it has no {SCORES}")
+        raise ValueError(f"folders: got {folder}; allowed are folders of scored runs, which have a {SCORES}")
     scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return scores
 
 
 def _place(scores: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Order of the runs: by protocol, the stock model first, then by method and budget, fractions behind tokens."""
+    """Sorts runs: by protocol, then the stock model first, then by method and budget; fractions follow numbers of
+    tokens."""
     header = next(iter(scores["tasks"].values()))["header"]
     budget = header["budget"]
     return (
@@ -99,7 +106,7 @@ def _place(scores: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _run(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """One run: its name and settings, and for each task and all together the numbers to draw."""
+    """One run: its name, its settings, and the numbers to draw for each task and for all tasks together."""
     header = next(iter(scores["tasks"].values()))["header"]
     tasks = {name: _entry(task) for name, task in scores["tasks"].items() if task["n"]}
     if len(tasks) > 1:
@@ -172,7 +179,7 @@ def _add_differences(runs: Sequence[dict[str, Any]]) -> None:
 
 
 def _samples(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every sample with each run's answer; prompts' tokens are stored once for all runs that share them."""
+    """Every sample with the answer of each run. Runs that had the same prompt share one copy of its tokens."""
     samples: dict[tuple[str, str], dict[str, Any]] = {}
     prompts: list[list[str]] = []
     numbers: dict[tuple[str, ...], int] = {}
@@ -202,7 +209,7 @@ def _samples(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _common(headers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Header entries that are the same in all runs, and the ones that are not as "differs"."""
+    """The header entries of the runs, each once; an entry that is not the same in all of them says so."""
     facts = {}
     for key, value in headers[0].items():
         if key not in VARYING:

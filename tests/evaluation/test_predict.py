@@ -100,7 +100,8 @@ def test_methods_are_asked_from_the_registry():
         (lambda: methods.parse("promptdistill", 16), "'selection_layers' is missing"),
         (lambda: methods.parse_budget("1.5"), "budget must be tokens"),
         (lambda: methods.parse_budget("0"), "budget must be tokens"),
-        (lambda: Plan(benchmark("kv"), limit=0), "limit must be at least 1"),
+        (lambda: Plan(benchmark("kv"), limit=0), "limit: got 0; allowed are integers >= 1"),
+        (lambda: Plan(benchmark("kv"), max_length=1), "max_length: got 1; allowed are integers >= 2"),
         (lambda: Plan(benchmark("kv"), preset="mine"), "preset: got 'mine'; allowed are"),
     ],
 )
@@ -233,14 +234,15 @@ def test_longbench2_chain_of_thought_asks_twice(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data-path", "nowhere"], "nowhere does not exist"),
-        (["--tasks", "qa99_1k"], "unknown task 'qa99_1k' of babilong; its tasks are qa1_0k"),
-        (["--model-type", "phi3"], "is of type llama, not phi3"),
+        (["--data-path", "nowhere"], "--data-path: got nowhere; allowed are"),
+        (["--tasks", "qa99_1k"], "tasks of babilong: got 'qa99_1k'; allowed are 'qa1_0k', "),
+        (["--model-type", "phi3"], "--model-type: got 'phi3'; allowed is 'llama'"),
         (["--edition", "nonsense"], "edition must be one of default"),
-        (["--limit", "0"], "limit must be at least 1"),
-        (["--dtype", "int3"], "--dtype must be one of"),
-        (["--tokenizer", "nowhere"], "no tokenizer was found at nowhere"),
-        (["--model", "nowhere", "--tokenizer", "TINY"], "--model: nowhere could not be loaded"),
+        (["--limit", "0"], "limit: got 0; allowed are integers >= 1"),
+        (["--attention", "nonsense"], "with dtype=auto, attn_implementation=nonsense; allowed are"),
+        (["--dtype", "int3"], "--dtype: got 'int3'; allowed are 'auto', "),
+        (["--tokenizer", "nowhere"], "--tokenizer: got 'nowhere'; allowed are"),
+        (["--model", "nowhere", "--tokenizer", "TINY"], "--model: got 'nowhere'; allowed are"),
         (["--edition", "promptdistill", "--selection-layers", "2", "--n-topks", "4"], "selection_layers"),
     ],
 )
@@ -256,7 +258,7 @@ def test_a_model_without_a_tokenizer(tiny, facts_folder, tmp_path, capsys):
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((tiny / name).read_bytes())
     assert main(command(bare, facts_folder, tmp_path / "out")) == 2
-    assert f"no tokenizer was found at {bare}: name one with --tokenizer" in capsys.readouterr().err
+    assert f"--tokenizer: got '{bare}'; allowed are" in capsys.readouterr().err
     assert main(command(bare, facts_folder, tmp_path / "out", "--tokenizer", str(tiny), "--limit", "1")) == 0
 
 
@@ -283,14 +285,14 @@ def test_changed_settings_need_another_folder(tiny, facts_folder, tmp_path, caps
 
 def test_questions_that_lead_cannot_be_hidden(model, tokenizer, tmp_path):
     plan = Plan(benchmark("infbench"), tasks=("math_find", "passkey"), protocol="query-agnostic", options={})
-    with pytest.raises(ValueError, match="the prompts of math_find name the question before the context"):
+    with pytest.raises(ValueError, match="--tasks: got math_find; allowed under the query-agnostic protocol are"):
         predict(plan, methods.make("default", {}), model, tokenizer, tmp_path)
 
 
 def test_chat_needs_a_chat_template(model, tokenizer, tmp_path):
     bare = deepcopy(tokenizer)
     bare.chat_template = None
-    with pytest.raises(ValueError, match="--preset chat"):
+    with pytest.raises(ValueError, match="--preset: got 'chat'; allowed are"):
         predict(Plan(benchmark("kv"), preset="chat"), methods.make("default", {}), model, bare, tmp_path)
 
 
