@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -89,9 +88,3 @@ class BABILong(Benchmark):
             if all(task in means for task in tasks):
                 out[f"qa1-qa5 at {length}"] = {"score": sum(means[t] for t in tasks) / len(tasks), "tasks": tasks}
         return out
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([BABILong.name, *sys.argv[1:]]))

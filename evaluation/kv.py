@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -65,9 +64,3 @@ class KeyValue(Benchmark):
 
     def chance(self, task: Task, record: Mapping[str, Any]) -> float:
         return 1 / record["reference"]["keys"]
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([KeyValue.name, *sys.argv[1:]]))

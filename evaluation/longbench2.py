@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -119,9 +118,3 @@ class LongBench2(Benchmark):
             "length": mean_by(records, scores, "length"),
             "answers": {"cannot be parsed (%)": 100 * unparsed / len(records)},
         }
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([LongBench2.name, *sys.argv[1:]]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -55,9 +54,3 @@ class LongChat(Benchmark):
 
     def chance(self, task: Task, record: Mapping[str, Any]) -> float:
         return 1 / record["reference"]["lines"]
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([LongChat.name, *sys.argv[1:]]))

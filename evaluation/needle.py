@@ -23,8 +23,8 @@ from distill.evaluation.checks import check_integer, check_number
 from distill.evaluation.metrics.retrieval import contains, needle_overlap, needle_phrase, needle_rouge
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Grid, by_name
 from distill.evaluation.prompting import Encoder, Prompt, fill
-from distill.evaluation.ruler import ESSAYS, essays
 from distill.evaluation.synthetic import words
+from distill.evaluation.synthetic.essays import ESSAYS, essays
 from distill.evaluation.synthetic.niah import NEEDLE
 
 # tokens left for prompt and answer, besides the needle

@@ -10,13 +10,10 @@ distractor keys never equal the asked key, and in the question answering tasks t
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
@@ -24,14 +21,14 @@ from tqdm import tqdm
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.checks import check_integer
-from distill.evaluation.data import HubFile, read_texts
+from distill.evaluation.data import HubFile
 from distill.evaluation.metrics.retrieval import string_match_all, string_match_part
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import Prompt
 from distill.evaluation.synthetic import niah, tracking, words
+from distill.evaluation.synthetic.essays import ESSAYS, essays
 from distill.evaluation.synthetic.fit import largest_size, shrink_to_fit
 
-ESSAYS = HubFile("sgoel9/paul_graham_essays", "pual_graham_essays.csv", "0c7155a53c25e24c9b9858314460e0ee1f5c3e4e")
 HOTPOT = HubFile("namlh2004/hotpotqa", "hotpot_dev_distractor_v1.json", "7e54db4656209750ff487f6fdf8e39a66dba136b")
 SQUAD_FILE = "dev-v2.0.json"
 TEMPLATES = {
@@ -203,19 +200,6 @@ class _Material:
         return prompt, prefix, question["answers"]
 
 
-def essays(data_path: Path | None, revision: str | None) -> str:
-    """The essay corpus: .txt files of a local folder (or its folder "essays"), or the Hub's Paul Graham essays.
-
-    Raises:
-        ValueError: the corpus cannot be had.
-    """
-    if data_path is not None:
-        return read_texts(data_path / "essays" if (data_path / "essays").is_dir() else data_path)
-    with ESSAYS.download(revision).open(encoding="utf-8", newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["title"])
-    return "\n".join(row["text"] for row in rows)
-
-
 def _essay_words(source: Source) -> list[str]:
     return essays(source.data_path, source.revision).split()
 
@@ -225,7 +209,7 @@ def _questions(kind: str, source: Source) -> tuple[list[str], list[dict[str, Any
     if kind == "qa_1":
         if source.data_path is None or not (source.data_path / SQUAD_FILE).is_file():
             raise ValueError(
-                f"--data-path: got {source.data_path or 'none'}; allowed for qa_1 are folders with SQuAD's {SQUAD_FILE}"
+                f"--data-path: got {source.data_path}; allowed for qa_1 are folders with SQuAD's {SQUAD_FILE}"
             )
         return squad(json.loads((source.data_path / SQUAD_FILE).read_text(encoding="utf-8")))
     local = None if source.data_path is None else source.data_path / HOTPOT.path
@@ -275,9 +259,3 @@ def hotpot(data: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str,
         for row, own in zip(data, texts, strict=True)
     ]
     return documents, questions
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([Ruler.name, *sys.argv[1:]]))

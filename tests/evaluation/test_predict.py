@@ -322,6 +322,15 @@ def test_the_known_sample_commands_are_understood(tiny, essays, tmp_path):
     assert (folder / "classic.png").is_file() and len(read_results(folder / "classic.jsonl").records) == 4
 
 
+@pytest.mark.parametrize("name", ["longbench", "infbench"])
+def test_the_other_scripts_explain_themselves(name):
+    call = [sys.executable, "-m", f"distill.evaluation.{name}", "--help"]
+    if (ROOT / "evaluation" / f"{name}.py").is_file():
+        call = [sys.executable, str(ROOT / "evaluation" / f"{name}.py"), "--help"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120, env=this_package())
+    assert done.returncode == 0 and f"distill eval {name}" in done.stdout, done.stderr
+
+
 COMMANDS = [
     "needle --e_len 120000 --model MODEL --model-type llama --edition promptdistill --tokenizer MODEL --n-topks 1024 "
     "--selection-layers 13 --cache-truncation-end 1",

@@ -1,0 +1,27 @@
+"""The essays in which needles are hidden: Paul Graham's from the Hub, or any folder of text files."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from distill.evaluation.data import HubFile, read_texts
+
+ESSAYS = HubFile("sgoel9/paul_graham_essays", "pual_graham_essays.csv", "0c7155a53c25e24c9b9858314460e0ee1f5c3e4e")
+
+
+def essays(data_path: Path | None, revision: str | None) -> str:
+    """All essays as one text, in an order that is the same on every machine.
+
+    Args:
+        data_path: folder with .txt files, itself or in a folder "essays"; None for the essays from the Hub.
+        revision: Hub revision instead of the pinned one, or None.
+
+    Raises:
+        ValueError: the essays cannot be had.
+    """
+    if data_path is not None:
+        return read_texts(data_path / "essays" if (data_path / "essays").is_dir() else data_path)
+    with ESSAYS.download(revision).open(encoding="utf-8", newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: row["title"])
+    return "\n".join(row["text"] for row in rows)
