@@ -14,6 +14,7 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "huggingface_hub",
+    "datasets",
     "accelerate",
     "numpy",
     "rouge",

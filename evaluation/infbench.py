@@ -16,13 +16,12 @@ from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, unique_ids
-from distill.evaluation.data import HubFile, read_jsonl, read_rows, require_columns
+from distill.evaluation.data import HubSet, read_rows, require_columns
 from distill.evaluation.metrics import infinitebench as metric
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Limit, by_name
 from distill.evaluation.prompting import fill
 
-REPO = "xinrongzhang2022/InfiniteBench"
-REVISION = "90f0394333616266d9fe85824ceaf505093cbaa5"
+DATA = HubSet("xinrongzhang2022/InfiniteBench", "90f0394333616266d9fe85824ceaf505093cbaa5")
 MAX_NEW_TOKENS = {
     "passkey": 6,
     "number_string": 12,
@@ -45,8 +44,8 @@ QUESTION_LEADS = ("math_find", "code_run")
 class InfiniteBench(Benchmark):
     name = "infbench"
     title = "InfiniteBench"
-    repo = REPO
-    revision = REVISION
+    repo = DATA.repo
+    revision = DATA.revision
     presets = by_name(
         replace(
             OFFICIAL,
@@ -96,7 +95,7 @@ class InfiniteBench(Benchmark):
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         names = [f"{task.name}.jsonl"]
         if source.data_path is None:
-            rows = read_jsonl(HubFile(REPO, names[0], REVISION).download(source.revision))
+            rows = DATA.json_lines(names[0], source.revision)
         else:
             chosen = source.options.get("data_file")
             rows = read_rows(source.data_path, [chosen] if chosen else names)
@@ -131,7 +130,10 @@ class InfiniteBench(Benchmark):
             return {"prefix": f"What is {target} in the following list?", "input": question}
         fields = {"input": question, "question": question}
         if task in CHOICE:
-            fields.update({f"OPTION_{letter}": text for letter, text in zip("ABCD", row["options"], strict=True)})
+            options = row.get("options")
+            if not isinstance(options, list) or len(options) != 4:
+                raise ValueError(f"InfiniteBench {task}, options: got {options!r}; allowed are four")
+            fields.update({f"OPTION_{letter}": text for letter, text in zip("ABCD", options, strict=True)})
         return fields
 
     def _label(self, task: str, row: Mapping[str, Any]) -> Any:
@@ -139,6 +141,8 @@ class InfiniteBench(Benchmark):
         if task not in CHOICE:
             return answer
         text = answer[0] if isinstance(answer, list) else answer
+        if text not in row["options"]:
+            raise ValueError(f"InfiniteBench {task}, answer: got {text!r}; allowed are {row['options']!r}")
         return [text, "ABCD"[row["options"].index(text)]]
 
     def score(self, task: Task, record: Mapping[str, Any], options: Mapping[str, Any]) -> float:

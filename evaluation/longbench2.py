@@ -14,12 +14,12 @@ from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, mean_by, unique_ids
-from distill.evaluation.data import HubFile, read_json_rows, read_rows, require_columns
+from distill.evaluation.data import HubSet, read_rows, require_columns
 from distill.evaluation.metrics.longbench import choice
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Limit, by_name
 from distill.evaluation.prompting import Prompt
 
-DATA = HubFile("THUDM/LongBench-v2", "data.json", "2b48e494f2c7a2f0af81aae178e05c7e1dde0fe9")
+DATA = HubSet("THUDM/LongBench-v2", "2b48e494f2c7a2f0af81aae178e05c7e1dde0fe9")
 FIELDS = {"$DOC$": "context", "$Q$": "question", **{f"$C_{x}$": f"choice_{x}" for x in "ABCD"}}
 COLUMNS = ("_id", "difficulty", "length", "answer", *FIELDS.values())
 VARIANTS = {
@@ -78,7 +78,7 @@ class LongBench2(Benchmark):
 
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         if source.data_path is None:
-            rows = read_json_rows(DATA.download(source.revision))
+            rows = DATA.table("data.json", (*COLUMNS, "domain", "sub_domain"), revision=source.revision)
         else:
             rows = read_rows(source.data_path, ["data.json", "data.jsonl"])
         rows = list(require_columns(rows, COLUMNS, "LongBench v2"))

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
-from distill.evaluation import prompts
+from distill.evaluation import prompts, strictjson
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.checks import check_integer
-from distill.evaluation.data import HubFile
+from distill.evaluation.data import HubSet, read_json_rows
 from distill.evaluation.metrics.retrieval import string_match_all, string_match_part
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import Prompt
@@ -29,7 +28,8 @@ from distill.evaluation.synthetic import niah, tracking, words
 from distill.evaluation.synthetic.essays import ESSAYS, essays
 from distill.evaluation.synthetic.fit import largest_size, shrink_to_fit
 
-HOTPOT = HubFile("namlh2004/hotpotqa", "hotpot_dev_distractor_v1.json", "7e54db4656209750ff487f6fdf8e39a66dba136b")
+HOTPOT = HubSet("namlh2004/hotpotqa", "7e54db4656209750ff487f6fdf8e39a66dba136b")
+HOTPOT_FILE = "hotpot_dev_distractor_v1.json"
 SQUAD_FILE = "dev-v2.0.json"
 TEMPLATES = {
     **dict.fromkeys(niah.TASKS, "niah"),
@@ -211,10 +211,14 @@ def _questions(kind: str, source: Source) -> tuple[list[str], list[dict[str, Any
             raise ValueError(
                 f"--data-path: got {source.data_path}; allowed for qa_1 are folders with SQuAD's {SQUAD_FILE}"
             )
-        return squad(json.loads((source.data_path / SQUAD_FILE).read_text(encoding="utf-8")))
-    local = None if source.data_path is None else source.data_path / HOTPOT.path
-    path = local if local is not None and local.is_file() else HOTPOT.download()
-    return hotpot(json.loads(path.read_text(encoding="utf-8")))
+        path = source.data_path / SQUAD_FILE
+        return squad(strictjson.loads(path.read_bytes(), str(path)))
+    local = None if source.data_path is None else source.data_path / HOTPOT_FILE
+    if local is not None and local.is_file():
+        return hotpot(read_json_rows(local))
+    return hotpot(
+        HOTPOT.table(HOTPOT_FILE, ("_id", "question", "answer", "type", "level"), json=("context", "supporting_facts"))
+    )
 
 
 def squad(data: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
-from distill.evaluation.data import HubFile, read_texts
+from distill.evaluation.data import HubSet, read_texts
 
-ESSAYS = HubFile("sgoel9/paul_graham_essays", "pual_graham_essays.csv", "0c7155a53c25e24c9b9858314460e0ee1f5c3e4e")
+ESSAYS = HubSet("sgoel9/paul_graham_essays", "0c7155a53c25e24c9b9858314460e0ee1f5c3e4e")
+# (spelled so)
+FILE = "pual_graham_essays.csv"
 
 
 def essays(data_path: Path | None, revision: str | None) -> str:
@@ -22,6 +23,6 @@ def essays(data_path: Path | None, revision: str | None) -> str:
     """
     if data_path is not None:
         return read_texts(data_path / "essays" if (data_path / "essays").is_dir() else data_path)
-    with ESSAYS.download(revision).open(encoding="utf-8", newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["title"])
-    return "\n".join(row["text"] for row in rows)
+    # words such as "NA" are text here, not missing values
+    rows = ESSAYS.table(FILE, ("title", "text"), revision=revision, keep_default_na=False)
+    return "\n".join(row["text"] for row in sorted(rows, key=lambda row: str(row["title"])))

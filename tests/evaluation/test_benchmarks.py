@@ -103,7 +103,7 @@ def test_longbench_averages_state_their_subset():
 
 def test_longbench_refuses_recut_data(tmp_path, tokenizer):
     recut = {"context": "c", "question": "q", "answers": ["a"], "answer_prefix": "", "all_classes": None, "length": 1}
-    with pytest.raises(ValueError, match="row 1: lacks the column 'input'"):
+    with pytest.raises(ValueError, match="row 1: got no 'input', only context, question"):
         load("longbench", "qasper", [recut], tmp_path, tokenizer)
     with pytest.raises(ValueError, match="dataset: got 'musique'; allowed is 'qasper'"):
         load("longbench", "qasper", [longbench_row("musique")], tmp_path, tokenizer)
@@ -275,8 +275,8 @@ def test_an_unknown_benchmark_is_refused():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"input": 1}\nnot json\n', "line 2: not JSON"),
-        ("[1, 2]\n", "line 1: expected an object"),
+        ('{"input": 1}\nnot json\n', "line 2: got corrupt JSON"),
+        ("[1, 2]\n", "line 1: got a list; allowed is a JSON object"),
         ("\n", ""),
     ],
 )
@@ -296,9 +296,9 @@ def test_corrupt_data_names_file_and_line(tmp_path, tokenizer, content, message)
 def test_missing_data_names_the_path(tmp_path, tokenizer):
     bench, chosen = options("longbench")
     task = bench.tasks(chosen)["qasper"]
-    with pytest.raises(ValueError, match=r"has none of qasper\.jsonl"):
+    with pytest.raises(ValueError, match=r"--data-path: got .*; allowed are folders with qasper\.jsonl"):
         bench.samples(task, Source(Encoder(tokenizer), tmp_path, None, "official", chosen))
-    with pytest.raises(ValueError, match="not found"):
+    with pytest.raises(ValueError, match=r"--data-path: got .*no; allowed are files and folders that exist"):
         bench.samples(task, Source(Encoder(tokenizer), tmp_path / "no", None, "official", chosen))
 
 
@@ -306,5 +306,5 @@ def test_data_that_cannot_be_fetched_says_how_to_use_a_local_copy(tokenizer, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     bench, chosen = options("longbench")
-    with pytest.raises(ValueError, match=r"data\.zip of the data set THUDM/LongBench .*--data-path"):
+    with pytest.raises(ValueError, match=r"data: got no data\.zip of the data set THUDM/LongBench .*--data-path"):
         bench.samples(bench.tasks(chosen)["qasper"], Source(Encoder(tokenizer), None, None, "official", chosen))

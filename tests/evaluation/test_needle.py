@@ -261,7 +261,7 @@ def test_ruler_questions_from_squad(shared, tokenizer, tmp_path):
 def test_ruler_errors(essays, tokenizer, tmp_path):
     with pytest.raises(ValueError, match=r"length: got room for .* prompt tokens; allowed are"):
         make("ruler", essays, tokenizer, "--lengths", "300", "--samples", "1", task="niah_single_1_300")
-    with pytest.raises(ValueError, match=r"no \.txt"):
+    with pytest.raises(ValueError, match=r"--data-path: got .*; allowed are folders that hold text in \.txt"):
         make("ruler", tmp_path, tokenizer, "--lengths", "4000", "--samples", "1", task="niah_single_2_4000")
     with pytest.raises(ValueError, match=r"dev-v2\.0\.json"):
         make("ruler", tmp_path, tokenizer, "--lengths", "4000", "--samples", "1", task="qa_1_4000")
