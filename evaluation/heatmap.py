@@ -26,9 +26,9 @@ def grid(task: Mapping[str, Any]) -> tuple[list[int], list[int], list[list[float
     cells: dict[tuple[int, int], list[float]] = {}
     for key, score in task["samples"].items():
         group = task["groups"][key]
-        if "length" not in group or "depth" not in group:
+        if not all(isinstance(group.get(name), (int, float)) for name in ("length", "depth")):
             raise ValueError(
-                f"sample {key!r}: got the groups {group!r}; allowed for a heat map are 'length' and 'depth'"
+                f"sample {key!r}: got the groups {group!r}; allowed for a heat map are numbers 'length' and 'depth'"
             )
         cells.setdefault((group["depth"], group["length"]), []).append(score)
     lengths = sorted({length for _, length in cells})

@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from distill.evaluation import facts, prompting
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, check_tasks
 from distill.evaluation.checks import check_integer
 from distill.evaluation.generation import Decoding, Generation, Generator
+from distill.evaluation.lock import only_writer
 from distill.evaluation.methods import Method
 from distill.evaluation.presets import Preset
 from distill.evaluation.prompting import Encoder, Prompt
@@ -121,22 +123,40 @@ def predict(
         The result files, complete for this plan.
 
     Raises:
-        ValueError: bad settings, data or earlier results. Answers that have been written stay.
+        ValueError: bad settings, data or earlier results, or another process that writes into `folder`. Answers that
+            have been written stay.
     """
     encoder = Encoder(tokenizer)
     tasks = check_tasks(plan.benchmark, plan.tasks, plan.options)
     _check(plan, tasks, tokenizer)
     generator = Generator(model, encoder, method.policy, plan.protocol)
     environment = facts.environment(model.device)
-    paths = []
-    for task in tasks:
-        template = uses_template(plan, task, tokenizer)
-        samples = list(plan.benchmark.samples(task, _source(plan, encoder, template)))[: plan.limit]
-        path = folder / f"{task.name}.jsonl"
-        header = describe(plan, method, task, model, tokenizer, template) | {"environment": environment}
-        _predict_task(plan, task, samples, template, generator, path, header, processes)
-        paths.append(path)
+    paths: list[Path] = []
+    with ExitStack() as held:
+        for task in tasks:
+            template = uses_template(plan, task, tokenizer)
+            samples = list(plan.benchmark.samples(task, _source(plan, encoder, template)))[: plan.limit]
+            path = folder / f"{task.name}.jsonl"
+            header = describe(plan, method, task, model, tokenizer, template) | {"environment": environment}
+            if not paths:
+                # as late as this, because data that cannot be had must not leave an empty folder
+                _in_main(processes, lambda: held.enter_context(only_writer(folder)))
+            _predict_task(plan, task, samples, template, generator, path, header, processes)
+            paths.append(path)
     return paths
+
+
+def _in_main(processes: Processes | None, act: Callable[[], Any]) -> None:
+    """Does something in the main process only; what goes wrong there is raised in every process."""
+    error = None
+    if processes is None or processes.main:
+        try:
+            act()
+        except ValueError as problem:
+            error = str(problem)
+    error = processes.share(error) if processes else error
+    if error is not None:
+        raise ValueError(error)
 
 
 def uses_template(plan: Plan, task: Task, tokenizer: Any) -> bool:
@@ -266,17 +286,13 @@ def _predict_task(
     order = [sample.id for sample in samples]
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     file = ResultFile(path, header, rank, world)
-    error = None
-    if rank == 0:
-        try:
-            if plan.restart:
-                path.unlink(missing_ok=True)
-            file.prepare(order)
-        except ValueError as problem:
-            error = str(problem)
-    error = processes.share(error) if processes else error
-    if error is not None:
-        raise ValueError(error)
+
+    def begin() -> None:
+        if plan.restart:
+            file.discard()
+        file.prepare(order)
+
+    _in_main(processes, begin)
     done = file.done()
     if processes:
         # no process may write before every one has read what is done

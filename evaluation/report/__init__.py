@@ -7,20 +7,34 @@ nothing from elsewhere.
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from distill.evaluation import catalogue, heatmap
+from distill.evaluation import catalogue, heatmap, strictjson
 from distill.evaluation.generation import PROTOCOLS
 from distill.evaluation.intervals import interval, paired_difference
 from distill.evaluation.methods import STOCK
-from distill.evaluation.scoring import SCORES
-from distill.evaluation.store import read_results
+from distill.evaluation.scoring import SCORES, check_header
+from distill.evaluation.store import read_results, write_whole
 
 ALL = "all samples"
+# what a `scores.json` and the entry of a task in it must have
+ENTRIES = {"benchmark", "scoring", "tasks"}
+TASK_ENTRIES = {
+    "header",
+    "n",
+    "score",
+    "interval",
+    "chance",
+    "unscorable",
+    "complete",
+    "cost",
+    "breakdown",
+    "samples",
+    "groups",
+}
 # header entries that may differ between the runs of a report; the others are shown once
 VARYING = ("task", "protocol", "edition", "label", "budget", "method", "max_new_tokens", "decoding", "template")
 
@@ -44,13 +58,13 @@ def write(folders: Sequence[Path], path: Path) -> None:
         "%STYLE%": _asset("report.css"),
         "%SCRIPT%": _asset("report.js"),
         # "</script>" inside a prediction must not end the element
-        "%DATA%": json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
+        "%DATA%": strictjson.dumps(data, str(path)).replace("</", "<\\/"),
     }
     for marker, text in parts.items():
         before, _, after = page.partition(marker)
         page = before + text + after
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
@@ -87,8 +101,17 @@ def _scores(folder: Path) -> dict[str, Any]:
     path = folder / SCORES
     if not path.is_file():
         raise ValueError(f"folders: got {folder}; allowed are folders of scored runs, which have a {SCORES}")
-    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return scores
+    scores = strictjson.loads(path.read_bytes(), str(path))
+    try:
+        for task in scores["tasks"].values():
+            check_header(task["header"], str(path))
+        whole = bool(scores["tasks"]) and isinstance(scores["benchmark"], str) and set(scores) >= ENTRIES
+        whole = whole and all(set(task) >= TASK_ENTRIES for task in scores["tasks"].values())
+    except (LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: got a corrupt file; allowed is what `distill eval score {folder}` writes")
+    return dict(scores)
 
 
 def _place(scores: Mapping[str, Any]) -> tuple[Any, ...]:

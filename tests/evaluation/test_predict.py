@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import distill
-from distill.evaluation import methods, scoring
+from distill.evaluation import cli, methods, scoring
 from distill.evaluation.catalogue import benchmark
 from distill.evaluation.cli import add_arguments, main
 from distill.evaluation.generation import Generator
@@ -37,12 +39,16 @@ def model(tiny):
 @pytest.fixture
 def facts_folder(tmp_path):
     """BABILong-like data of six samples."""
-    rows = [{"input": QA + f"Day {i}.", "question": "Where is Mary? ", "target": "kitchen"} for i in range(6)]
     folder = tmp_path / "data"
     folder.mkdir()
+    write_facts(folder)
+    return folder
+
+
+def write_facts(folder):
+    rows = [{"input": QA + f"Day {i}.", "question": "Where is Mary? ", "target": "kitchen"} for i in range(6)]
     for task in ("qa1", "qa4"):
         (folder / f"1k_{task}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return folder
 
 
 def command(tiny, data, output, *flags, bench="babilong", tasks=("qa1_1k",)):
@@ -183,9 +189,11 @@ def test_scores_come_from_the_predictions_alone(tiny, facts_folder, tmp_path):
 
 
 def test_predictions_that_crash_the_official_scorer_are_counted(tmp_path):
-    header = {"benchmark": "infbench", "task": "math_find", "preset": "official", "options": {}}
+    header = {"benchmark": "infbench", "task": "math_find", "preset": "official", "protocol": "query-aware"}
+    header |= {"edition": "default", "label": "default", "budget": None, "method": None, "window": None, "options": {}}
     cost = {"seconds": 1.0, "ttft_seconds": 1.0, "cache_bytes": 1, "peak_cache_bytes": 1}
     shared = {"reference": {"label": 88}, "group": {}, "cost": cost, "truncated": False}
+    shared |= {"prompt_tokens": 9, "new_tokens": 2, "prompt_sha256": ""}
     rows = [{"header": header}] + [{"id": str(i), "prediction": p} | shared for i, p in enumerate(("88", "88.7"))]
     (tmp_path / "math_find.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert main(["score", str(tmp_path), "--set", "rules=2024-06"]) == 0
@@ -272,9 +280,158 @@ def test_a_corrupt_line_stops_the_run_and_results_are_kept(tiny, facts_folder, t
     before = path.read_bytes()
     for arguments in (command(tiny, facts_folder, output), ["score", str(path.parent)]):
         assert main(arguments) == 2
-        assert f"{path}, line 3: corrupt" in capsys.readouterr().err
+        assert f"{path}, line 3: got corrupt JSON" in capsys.readouterr().err
         assert path.read_bytes() == before
     assert main(command(tiny, facts_folder, output, "--restart", "--limit", "1")) == 0
+
+
+@pytest.fixture(scope="module")
+def once(tiny, tmp_path_factory):
+    """A finished and scored run of three samples, with the kept tokens of the first: its data, and its folder."""
+    folder = tmp_path_factory.mktemp("once")
+    (folder / "data").mkdir()
+    write_facts(folder / "data")
+    assert main(command(tiny, folder / "data", folder / "out", "--limit", "3", "--drilldown", "1")) == 0
+    return folder / "data", folder / "out"
+
+
+@pytest.fixture
+def finished(once, tiny, tmp_path):
+    """The result file of a copy of that run, and the command that continues it."""
+    data, output = once
+    shutil.copytree(output, tmp_path / "out")
+    return only(tmp_path / "out"), command(tiny, data, tmp_path / "out", "--limit", "3", "--drilldown", "1")
+
+
+RECORD = [
+    "id",
+    "prediction",
+    "reference",
+    "group",
+    "prompt_tokens",
+    "prompt_sha256",
+    "new_tokens",
+    "truncated",
+    "cost",
+]
+
+
+@pytest.mark.parametrize("name", [*RECORD, "reference.target", "reference.question", "cost.ttft_seconds", "tokens"])
+def test_a_record_without_a_field_is_named_by_every_reader(finished, tmp_path, capsys, name):
+    path, arguments = finished
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    outer, _, key = name.rpartition(".")
+    del (rows[1][outer] if outer else rows[1])[key]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    before = path.read_bytes()
+    capsys.readouterr()
+    readers = [
+        ["score", str(path.parent)],
+        ["report", str(path.parent), "--report", str(tmp_path / "r.html")],
+        arguments,
+    ]
+    # a report shows the reference as it is, and a run that continues scores afterwards
+    for reader in readers[:1] if outer == "reference" else readers:
+        assert main(reader) == 2
+        assert f"{path}, line 2: got " in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+HEADER = ["benchmark", "task", "preset", "protocol", "edition", "label", "budget", "method", "window", "options"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in HEADER
+        for value in ("missing", "nonsense", True, [], float("nan"))
+        # any text will do for these two
+        if not (value == "nonsense" and name in ("edition", "label"))
+    ],
+)
+def test_a_header_that_is_not_one_is_named(finished, capsys, name, value):
+    path, arguments = finished
+    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    changed = json.loads(header)
+    if value == "missing":
+        del changed["header"][name]
+    else:
+        changed["header"][name] = value
+    path.write_text(json.dumps(changed) + "\n" + "".join(rows), encoding="utf-8")
+    before = path.read_bytes()
+    capsys.readouterr()
+    for reader in (["score", str(path.parent)], *([arguments] if value in ("missing", "nonsense") else [])):
+        assert main(reader) == 2
+        assert f"{path}, line 1" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+def test_a_corrupt_file_of_scores_is_named(finished, tmp_path, capsys):
+    path = finished[0].with_name("scores.json")
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    for content in (b"", b"{}", b"\xff", b"[1]", json.dumps(scores | {"tasks": {}}).encode(), path.read_bytes()[:-9]):
+        path.write_bytes(content)
+        assert main(["report", str(path.parent), "--report", str(tmp_path / "r.html")]) == 2
+        assert f"{path}: got " in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_copy_of_a_result_file_is_not_scored_in_its_place(finished, capsys):
+    path, _ = finished
+    path.with_name("copy.jsonl").write_bytes(path.read_bytes())
+    assert main(["score", str(path.parent)]) == 2
+    assert "copy.jsonl, line 1, task: got 'qa1_1k'; allowed are 'copy'" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_comes_into_the_report(finished, tmp_path):
+    path, _ = finished
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows[1]["prediction"] = "\ud83d"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["score", str(path.parent)]) == 0
+    assert main(["report", str(path.parent), "--report", str(tmp_path / "r.html")]) == 0
+    assert "\\ud83d" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_of_two_processes_on_one_run_only_one_writes(tiny, facts_folder, tmp_path, capsys):
+    """Another process and this one, with one command: this one is refused and writes nothing, and later continues."""
+    arguments = command(tiny, facts_folder, tmp_path / "out")
+    # the first process waits in its third sample
+    slow = (
+        "import sys, time\n"
+        "from distill.evaluation import cli, generation\n"
+        "answer, calls = generation.Generator.__call__, []\n"
+        "def waits(self, *args, **kwargs):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3:\n"
+        "        print('waits', flush=True)\n"
+        "        time.sleep(120)\n"
+        "    return answer(self, *args, **kwargs)\n"
+        "generation.Generator.__call__ = waits\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    call = [sys.executable, "-c", slow, *arguments]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=this_package()) as first:
+        try:
+            assert first.stdout.readline() == "waits\n"
+            path = only(tmp_path / "out")
+            before = {file: file.read_bytes() for file in path.parent.iterdir()}
+            assert main(arguments) == 2
+            refused = f"{path.parent}: got a second writer; allowed is one at a time, and process {first.pid}"
+            assert refused in capsys.readouterr().err
+            assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+        finally:
+            first.kill()
+    assert len(read_results(path).records) == 2
+    assert main(arguments) == 0
+    assert main(command(tiny, facts_folder, tmp_path / "whole")) == 0
+    assert without_times(path) == without_times(only(tmp_path / "whole"))
+
+
+def test_data_that_cannot_be_had_leaves_no_folder(tiny, tmp_path):
+    assert main(command(tiny, tmp_path, tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_changed_settings_need_another_folder(tiny, facts_folder, tmp_path, capsys):
@@ -323,12 +480,11 @@ def test_the_known_sample_commands_are_understood(tiny, essays, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["longbench", "infbench"])
-def test_the_other_scripts_explain_themselves(name):
-    call = [sys.executable, "-m", f"distill.evaluation.{name}", "--help"]
-    if (ROOT / "evaluation" / f"{name}.py").is_file():
-        call = [sys.executable, str(ROOT / "evaluation" / f"{name}.py"), "--help"]
-    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120, env=this_package())
-    assert done.returncode == 0 and f"distill eval {name}" in done.stdout, done.stderr
+def test_the_other_scripts_explain_themselves(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(Path(cli.__file__).with_name(f"{name}.py")), run_name="__main__")
+    assert stop.value.code == 0 and f"distill eval {name}" in capsys.readouterr().out
 
 
 COMMANDS = [
