@@ -65,19 +65,27 @@ def code_run(prediction: str, label: int) -> float:
 
 
 def code_debug(prediction: str, label: Sequence[str], rules: str) -> float:
-    """Code.Debug; `label` is (function name, letter)."""
+    """Code.Debug: 1 if the right option is chosen; `label` is (function name, letter).
+
+    Under "2024-08" a prediction is right if its last capital letter A to J that stands alone is the letter, or if it
+    begins with the letter or the function name: both "A or C" and "C or A" are C. Before, it had to begin with "C." or
+    "C:", or the answer had to follow a phrase such as "answer is:", which counts under all rules.
+    """
     name, letter = label
-    if rules == "2024-08" and _last_letter(prediction.strip(), "A-J") == letter:
+    later = rules == "2024-08"
+    if later and _last_letter(prediction.strip(), "A-J") == letter:
         return 1.0
-    if prediction[:2] in (f"{letter}.", f"{letter}:"):
+    if not later and prediction[:2] in (f"{letter}.", f"{letter}:"):
         return 1.0
     cues = ["answer is:", "is:", "answer:"]
     text = prediction
     if rules != "promptdistill":
         cues.append("correct option is:")
         text = text.strip()
-    text = _spaced(text, ["\n", "`", "'", '"', "-", "*", "Option", "option"])
-    return float(_after_cue(re.sub(" +", " ", text), cues, (letter, name)) or False)
+    text = re.sub(" +", " ", _spaced(text, ["\n", "`", "'", '"', "-", "*", "Option", "option"]))
+    if later and text.startswith((letter, name)):
+        return 1.0
+    return float(_after_cue(text, cues, (letter, name)) or False)
 
 
 def math_find(prediction: str, label: int | float | Sequence[int | float], rules: str) -> float:

@@ -65,6 +65,34 @@ def test_promptdistill_rules_are_the_earlier_scorer():
     assert score("longbook_sum_eng", "one two three four", "four three two one") == pytest.approx(0.25, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("prediction", "later", "earlier"),
+    [
+        ("cmd_gen", 1, 0),
+        ("cmd_gen is wrong, B", 1, 0),
+        ("C or A", 1, 0),
+        ("A or C", 1, 0),
+        ("C) cmd_gen, not A", 1, 0),
+        ("C, but A is close", 1, 0),
+        ("C", 1, 0),
+        ("  C\nA", 1, 0),
+        ("Cannot say, A", 1, 0),  # the official rules look at the first letter only
+        ("C: cmd_gen or A", 1, 1),
+        ("A: cmd_gen", 0, 0),
+        ("A) not cmd_gen", 0, 0),
+        ("`cmd_gen`", 0, 0),  # the quote becomes a blank, and blanks are cut off before that
+        ("The answer is: C, not A", 1, 1),
+        ("The answer is: A", 0, 0),
+        ("A. The correct option is: cmd_gen", 1, 1),
+        ("", 0, 0),
+    ],
+)
+def test_code_debug_under_both_rules(prediction, later, earlier):
+    label = ["cmd_gen", "C"]
+    assert infinitebench.score("code_debug", prediction, label, "2024-08") == later
+    assert infinitebench.score("code_debug", prediction, label, "2024-06") == earlier
+
+
 def test_rouge_libraries_differ():
     pair = ("one two three four", "four three two one")
     assert text.rouge_l(*pair) != text.rouge_lsum(*pair)
