@@ -163,6 +163,11 @@ class Benchmark:
     ) -> dict[str, dict[str, Any]]:
         """Mean scores of groups of samples, for example by length.
 
+        Args:
+            task: the task.
+            records: its records, as in the result file.
+            scores: the score 0..1 of each record.
+
         Returns:
             `{name of the breakdown: {group: mean 0..100, or None for a group without samples}}`.
         """

@@ -15,6 +15,7 @@ from typing import Any
 
 from distill.evaluation import catalogue
 from distill.evaluation.benchmark import Benchmark
+from distill.evaluation.checks import integer
 from distill.evaluation.generation import BOTH, PROTOCOLS
 from distill.evaluation.methods import STOCK
 from distill.patches.policy import policies
@@ -107,8 +108,10 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--n-topks", nargs="+", metavar="N", help="tokens (or fractions) kept after each selection layer"
     )
-    group.add_argument("--selection-layers", nargs="+", type=int, metavar="LAYER", help="layers that select")
-    group.add_argument("--cache-truncation-end", type=int, metavar="N", help="selections that shorten earlier caches")
+    group.add_argument("--selection-layers", nargs="+", type=integer, metavar="LAYER", help="layers that select")
+    group.add_argument(
+        "--cache-truncation-end", type=integer, metavar="N", help="selections that shorten earlier caches"
+    )
     group.add_argument("--use-pooling", action=argparse.BooleanOptionalAction, help="smooth scores before selecting")
     group.add_argument("--budget", help="budget of eviction methods: tokens, or a fraction of the prompt")
     group.add_argument("--policy-args", default="", metavar="A=1,B=[2]", help="any other argument of the method")
@@ -151,10 +154,12 @@ def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
         default=PROTOCOLS[0],
         help="whether the method sees the question while it chooses tokens (default %(default)s)",
     )
-    protocol.add_argument("--max-length", type=int, help="truncation limit in prompt tokens (default: the preset's)")
+    protocol.add_argument(
+        "--max-length", type=integer, help="truncation limit in prompt tokens (default: the preset's)"
+    )
     data = parser.add_argument_group("samples and output")
     data.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to run (default: the benchmark's usual ones)")
-    data.add_argument("--limit", type=int, help="only the first N samples of each task")
+    data.add_argument("--limit", type=integer, help="only the first N samples of each task")
     data.add_argument("--data-path", type=Path, help="local data: file or folder, instead of the Hub")
     data.add_argument("--data-revision", help="Hub revision of the data, instead of the pinned one")
     data.add_argument(
@@ -163,7 +168,7 @@ def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     data.add_argument("--restart", action="store_true", help="discard earlier results of this run")
     data.add_argument("--no-score", action="store_true", help="predict only; score later with `distill eval score`")
     data.add_argument(
-        "--drilldown", type=int, metavar="N", help="record which tokens were kept for the first N samples"
+        "--drilldown", type=integer, metavar="N", help="record which tokens were kept for the first N samples"
     )
     benchmark.add_arguments(parser.add_argument_group(benchmark.title))  # type: ignore[arg-type]
 

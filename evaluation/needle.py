@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
-from distill.evaluation.checks import check_integer, check_number
+from distill.evaluation.checks import check_integer, check_number, integer
 from distill.evaluation.metrics.retrieval import contains, needle_overlap, needle_phrase, needle_rouge
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Grid, by_name
 from distill.evaluation.prompting import Encoder, Prompt, fill
@@ -29,6 +29,8 @@ from distill.evaluation.synthetic.niah import NEEDLE
 
 # tokens left for prompt and answer, besides the needle
 RESERVE = 200
+# lengths or depths of a grid
+MOST_CELLS = 10_000
 SCORES = ("phrase", "overlap", "rouge")
 QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
 CUE = " The special magic number for {key} mentioned in the provided text is"
@@ -113,17 +115,23 @@ class Needle(Benchmark):
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"needle_score": SCORES}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--s_len", type=int, default=1000, help="shortest context in tokens (default %(default)s)")
         parser.add_argument(
-            "--e_len", type=int, default=128_000, help="longest context in tokens (default %(default)s)"
+            "--s_len", type=integer, default=1000, help="shortest context in tokens (default %(default)s)"
         )
-        parser.add_argument("--n-lengths", type=int, help="number of lengths (35; 40 under --preset promptdistill)")
-        parser.add_argument("--n-depths", type=int, help="number of depths (35; 10 under --preset promptdistill)")
         parser.add_argument(
-            "--needles", type=int, default=0, metavar="N", help="hide N random needles; 0: the classic one"
+            "--e_len", type=integer, default=128_000, help="longest context in tokens (default %(default)s)"
         )
-        parser.add_argument("--repeats", type=int, default=1, help="samples of each cell, with --needles (default 1)")
-        parser.add_argument("--seed", type=int, default=42, help="seed of random needles (default %(default)s)")
+        parser.add_argument(
+            "--n-lengths", type=integer, help="number of lengths (35; 40 under --preset promptdistill)"
+        )
+        parser.add_argument("--n-depths", type=integer, help="number of depths (35; 10 under --preset promptdistill)")
+        parser.add_argument(
+            "--needles", type=integer, default=0, metavar="N", help="hide N random needles; 0: the classic one"
+        )
+        parser.add_argument(
+            "--repeats", type=integer, default=1, help="samples of each cell, with --needles (default 1)"
+        )
+        parser.add_argument("--seed", type=integer, default=42, help="seed of random needles (default %(default)s)")
         parser.add_argument(
             "--needle-score",
             choices=SCORES,
@@ -135,6 +143,8 @@ class Needle(Benchmark):
         for flag, value, least in (("--s_len", args.s_len, RESERVE + 100), ("--e_len", args.e_len, args.s_len)):
             check_integer(flag, value, least)
         check_integer("--needles", args.needles, 0)
+        # each has more than one token
+        check_number("--needles", args.needles, 0, args.s_len)
         check_integer("--repeats", args.repeats, 1)
         if args.repeats > 1 and not args.needles:
             raise ValueError(
@@ -143,8 +153,9 @@ class Needle(Benchmark):
             )
         n_lengths = usual.lengths if args.n_lengths is None else args.n_lengths
         n_depths = usual.depths if args.n_depths is None else args.n_depths
-        check_integer("--n-lengths", n_lengths, 1)
-        check_integer("--n-depths", n_depths, 1)
+        for flag, count in (("--n-lengths", n_lengths), ("--n-depths", n_depths)):
+            check_integer(flag, count, 1)
+            check_number(flag, count, 1, MOST_CELLS)
         if usual.span is not None and args.n_lengths is None:
             grid = [n for n in spaced(*usual.span, usual.lengths) if args.s_len <= n <= args.e_len]
         else:

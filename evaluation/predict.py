@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from distill.evaluation import facts, prompting
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, check_tasks
-from distill.evaluation.checks import check_integer
+from distill.evaluation.checks import LARGEST, check_integer, check_number
 from distill.evaluation.generation import Decoding, Generation, Generator
 from distill.evaluation.lock import only_writer
 from distill.evaluation.methods import Method
@@ -67,7 +67,9 @@ class Plan:
             value = getattr(self, name)
             if value is not None:
                 check_integer(name, value, least)
+                check_number(name, value, least, LARGEST)
         check_integer("drilldown", self.drilldown, 0)
+        check_number("drilldown", self.drilldown, 0, LARGEST)
 
     @property
     def rules(self) -> Preset:
@@ -171,6 +173,9 @@ def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, temp
     """The prompt as the model gets it: cut to the limit, put into the chat template, then the answer's beginning.
 
     Args:
+        plan: what is run.
+        sample: the sample whose prompt it is.
+        encoder: the model's tokenizer.
         limit: most tokens of the prompt before it is put into the template; None never cuts.
         template: whether it is put into the template.
 
@@ -191,7 +196,7 @@ def decoding(plan: Plan, task: Task) -> Decoding:
 
 
 def new_tokens(plan: Plan, task: Task, sample: Sample) -> int:
-    """Tokens to generate at most."""
+    """Tokens to generate at most: the sample's number, otherwise the task's, and what the preset adds to it."""
     return (sample.max_new_tokens or task.max_new_tokens) + plan.rules.extra_tokens
 
 
@@ -201,7 +206,16 @@ def window(model: Any) -> int | None:
 
 
 def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any, template: bool) -> dict[str, Any]:
-    """The header of a result file, except for the environment. A run is continued only if all of it is equal."""
+    """The header of a result file, except for the environment. A run is continued only if all of it is equal.
+
+    Args:
+        plan: what is run.
+        method: the method, or the stock model.
+        task: the task that the file is for.
+        model: the model.
+        tokenizer: its tokenizer.
+        template: whether prompts are put into the chat template, from `uses_template`.
+    """
     config = model.config
     return {
         "benchmark": plan.benchmark.name,

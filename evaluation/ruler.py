@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from distill.evaluation import prompts, strictjson
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
-from distill.evaluation.checks import check_integer
+from distill.evaluation.checks import LARGEST, check_integer, check_number, integer
 from distill.evaluation.data import HubSet, read_json_rows
 from distill.evaluation.metrics.retrieval import string_match_all, string_match_part
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
@@ -54,8 +54,8 @@ class Ruler(Benchmark):
         parser.add_argument(
             "--lengths", default="4096", help="token lengths, prompt and answer together (default %(default)s)"
         )
-        parser.add_argument("--samples", type=int, default=500, help="samples of a task (default %(default)s)")
-        parser.add_argument("--seed", type=int, default=42, help="seed of all samples (default %(default)s)")
+        parser.add_argument("--samples", type=integer, default=500, help="samples of a task (default %(default)s)")
+        parser.add_argument("--seed", type=integer, default=42, help="seed of all samples (default %(default)s)")
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
         try:
@@ -65,7 +65,7 @@ class Ruler(Benchmark):
                 f"--lengths: got {args.lengths!r}; allowed are numbers of tokens such as 4096,8192"
             ) from None
         for length in lengths:
-            check_integer("--lengths", length, 1)
+            check_number("--lengths", length, 1, LARGEST)
         check_integer("--samples", args.samples, 1)
         return {"lengths": lengths, "samples": args.samples, "seed": args.seed}
 

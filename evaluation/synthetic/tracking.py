@@ -46,7 +46,12 @@ def variable_chain(
 
 
 def worked_example(prompt: Prompt, answer_prefix: str, answer: str) -> str:
-    """A solved sample as text, to stand before the question."""
+    """A sample with its answer as text, which stands in a prompt before the question that is really asked.
+
+    Args:
+        prompt, answer_prefix: the sample's prompt and beginning of the answer.
+        answer: the rest of the answer.
+    """
     return f"{prompt.text}{answer_prefix} {answer}"
 
 

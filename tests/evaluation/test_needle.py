@@ -135,6 +135,8 @@ def test_random_needles_are_seeded_and_repeatable(essays, tokenizer):
         (["--repeats", "2"], "--repeats: got 2; allowed is 1"),
         (["--needles", "-1"], "--needles: got -1; allowed are integers >= 0"),
         (["--n-depths", "-3"], "--n-depths: got -3; allowed are integers >= 1"),
+        (["--n-lengths", "10001"], "--n-lengths: got 10001; allowed are numbers from 1 to 10000"),
+        (["--needles", "1001"], "--needles: got 1001; allowed are numbers from 0 to 1000"),
         (["--n-lengths", "0"], "--n-lengths: got 0; allowed are integers >= 1"),
     ],
 )
@@ -265,7 +267,12 @@ def test_ruler_errors(essays, tokenizer, tmp_path):
         make("ruler", tmp_path, tokenizer, "--lengths", "4000", "--samples", "1", task="niah_single_2_4000")
     with pytest.raises(ValueError, match=r"dev-v2\.0\.json"):
         make("ruler", tmp_path, tokenizer, "--lengths", "4000", "--samples", "1", task="qa_1_4000")
-    for flag, value in (("--lengths", "4k"), ("--lengths", "4096,0"), ("--samples", "0")):
+    for flag, value in (
+        ("--lengths", "4k"),
+        ("--lengths", "4096,0"),
+        ("--lengths", "1" + "0" * 400),
+        ("--samples", "0"),
+    ):
         with pytest.raises(ValueError, match=f"{flag}: got .*; allowed are"):
             make("ruler", essays, tokenizer, flag, value)
 

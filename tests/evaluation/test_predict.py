@@ -107,6 +107,9 @@ def test_methods_are_asked_from_the_registry():
         (lambda: methods.parse_budget("1.5"), "budget must be tokens"),
         (lambda: methods.parse_budget("0"), "budget must be tokens"),
         (lambda: Plan(benchmark("kv"), limit=0), "limit: got 0; allowed are integers >= 1"),
+        (lambda: Plan(benchmark("kv"), limit=10**400), r"limit: got 10+\.\.\.; allowed are numbers from 1 to"),
+        (lambda: Plan(benchmark("kv"), limit=10**5000), "limit: got an integer of thousands of digits; allowed are"),
+        (lambda: Plan(benchmark("kv"), limit=True), "limit: got True; allowed are integers >= 1"),
         (lambda: Plan(benchmark("kv"), max_length=1), "max_length: got 1; allowed are integers >= 2"),
         (lambda: Plan(benchmark("kv"), preset="mine"), "preset: got 'mine'; allowed are"),
     ],
@@ -509,6 +512,15 @@ def test_the_known_flags_mean_what_they_meant(line):
         assert args.use_pooling is (False if "--no-use-pooling" in line else None)
     if args.benchmark == "needle":
         assert (args.s_len, args.e_len) == (1000, 120_000)
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--e_len", "--limit", "--max-length", "--n-depths", "--selection-layers"])
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "9" * 5_000, "-1" + "0" * 20, "1.5", "nan", ""])
+def test_integers_have_bounds(flag, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["needle", "--model", "MODEL", f"{flag}={value}"])
+    assert stop.value.code == 2
+    assert f"argument {flag}: got {value[:40]!r}; allowed are integers from" in capsys.readouterr().err
 
 
 def test_help_teaches(capsys):
