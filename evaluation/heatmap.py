@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.evaluation.strictjson import printable
+
 COLOURS = ("#F0496E", "#EBB839", "#0CD79F")
 
 
@@ -59,7 +61,7 @@ def write_png(task: Mapping[str, Any], path: Path) -> None:
     header = task["header"]
     width = max(5.0, 1.6 + 0.34 * len(lengths))
     at = "" if header.get("budget") is None else f" @ {header['budget']}"
-    title = textwrap.wrap(header["label"] + at, int(12 * width))
+    title = textwrap.wrap(printable(header["label"] + at), int(12 * width))
     title.append(f"{header['protocol']}: {task['score']:.1f} ({header['task']}, n = {task['n']})")
     figure = Figure(figsize=(width, max(3.0, 1.5 + 0.26 * len(depths)) + 0.18 * len(title)), dpi=130)
     FigureCanvasAgg(figure)

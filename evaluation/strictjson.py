@@ -61,6 +61,11 @@ def dumps(value: Any, where: str, indent: int | None = None) -> str:
     return text
 
 
+def printable(text: str) -> str:
+    """The text with a question mark for each half of a surrogate pair, which JSON may hold and no other file can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def _integer(text: str) -> int:
     if len(text) > LONGEST_INTEGER:
         raise ValueError(f"an integer of {len(text)} digits")

@@ -53,7 +53,9 @@ def write(folders: Sequence[Path], path: Path) -> None:
         raise ValueError("folders: got none; allowed is at least one folder of a scored run")
     data = collect(folders)
     page = _asset("report.html")
-    page = page.replace("%TITLE%", html.escape(f"{data['title']}: {data['facts'].get('model', '')}"))
+    page = page.replace(
+        "%TITLE%", html.escape(strictjson.printable(f"{data['title']}: {data['facts'].get('model', '')}"))
+    )
     parts = {
         "%STYLE%": _asset("report.css"),
         "%SCRIPT%": _asset("report.js"),

@@ -159,6 +159,8 @@ def test_heat_map_files(tmp_path):
     heatmap.write_csv(task, tmp_path / "map.csv")
     assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
     assert (tmp_path / "map.csv").read_text().splitlines()[:2] == ["depth %,1000,2000", "0,0.00,100.00"]
+    task["header"]["label"] = "half a pair \ud83d"
+    heatmap.write_png(task, tmp_path / "map.png")
     with pytest.raises(ValueError, match=r"sample 'a': got the groups \{\}; allowed"):
         heatmap.grid({"samples": {"a": 1.0}, "groups": {"a": {}}})
 

@@ -390,7 +390,7 @@ def test_a_copy_of_a_result_file_is_not_scored_in_its_place(finished, capsys):
 def test_half_a_surrogate_pair_comes_into_the_report(finished, tmp_path):
     path, _ = finished
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    rows[1]["prediction"] = "\ud83d"
+    rows[1]["prediction"] = rows[0]["header"]["model"] = rows[0]["header"]["label"] = "\ud83d"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert main(["score", str(path.parent)]) == 0
     assert main(["report", str(path.parent), "--report", str(tmp_path / "r.html")]) == 0
