@@ -10,8 +10,8 @@ from typing import Any
 LARGEST = 10**15
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
-    """Checks that a value is one of those listed.
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
+    """Checks that a value is one of the names listed.
 
     Args:
         name: the setting, as its user knows it.
@@ -21,8 +21,22 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     Raises:
         ValueError: it is none of them.
     """
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}: got {_shown(value)}; allowed are {', '.join(map(repr, allowed))}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Checks that a value is True or False.
+
+    Args:
+        name: the setting, as its user knows it.
+        value: what was given for it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {_shown(value)}; allowed are True and False")
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

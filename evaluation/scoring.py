@@ -11,7 +11,7 @@ from distill.evaluation import facts, strictjson
 from distill.evaluation.benchmark import Benchmark, Task
 from distill.evaluation.catalogue import BENCHMARKS
 from distill.evaluation.catalogue import benchmark as find_benchmark
-from distill.evaluation.checks import check_choice
+from distill.evaluation.checks import check_choice, check_flag
 from distill.evaluation.generation import PROTOCOLS
 from distill.evaluation.intervals import interval
 from distill.evaluation.metrics.infinitebench import Unscorable
@@ -99,7 +99,11 @@ def scoring_settings(bench: Benchmark, preset: str, overrides: Mapping[str, Any]
         if name not in settings:
             allowed = ", ".join(map(repr, settings)) or "none"
             raise ValueError(f"scoring setting of {bench.name}: got {name!r}; allowed are {allowed}")
-        check_choice(name, value, bench.scoring_choices[name])
+        choices = bench.scoring_choices[name]
+        if all(isinstance(choice, bool) for choice in choices):
+            check_flag(name, value)
+        else:
+            check_choice(name, value, choices)
         settings[name] = value
     return settings
 

@@ -308,3 +308,18 @@ def test_data_that_cannot_be_fetched_says_how_to_use_a_local_copy(tokenizer, mon
     bench, chosen = options("longbench")
     with pytest.raises(ValueError, match=r"data: got no data\.zip of the data set THUDM/LongBench .*--data-path"):
         bench.samples(bench.tasks(chosen)["qasper"], Source(Encoder(tokenizer), None, None, "official", chosen))
+
+
+def test_scoring_settings_have_values_of_their_kind():
+    from distill.evaluation.scoring import scoring_settings
+
+    bench = benchmark("longbench2")
+    assert scoring_settings(bench, "official", {"compensated": True}) == {"compensated": True}
+    assert scoring_settings(bench, "official", {"compensated": None}) == {"compensated": False}
+    for value in (1, "yes", []):
+        with pytest.raises(ValueError, match=r"compensated: got .*; allowed are True and False"):
+            scoring_settings(bench, "official", {"compensated": value})
+    with pytest.raises(ValueError, match="rules: got \\['2024-06'\\]; allowed are '2024-06', "):
+        scoring_settings(benchmark("infbench"), "official", {"rules": ["2024-06"]})
+    with pytest.raises(ValueError, match="scoring setting of infbench: got 'ruls'; allowed are 'rules'"):
+        scoring_settings(benchmark("infbench"), "official", {"ruls": "2024-06"})
