@@ -1,5 +1,6 @@
 """Evaluation that can be trusted: long-context benchmarks with the official prompts, truncation and scores.
 
-Predicting and scoring are apart: `distill.evaluation.predict` writes result files, `distill.evaluation.scoring` reads
-them and needs no model. `distill eval --help` explains the command; docs/evaluation.md the protocols.
+Predicting and scoring are two steps. `distill.evaluation.predict` runs a model and writes result files;
+`distill.evaluation.scoring` reads those files and needs no model. `distill eval --help` explains the command and
+docs/evaluation.md the protocols.
 """

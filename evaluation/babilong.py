@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
-from distill.evaluation.data import HubFile, read_json_rows, read_rows, require_columns
+from distill.evaluation.data import HubSet, read_rows, require_columns
 from distill.evaluation.metrics.retrieval import BABILONG_LABELS, babilong, babilong_candidates
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import fill
+from distill.patches.checks import check_choice
 
-REPO = "RMT-team/babilong"
-REVISION = "ee0d588794c7ac098062ee0d247c733d62e94fe2"
+DATA = HubSet("RMT-team/babilong", "ee0d588794c7ac098062ee0d247c733d62e94fe2")
+COLUMNS = ("input", "question", "target")
 LENGTHS = ("0k", "1k", "2k", "4k", "8k", "16k", "32k", "64k", "128k", "256k", "512k", "1M")
 USUAL_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 
@@ -22,9 +24,9 @@ USUAL_TASKS = ("qa1", "qa2", "qa3", "qa4", "qa5")
 class BABILong(Benchmark):
     name = "babilong"
     title = "BABILong"
-    repo = REPO
-    revision = REVISION
-    template = "auto"
+    repo = DATA.repo
+    revision = DATA.revision
+    presets = by_name(replace(OFFICIAL, template="auto"), PROMPTDISTILL)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -36,8 +38,7 @@ class BABILong(Benchmark):
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
         lengths = args.lengths.split(",")
         for length in lengths:
-            if length not in LENGTHS:
-                raise ValueError(f"--lengths takes {', '.join(LENGTHS)}, not {length!r}")
+            check_choice("--lengths", length, LENGTHS)
         return {"lengths": lengths}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
@@ -50,14 +51,14 @@ class BABILong(Benchmark):
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         kind, length = task.name.split("_")
         if source.data_path is None:
-            rows = read_json_rows(HubFile(REPO, f"data/{kind}/{length}.json", REVISION).download(source.revision))
+            rows = DATA.table(f"data/{kind}/{length}.json", COLUMNS, revision=source.revision)
         else:
             names = [f"{kind}/{length}.json", f"{length}_{kind}.jsonl", f"{kind}_{length}.jsonl"]
             rows = read_rows(source.data_path, names)
         parts = prompts.load("babilong.json")
         texts = parts["tasks"][kind]
         samples = []
-        for number, row in enumerate(require_columns(rows, ("input", "question", "target"), f"BABILong {task.name}")):
+        for number, row in enumerate(require_columns(rows, COLUMNS, f"BABILong {task.name}")):
             # the official code strips the whole prompt, hence the question's trailing blank
             values = {"context": row["input"], "question": row["question"].rstrip(), **texts}
             samples.append(
@@ -87,9 +88,3 @@ class BABILong(Benchmark):
             if all(task in means for task in tasks):
                 out[f"qa1-qa5 at {length}"] = {"score": sum(means[t] for t in tasks) / len(tasks), "tasks": tasks}
         return out
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([BABILong.name, *sys.argv[1:]]))

@@ -1,7 +1,7 @@
-"""The contract of a benchmark: what a sample is, what a task is, which protocol presets there are.
+"""The contract of a benchmark: what a sample and a task are, and what every benchmark provides.
 
-A benchmark is a class with data and scoring rules and no model. `distill.evaluation.predict` runs it,
-`distill.evaluation.scoring` scores what was predicted.
+A benchmark is a class that makes samples and scores answers. It never runs a model: `distill.evaluation.predict` does
+that, and `distill.evaluation.scoring` hands the answers back to the benchmark.
 """
 
 from __future__ import annotations
@@ -12,21 +12,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Preset, by_name
 from distill.evaluation.prompting import Encoder, Prompt
-
-PRESETS = ("official", "promptdistill", "chat")
+from distill.patches.checks import check_choice
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is fixed for one task of a benchmark.
+    """What is the same for all samples of one task of a benchmark.
 
     Attributes:
+        name: as on the command line.
         max_new_tokens: tokens generated at most.
-        metric: name of the scorer, for the record.
-        template: whether the protocol puts this task into a chat template at all (few-shot and code tasks are not).
+        metric: name of the scorer, as shown in results.
+        template: False for tasks (few-shot, code) whose prompts no preset puts into a chat template.
         stop_at_newline: the official protocol ends the answer at the first newline, after at least one token.
-        question_leads: part of the question stands before the context, so it cannot be hidden from a method.
+        question_leads: part of the question stands before the context. A method that reads the context first would see
+            it, so the query-agnostic protocol refuses the task.
     """
 
     name: str
@@ -42,13 +44,13 @@ class Sample:
     """One question.
 
     Attributes:
-        id: key of the sample within its task; the same in every run.
-        prompt: before truncation and template.
+        id: name of the sample within its task; the same in every run.
+        prompt: as it is before it is cut or put into a chat template.
         reference: all that the scorer needs besides the prediction; JSON values only.
-        answer_prefix: text that begins the answer, put after the template.
-        group: properties to break scores down by (length, depth, difficulty ...); JSON values only.
-        follow_up: a second prompt with `$COT$` where the first answer goes, or None.
-        max_new_tokens: overrides the task's number where a protocol has several.
+        answer_prefix: text that begins the answer; it is put behind the prompt, after the chat template.
+        group: properties by which scores are broken down (length, depth, difficulty ...); JSON values only.
+        follow_up: a second prompt, asked after the first was answered; `$COT$` stands where that answer goes. Or None.
+        max_new_tokens: instead of the task's number, where a protocol has several.
     """
 
     id: str
@@ -68,10 +70,10 @@ class Source:
         encoder: the evaluated model's tokenizer; benchmarks of a given length need it.
         data_path: local file or folder instead of the Hub, or None.
         revision: Hub revision instead of the pinned one, or None.
-        preset: one of `PRESETS`.
+        preset: name of one of the benchmark's presets.
         options: the benchmark's own settings, as its `options` method made them.
         overhead: tokens that the chat template adds to a prompt.
-        limit: samples that are wanted; benchmarks that generate samples need make no more. None: all.
+        limit: how many samples will be used; benchmarks that generate samples make no more. None: all.
     """
 
     encoder: Encoder
@@ -88,14 +90,15 @@ class Benchmark:
 
     Class attributes:
         name: as on the command line.
-        template: what the official preset does: "never", or "auto" (where the tokenizer has a chat template).
+        title: as in reports.
+        presets: the protocols that can be followed, by name.
         repo, revision: data set on the Hub and the commit it is pinned to, or None.
-        scoring_choices: allowed values of each scoring setting.
+        scoring_choices: allowed values of each setting in `Preset.scoring`.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    template: ClassVar[str] = "never"
+    presets: ClassVar[Mapping[str, Preset]] = by_name(OFFICIAL, PROMPTDISTILL)
     repo: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
@@ -104,7 +107,17 @@ class Benchmark:
         """Adds the benchmark's own flags."""
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
-        """The benchmark's own settings from its flags: JSON values, recorded in every result file."""
+        """The benchmark's own settings, read from its flags; every result file records them.
+
+        Args:
+            args: the parsed command line, with the flags of `add_arguments` and `preset`.
+
+        Returns:
+            Settings by name; JSON values only.
+
+        Raises:
+            ValueError: a flag has a value that is not allowed.
+        """
         return {}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
@@ -123,30 +136,23 @@ class Benchmark:
         """
         raise NotImplementedError
 
-    def truncation(self, preset: str) -> str:
-        """Rule of `prompting.truncate` that the preset cuts long prompts by."""
-        return "longbench"
+    def preset(self, name: str) -> Preset:
+        """The preset of that name.
 
-    def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
-        """Default truncation limit in prompt tokens; None for benchmarks that make prompts of a given length.
-
-        Args:
-            window: the model's context length in tokens, None where its config does not say.
-            model_type: architecture name, for presets that set limits by it.
+        Raises:
+            ValueError: there is none.
         """
-        return None
+        check_choice("preset", name, tuple(self.presets))
+        return self.presets[name]
 
     def score(self, task: Task, record: Mapping[str, Any], options: Mapping[str, Any]) -> float:
-        """Score of one record of a result file, 0..1. Pure: no model, no files.
+        """Score of one record of a result file, 0..1. Reads no files and needs no model.
 
         Args:
-            options: scoring settings (`scoring_options`).
+            record: as in the result file; `prediction` and `reference` are used.
+            options: scoring settings, as `Preset.scoring`.
         """
         raise NotImplementedError
-
-    def scoring_options(self, preset: str) -> dict[str, Any]:
-        """Settings that change scores but not predictions, with the preset's defaults."""
-        return {}
 
     def chance(self, task: Task, record: Mapping[str, Any]) -> float:
         """Expected score, 0..1, of picking blindly among the answers that the prompt offers; 0 for open answers."""
@@ -155,29 +161,44 @@ class Benchmark:
     def breakdown(
         self, task: Task, records: Sequence[Mapping[str, Any]], scores: Sequence[float]
     ) -> dict[str, dict[str, Any]]:
-        """Further means by group: {name of the breakdown: {bucket: mean 0..100 or None where empty}}."""
+        """Mean scores of groups of samples, for example by length.
+
+        Args:
+            task: the task.
+            records: its records, as in the result file.
+            scores: the score 0..1 of each record.
+
+        Returns:
+            `{name of the breakdown: {group: mean 0..100, or None for a group without samples}}`.
+        """
         return {}
 
     def aggregates(self, means: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-        """Averages over tasks: {name: {"score": 0..100, "tasks": [...]}}; only over complete sets of tasks.
+        """Averages over tasks. An average is left out when one of its tasks was not run.
 
         Args:
             means: score 0..100 by task.
+
+        Returns:
+            `{name of the average: {"score": 0..100, "tasks": [...]}}`.
         """
         return {}
 
 
 def check_tasks(benchmark: Benchmark, names: Sequence[str] | None, options: Mapping[str, Any]) -> list[Task]:
-    """The tasks named, or all.
+    """The tasks to run.
+
+    Args:
+        names: tasks by name, or None for those that the benchmark runs by default.
+        options: the benchmark's own settings.
 
     Raises:
-        ValueError: a name is not a task of the benchmark; the message lists the tasks.
+        ValueError: a name is not a task of the benchmark; the message lists its tasks.
     """
     known = benchmark.tasks(options)
     chosen = list(names) if names else benchmark.default_tasks(options)
     for name in chosen:
-        if name not in known:
-            raise ValueError(f"unknown task {name!r} of {benchmark.name}; its tasks are {', '.join(known)}")
+        check_choice(f"tasks of {benchmark.name}", name, tuple(known))
     return [known[name] for name in dict.fromkeys(chosen)]
 
 
@@ -190,7 +211,7 @@ def mean_by(records: Sequence[Mapping[str, Any]], scores: Sequence[float], key: 
 
 
 def unique_ids(ids: Sequence[str]) -> list[str]:
-    """The ids, a repeated one with "#2", "#3" ... behind it: result files are keyed by id."""
+    """The ids made unique, as result files need them: one that occurs again gets "#2", "#3" ... behind it."""
     seen: dict[str, int] = {}
     out = []
     for name in ids:

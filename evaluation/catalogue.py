@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 from distill.evaluation.benchmark import Benchmark
+from distill.patches.checks import check_choice
 
 # name: (module, class, one line of help)
 BENCHMARKS = {
@@ -20,13 +21,12 @@ BENCHMARKS = {
 
 
 def benchmark(name: str) -> Benchmark:
-    """The benchmark of that name.
+    """The benchmark of that name, as on the command line.
 
     Raises:
         ValueError: there is none; the message lists those that exist.
     """
-    if name not in BENCHMARKS:
-        raise ValueError(f"unknown benchmark {name!r}; known are {', '.join(BENCHMARKS)}")
+    check_choice("benchmark", name, tuple(BENCHMARKS))
     module, cls, _ = BENCHMARKS[name]
     made: Benchmark = getattr(importlib.import_module(f"distill.evaluation.{module}"), cls)()
     return made

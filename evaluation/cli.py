@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from distill.evaluation import catalogue
-from distill.evaluation.benchmark import PRESETS, Benchmark
+from distill.evaluation.benchmark import Benchmark
+from distill.evaluation.checks import integer
 from distill.evaluation.generation import BOTH, PROTOCOLS
 from distill.evaluation.methods import STOCK
+from distill.patches.grammar import without_imports
 from distill.patches.policy import policies
 
 EPILOG = """examples:
@@ -33,7 +35,7 @@ distill eval BENCHMARK --help"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the sub-commands to a parser."""
+    """Adds the sub-commands of `distill eval` to a parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
     commands = parser.add_subparsers(dest="action", metavar="BENCHMARK|score|compare|report", required=True)
@@ -67,19 +69,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Runs the sub-command. Returns the exit status; bad input raises ValueError."""
+    """Runs the sub-command that was asked for.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: bad input; the message names the flag or the file.
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     status: int = args.handler(args)
     return status
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """As `distill eval ARGV`, for modules and scripts."""
-    parser = argparse.ArgumentParser(prog="distill eval", description="run and score long-context benchmarks")
-    add_arguments(parser)
-    args = parser.parse_args(argv)
+    """Runs `distill eval ARGV`; modules and scripts of this folder call it.
+
+    Returns:
+        The exit status: 0, or 2 for bad input, which is explained on the standard error stream.
+    """
     try:
-        return run(args)
+        argv = without_imports(sys.argv[1:] if argv is None else argv)
+        parser = argparse.ArgumentParser(prog="distill eval", description="run and score long-context benchmarks")
+        add_arguments(parser)
+        return run(parser.parse_args(argv))
     except ValueError as error:
         print(f"distill eval: {error}", file=sys.stderr)
         return 2
@@ -96,8 +109,10 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--n-topks", nargs="+", metavar="N", help="tokens (or fractions) kept after each selection layer"
     )
-    group.add_argument("--selection-layers", nargs="+", type=int, metavar="LAYER", help="layers that select")
-    group.add_argument("--cache-truncation-end", type=int, metavar="N", help="selections that shorten earlier caches")
+    group.add_argument("--selection-layers", nargs="+", type=integer, metavar="LAYER", help="layers that select")
+    group.add_argument(
+        "--cache-truncation-end", type=integer, metavar="N", help="selections that shorten earlier caches"
+    )
     group.add_argument("--use-pooling", action=argparse.BooleanOptionalAction, help="smooth scores before selecting")
     group.add_argument("--budget", help="budget of eviction methods: tokens, or a fraction of the prompt")
     group.add_argument("--policy-args", default="", metavar="A=1,B=[2]", help="any other argument of the method")
@@ -131,17 +146,21 @@ def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     )
     model.add_argument("--cpu", action="store_true", help="stay on the CPU")
     protocol = parser.add_argument_group("protocol")
-    protocol.add_argument("--preset", choices=PRESETS, default="official", help="whose protocol (default %(default)s)")
+    protocol.add_argument(
+        "--preset", choices=tuple(benchmark.presets), default="official", help="whose protocol (default %(default)s)"
+    )
     protocol.add_argument(
         "--protocol",
         choices=(*PROTOCOLS, BOTH),
         default=PROTOCOLS[0],
         help="whether the method sees the question while it chooses tokens (default %(default)s)",
     )
-    protocol.add_argument("--max-length", type=int, help="truncation limit in prompt tokens (default: the preset's)")
+    protocol.add_argument(
+        "--max-length", type=integer, help="truncation limit in prompt tokens (default: the preset's)"
+    )
     data = parser.add_argument_group("samples and output")
     data.add_argument("--tasks", nargs="+", metavar="TASK", help="tasks to run (default: the benchmark's usual ones)")
-    data.add_argument("--limit", type=int, help="only the first N samples of each task")
+    data.add_argument("--limit", type=integer, help="only the first N samples of each task")
     data.add_argument("--data-path", type=Path, help="local data: file or folder, instead of the Hub")
     data.add_argument("--data-revision", help="Hub revision of the data, instead of the pinned one")
     data.add_argument(
@@ -150,7 +169,7 @@ def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     data.add_argument("--restart", action="store_true", help="discard earlier results of this run")
     data.add_argument("--no-score", action="store_true", help="predict only; score later with `distill eval score`")
     data.add_argument(
-        "--drilldown", type=int, metavar="N", help="record which tokens were kept for the first N samples"
+        "--drilldown", type=integer, metavar="N", help="record which tokens were kept for the first N samples"
     )
     benchmark.add_arguments(parser.add_argument_group(benchmark.title))  # type: ignore[arg-type]
 
@@ -176,7 +195,9 @@ def _run_compare(args: argparse.Namespace) -> int:
     from distill.evaluation import methods, report, runs
 
     if args.no_score:
-        raise ValueError("--no-score has no meaning for compare: the report needs scores")
+        raise ValueError(
+            "--no-score: got it for compare; allowed is only leaving it out, because the report needs scores"
+        )
     chosen = runs.sweep(args.methods, [methods.parse_budget(text) for text in args.budgets])
     if args.drilldown is None:
         args.drilldown = 4
@@ -195,7 +216,7 @@ def _run_score(args: argparse.Namespace) -> int:
     for text in args.set:
         name, sign, value = text.partition("=")
         if not sign:
-            raise ValueError(f"--set takes NAME=VALUE, not {text!r}")
+            raise ValueError(f"--set: got {text!r}; allowed are NAME=VALUE, such as rules=2024-06")
         overrides[name] = {"true": True, "false": False}.get(value.lower(), value)
     scores = scoring.score_folder(args.folder, overrides)
     runs.draw(args.folder, scores)
@@ -210,7 +231,9 @@ def _run_report(args: argparse.Namespace) -> int:
     for folder in args.folders:
         found = sorted(path.parent for path in folder.rglob(scoring.SCORES))
         if not found:
-            raise ValueError(f"no scored run in {folder}: it has no {scoring.SCORES}")
+            raise ValueError(
+                f"folders: got {folder}; allowed are folders with scored runs, which have a {scoring.SCORES}"
+            )
         folders += found
     report.write(folders, args.report)
     print(f"report: {args.report}")

@@ -1,31 +1,106 @@
 """Where benchmark data comes from: a local path, or one pinned revision on the Hugging Face Hub.
 
-No `datasets` library: version 4 and later cannot load LongBench's script, and its type inference turns integers into
-floats. Files are fetched with `huggingface_hub` and parsed here.
+Plain sets on the Hub are read by the `datasets` library. It cannot read LongBench, whose loader is a script: there the
+original zip is fetched. Local files are read here.
 """
 
 from __future__ import annotations
 
 import gzip
-import io
-import json
+import re
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from distill.evaluation import strictjson
+
+
+@dataclass(frozen=True)
+class HubSet:
+    """A data set of plain files on the Hub, at one commit, read by `datasets`.
+
+    Attributes:
+        repo: its name on the Hub, or a local folder with the same files.
+        revision: the commit it is pinned to.
+    """
+
+    repo: str
+    revision: str
+
+    def table(
+        self, file: str, text: Sequence[str], json: Sequence[str] = (), revision: str | None = None, **options: Any
+    ) -> list[dict[str, Any]]:
+        """Rows of a file that `datasets` reads as a table: a JSON list of objects, CSV or Parquet.
+
+        Args:
+            file: path inside the data set.
+            text: the columns that hold text.
+            json: the columns that hold any other JSON value, such as lists.
+            revision: another revision than the pinned one.
+            options: further arguments of `load_dataset`.
+
+        Raises:
+            ValueError: the rows cannot be had; the message says how to use a local copy.
+        """
+        datasets = _datasets()
+        # without them `datasets` would guess, and for example take text that looks like a date for one
+        kinds = {name: datasets.Value("string") for name in text} | {name: datasets.Json() for name in json}
+        wanted = revision or self.revision
+        with _fetching(self.repo, file, wanted):
+            found = datasets.load_dataset(
+                self.repo,
+                data_files={"test": file},
+                split="test",
+                revision=wanted,
+                features=datasets.Features(kinds),
+                **options,
+            )
+            _check_revision(found, wanted)
+        return [dict(row) for row in found]
+
+    def json_lines(self, file: str, revision: str | None = None) -> list[dict[str, Any]]:
+        """Rows of a file with one JSON object per line, every value with exactly the type that it has in the file.
+
+        `datasets` reads the lines as text. Its JSON reader would turn 88 into 88.0 and "00123" into 123, and scorers
+        tell these apart.
+
+        Args:
+            file: path inside the data set.
+            revision: another revision than the pinned one.
+
+        Raises:
+            ValueError: the rows cannot be had, or a line is not a JSON object.
+        """
+        wanted = revision or self.revision
+        with _fetching(self.repo, file, wanted):
+            place = self._place(file, wanted)
+            found = _datasets().load_dataset("text", data_files={"test": place}, split="test", keep_linebreaks=True)
+        return parse_jsonl((row["text"] for row in found), f"{self.repo} {file}")
+
+    def _place(self, file: str, revision: str) -> str:
+        """Where `file` of exactly that revision is: in a local folder, in the Hub's cache, or on the Hub."""
+        if Path(self.repo).is_dir():
+            return str(Path(self.repo) / file)
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.repo, file, revision=revision, repo_type="dataset")
+        return cached if isinstance(cached, str) else f"hf://datasets/{self.repo}@{revision}/{file}"
 
 
 @dataclass(frozen=True)
 class HubFile:
-    """One file of a data set repository, at one commit."""
+    """One file of a data set repository that `datasets` cannot read, at one commit."""
 
     repo: str
     path: str
     revision: str
 
     def download(self, revision: str | None = None) -> Path:
-        """Local path of the file, fetched if it is not in the Hub cache.
+        """Local path of the file, fetched if it is not in the Hub's cache.
 
         Args:
             revision: another revision than the pinned one.
@@ -34,19 +109,60 @@ class HubFile:
             ValueError: the file cannot be had; the message says how to use a local copy.
         """
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-        try:
-            return Path(hf_hub_download(self.repo, self.path, repo_type="dataset", revision=revision or self.revision))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            raise ValueError(
-                f"data not found: {self.path} of the data set {self.repo} (revision {revision or self.revision}) "
-                f"could not be fetched ({type(error).__name__}); give a local copy with --data-path"
-            ) from error
+        wanted = revision or self.revision
+        with _fetching(self.repo, self.path, wanted):
+            return Path(hf_hub_download(self.repo, self.path, repo_type="dataset", revision=wanted))
 
 
-def parse_jsonl(lines: Iterable[str], name: str) -> list[dict[str, Any]]:
+@contextmanager
+def _fetching(repo: str, file: str, revision: str) -> Iterator[None]:
+    """Turns the many errors of fetching and reading a file of the Hub into one that says what to do."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        yield
+    # what `datasets` itself raises are plain exceptions of its own
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        problem: Exception = error
+    except Exception as error:
+        if not type(error).__module__.startswith("datasets."):
+            raise
+        problem = error
+    else:
+        return
+    reason = f"{type(problem).__name__}: {problem.__cause__ or problem}".partition("\n")[0][:300]
+    raise ValueError(
+        f"data: got no {file} of the data set {repo} (revision {revision}; {reason}); allowed instead is a local copy "
+        "with --data-path"
+    ) from problem
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            "data: got no package `datasets` to read the Hub with; allowed are local files with --data-path, or "
+            "pip install 'distill-llm[eval]'"
+        ) from error
+    return datasets
+
+
+def _check_revision(found: Any, revision: str) -> None:
+    """Refuses rows of another commit: without a network `datasets` offers whatever it read last of that data set."""
+    for file in found.cache_files:
+        commit = Path(file["filename"]).parent.name
+        if re.fullmatch(r"[0-9a-f]{40}", commit) and re.fullmatch(r"[0-9a-f]{40}", revision) and commit != revision:
+            raise ValueError(f"only the revision {commit} is at hand")
+
+
+def parse_jsonl(lines: Iterable[bytes | str], name: str) -> list[dict[str, Any]]:
     """The objects of JSON lines; blank lines are allowed.
+
+    Args:
+        lines: the lines, with or without their ends.
+        name: where they come from, for the error.
 
     Raises:
         ValueError: a line is not a JSON object; the message names file and line.
@@ -55,53 +171,56 @@ def parse_jsonl(lines: Iterable[str], name: str) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{name}, line {number}: not JSON: {error}") from error
+        where = f"{name}, line {number}"
+        row = strictjson.loads(line, where)
         if not isinstance(row, dict):
-            raise ValueError(f"{name}, line {number}: expected an object, found {type(row).__name__}")
+            raise ValueError(f"{where}: got a {type(row).__name__}; allowed is a JSON object")
         rows.append(row)
     return rows
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .jsonl or .jsonl.gz file. Raises ValueError as `parse_jsonl`."""
-    with _open_text(path) as file:
-        return parse_jsonl(file, str(path))
+    """Rows of a .jsonl or .jsonl.gz file.
+
+    Raises:
+        ValueError: as `parse_jsonl`.
+    """
+    return parse_jsonl(_content(path).split(b"\n"), str(path))
 
 
 def read_json_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a .json file that holds a list, or of a .jsonl file; either may be gzipped.
+    """Rows of a .json file that holds a list of objects, or of a .jsonl file; either may be gzipped.
 
     Raises:
         ValueError: the file holds neither.
     """
     if ".jsonl" in path.suffixes:
         return read_jsonl(path)
-    with _open_text(path) as file:
-        try:
-            rows = json.load(file)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON: {error}") from error
-    if not isinstance(rows, list):
-        raise ValueError(f"{path}: expected a list of rows, found {type(rows).__name__}")
+    rows = strictjson.loads(_content(path), str(path))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: got a {type(rows).__name__}; allowed is a JSON list of objects")
     return rows
 
 
 def read_zip_member(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of the first of the .jsonl files `names` inside a zip.
+    """Rows of a .jsonl file inside a zip.
+
+    Args:
+        path: the zip.
+        names: names that the file may have, most wanted first.
 
     Raises:
-        ValueError: the zip has none of them.
+        ValueError: the file is no zip, or has none of them.
     """
-    with zipfile.ZipFile(path) as archive:
-        for wanted in names:
-            for member in archive.namelist():
-                if (member == wanted or member.endswith("/" + wanted)) and not member.startswith("__MACOSX"):
-                    with archive.open(member) as raw:
-                        return parse_jsonl(io.TextIOWrapper(raw, encoding="utf-8"), f"{path}:{member}")
-    raise ValueError(f"{path} has no member {' or '.join(names)}")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for wanted in names:
+                for member in archive.namelist():
+                    if (member == wanted or member.endswith("/" + wanted)) and not member.startswith("__MACOSX"):
+                        return parse_jsonl(archive.read(member).split(b"\n"), f"{path}:{member}")
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: got a file that cannot be read ({error}); allowed is a zip") from error
+    raise ValueError(f"{path}: got no member {' or '.join(names)}; allowed are zips that have it")
 
 
 def read_rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
@@ -114,8 +233,7 @@ def read_rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     Raises:
         ValueError: nothing is there; the message names the path and the expected files.
     """
-    if not path.exists():
-        raise ValueError(f"data path not found: {path}")
+    _check_there(path)
     if path.is_file():
         return read_zip_member(path, names) if path.suffix == ".zip" else read_json_rows(path)
     for name in names:
@@ -124,43 +242,69 @@ def read_rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
                 return read_json_rows(candidate)
     if (path / "data.zip").is_file():
         return read_zip_member(path / "data.zip", names)
-    raise ValueError(f"data path {path} has none of {', '.join(names)}")
+    raise ValueError(f"--data-path: got {path}; allowed are folders with {' or '.join(names)}")
 
 
 def read_texts(path: Path) -> str:
     """All .txt and .txt.gz files of a folder in sorted order, or one file, joined by newlines.
 
     Raises:
-        ValueError: the path is missing or holds no text.
+        ValueError: the path is missing, holds no text, or text that is not UTF-8.
     """
-    if not path.exists():
-        raise ValueError(f"data path not found: {path}")
+    _check_there(path)
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith((".txt", ".txt.gz")))
     texts = []
     for file in files:
-        with _open_text(file) as handle:
-            texts.append(handle.read())
+        try:
+            text = _content(file).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: got bytes that are not UTF-8 ({error}); allowed is text in UTF-8") from error
+        # as Python reads text files: every end of a line becomes "\n"
+        texts.append(text.replace("\r\n", "\n").replace("\r", "\n"))
     text = "\n".join(texts)
     if not text.strip():
-        raise ValueError(f"data path {path} holds no .txt or .txt.gz text")
+        raise ValueError(f"--data-path: got {path}; allowed are folders that hold text in .txt or .txt.gz files")
     return text
 
 
-def require_columns(rows: Sequence[dict[str, Any]], columns: Iterable[str], name: str) -> Iterator[dict[str, Any]]:
-    """The rows, each checked to have the columns.
+def require_columns(
+    rows: Sequence[dict[str, Any]], columns: Iterable[str], name: str, nullable: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
+    """The rows, each checked to have the columns. Copies of a data set with other columns than the original fail here.
+
+    Args:
+        rows: the rows.
+        columns: names of the columns.
+        name: the data set, for the error.
+        nullable: columns that may be null.
 
     Raises:
-        ValueError: a row lacks one; the message says which. (A re-cut mirror of the data shows here.)
+        ValueError: a row lacks one, or has null in it.
     """
     wanted = list(columns)
     for number, row in enumerate(rows, 1):
-        missing = [column for column in wanted if column not in row]
-        if missing:
-            raise ValueError(f"{name}, row {number}: lacks the column {missing[0]!r}; it has {', '.join(row)}")
+        for column in wanted:
+            if column not in row or (row[column] is None and column not in nullable):
+                there = ", ".join(key for key, value in row.items() if value is not None)
+                raise ValueError(
+                    f"{name}, row {number}: got no {column!r}, only {there}; allowed are rows that have it"
+                )
         yield row
 
 
-def _open_text(path: Path) -> IO[str]:
-    if path.name.endswith(".gz"):
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+def _check_there(path: Path) -> None:
+    if not path.exists():
+        raise ValueError(f"--data-path: got {path}; allowed are files and folders that exist")
+
+
+def _content(path: Path) -> bytes:
+    """What is in a file, unpacked if it is gzipped."""
+    data = path.read_bytes()
+    if not path.name.endswith(".gz"):
+        return data
+    try:
+        return gzip.decompress(data)
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(
+            f"{path}: got a file that cannot be unpacked ({error}); allowed is a whole gzip file"
+        ) from error

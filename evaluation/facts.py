@@ -1,4 +1,4 @@
-"""What a result must carry so that another can judge it: code, library versions, hardware."""
+"""What a result file says about how it was made: commit of the code, versions of the libraries, hardware."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PACKAGES = (
     "transformers",
     "tokenizers",
     "huggingface_hub",
+    "datasets",
     "accelerate",
     "numpy",
     "rouge",
@@ -36,7 +37,7 @@ def versions() -> dict[str, str | None]:
 
 
 def commit() -> str | None:
-    """Commit of the repository this code runs from, "+changes" behind it if files differ; None outside of one."""
+    """Commit that this code is from, with "+changes" behind it if files were changed; None outside a repository."""
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str | None:
@@ -63,5 +64,5 @@ def hardware(device: Any) -> str:
 
 
 def environment(device: Any) -> dict[str, Any]:
-    """Commit, versions and hardware."""
+    """Commit, versions and hardware, as they stand in the header of a result file."""
     return {"commit": commit(), "versions": versions(), "hardware": hardware(device)}

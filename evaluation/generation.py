@@ -81,10 +81,12 @@ class Generator:
 
     def __init__(self, model: Any, encoder: Encoder, policy: Any = None, protocol: str = "query-aware") -> None:
         if protocol not in PROTOCOLS:
-            raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, not {protocol!r}")
+            raise ValueError(f"protocol: got {protocol!r}; allowed are {', '.join(map(repr, PROTOCOLS))}")
         self.obeys = hasattr(model, "using")
         if policy is not None and not self.obeys:
-            raise ValueError(f"policy needs a model from distill.load, not a {type(model).__name__}")
+            raise ValueError(
+                f"model: got a {type(model).__name__}; allowed with a policy are models from distill.load"
+            )
         self.model, self.encoder, self.policy, self.protocol = model, encoder, policy, protocol
 
     def __call__(
@@ -99,7 +101,7 @@ class Generator:
             ValueError: an empty context under the query-agnostic protocol, or `max_new_tokens` below 1.
         """
         if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+            raise ValueError(f"max_new_tokens: got {max_new_tokens!r}; allowed are integers >= 1")
         decoding = decoding or Decoding()
         ids, read_first = self._ids(prompt)
         prompt_ids = torch.tensor([ids], device=self.model.device)
@@ -130,7 +132,10 @@ class Generator:
         context = self.encoder.encode(prompt.context)
         question = self.encoder.plain(prompt.question)
         if not prompt.context or not question:
-            raise ValueError("the query-agnostic protocol needs a context and, after it, a question")
+            raise ValueError(
+                "prompt: got one without a context or without a question behind it; allowed under the query-agnostic "
+                "protocol are prompts with both"
+            )
         return context + question, len(context)
 
     def _question_tokens(self, prompt: Prompt, ids: list[int]) -> int | None:

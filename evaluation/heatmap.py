@@ -8,11 +8,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from distill.evaluation.strictjson import printable
+
 COLOURS = ("#F0496E", "#EBB839", "#0CD79F")
 
 
 def grid(task: Mapping[str, Any]) -> tuple[list[int], list[int], list[list[float | None]]]:
-    """Lengths, depths and mean score 0..100 by [depth][length] of a scored needle task; None for empty cells.
+    """The cells of a scored needle task.
+
+    Args:
+        task: an entry of "tasks" in `scores.json`.
+
+    Returns:
+        The lengths, the depths, and the mean score 0..100 by [depth][length]; None where a cell has no samples.
 
     Raises:
         ValueError: the samples have no length and depth.
@@ -20,8 +28,10 @@ def grid(task: Mapping[str, Any]) -> tuple[list[int], list[int], list[list[float
     cells: dict[tuple[int, int], list[float]] = {}
     for key, score in task["samples"].items():
         group = task["groups"][key]
-        if "length" not in group or "depth" not in group:
-            raise ValueError(f"sample {key!r} has no length and depth to draw a heat map of")
+        if not all(isinstance(group.get(name), (int, float)) for name in ("length", "depth")):
+            raise ValueError(
+                f"sample {key!r}: got the groups {group!r}; allowed for a heat map are numbers 'length' and 'depth'"
+            )
         cells.setdefault((group["depth"], group["length"]), []).append(score)
     lengths = sorted({length for _, length in cells})
     depths = sorted({depth for depth, _ in cells})
@@ -32,7 +42,7 @@ def grid(task: Mapping[str, Any]) -> tuple[list[int], list[int], list[list[float
 
 
 def write_csv(task: Mapping[str, Any], path: Path) -> None:
-    """Writes the grid: a row a depth, a column a length."""
+    """Writes the grid as a table with one row per depth and one column per length."""
     lengths, depths, values = grid(task)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
@@ -42,7 +52,7 @@ def write_csv(task: Mapping[str, Any], path: Path) -> None:
 
 
 def write_png(task: Mapping[str, Any], path: Path) -> None:
-    """Draws the grid, length across and depth down, with mean, number of samples and protocol in the title."""
+    """Draws the grid: lengths from left to right, depths downwards; mean score and protocol stand in the title."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure
@@ -51,7 +61,7 @@ def write_png(task: Mapping[str, Any], path: Path) -> None:
     header = task["header"]
     width = max(5.0, 1.6 + 0.34 * len(lengths))
     at = "" if header.get("budget") is None else f" @ {header['budget']}"
-    title = textwrap.wrap(header["label"] + at, int(12 * width))
+    title = textwrap.wrap(printable(header["label"] + at), int(12 * width))
     title.append(f"{header['protocol']}: {task['score']:.1f} ({header['task']}, n = {task['n']})")
     figure = Figure(figsize=(width, max(3.0, 1.5 + 0.26 * len(depths)) + 0.18 * len(title)), dpi=130)
     FigureCanvasAgg(figure)

@@ -1,7 +1,8 @@
 """InfiniteBench: 12 tasks of about 100k tokens, under named scoring rules.
 
-Prompts are completion style ("yarn_mistral"), what the official code gives to open models; "gpt4" are the chat-style
-ones. Labels are parsed from the original JSONL, which keeps integers integers.
+There are two families of prompts: "yarn_mistral" are texts to be completed, which the official code gives to open
+models, and "gpt4" are written for chat models. Labels keep the type that they have in the original files, because
+`math_find` compares integers and decimal numbers differently.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, unique_ids
-from distill.evaluation.data import HubFile, read_jsonl, read_rows, require_columns
+from distill.evaluation.data import HubSet, read_rows, require_columns
 from distill.evaluation.metrics import infinitebench as metric
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Limit, by_name
 from distill.evaluation.prompting import fill
 
-REPO = "xinrongzhang2022/InfiniteBench"
-REVISION = "90f0394333616266d9fe85824ceaf505093cbaa5"
+DATA = HubSet("xinrongzhang2022/InfiniteBench", "90f0394333616266d9fe85824ceaf505093cbaa5")
 MAX_NEW_TOKENS = {
     "passkey": 6,
     "number_string": 12,
@@ -37,16 +39,28 @@ MAX_NEW_TOKENS = {
 CHOICE = ("code_debug", "longbook_choice_eng")
 # these prompts name what is asked before the context
 QUESTION_LEADS = ("math_find", "code_run")
-# other architectures as Llama; its H2O runs used 8,192
-PROMPTDISTILL_LIMITS = {"llama": 100_000, "phi3": 50_000, "qwen2": 31_500}
-OFFICIAL_LIMIT = 128 * 1024
 
 
 class InfiniteBench(Benchmark):
     name = "infbench"
     title = "InfiniteBench"
-    repo = REPO
-    revision = REVISION
+    repo = DATA.repo
+    revision = DATA.revision
+    presets = by_name(
+        replace(
+            OFFICIAL,
+            truncation="infinitebench",
+            limit=Limit(128 * 1024, reserve=500),
+            scoring={"rules": "2024-08"},
+        ),
+        # its tables have 11 tasks (and its H2O runs used 8,192 tokens)
+        replace(
+            PROMPTDISTILL,
+            limit=Limit(100_000, by_model={"phi3": 50_000, "qwen2": 31_500}),
+            scoring={"rules": "promptdistill"},
+            left_out=("math_calc",),
+        ),
+    )
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"rules": metric.RULES}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -66,12 +80,8 @@ class InfiniteBench(Benchmark):
         )
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
-        # PromptDistill's tables have 11 tasks
-        with_math_calc = args.preset != "promptdistill"
+        with_math_calc = "math_calc" not in self.preset(args.preset).left_out
         return {"prompts": args.prompts, "data_file": args.data_file, "math_calc": with_math_calc}
-
-    def scoring_options(self, preset: str) -> dict[str, Any]:
-        return {"rules": "promptdistill" if preset == "promptdistill" else "2024-08"}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         return {
@@ -79,21 +89,13 @@ class InfiniteBench(Benchmark):
             for name, tokens in MAX_NEW_TOKENS.items()
         }
 
-    def truncation(self, preset: str) -> str:
-        return "longbench" if preset == "promptdistill" else "infinitebench"
-
     def default_tasks(self, options: Mapping[str, Any]) -> list[str]:
         return [name for name in self.tasks(options) if name != "math_calc" or options["math_calc"]]
-
-    def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
-        if preset == "promptdistill":
-            return PROMPTDISTILL_LIMITS.get(model_type or "", 100_000)
-        return OFFICIAL_LIMIT if window is None else min(OFFICIAL_LIMIT, window - 500)
 
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         names = [f"{task.name}.jsonl"]
         if source.data_path is None:
-            rows = read_jsonl(HubFile(REPO, names[0], REVISION).download(source.revision))
+            rows = DATA.json_lines(names[0], source.revision)
         else:
             chosen = source.options.get("data_file")
             rows = read_rows(source.data_path, [chosen] if chosen else names)
@@ -112,7 +114,8 @@ class InfiniteBench(Benchmark):
     def _template(self, task: str, family: str) -> str:
         if family == "gpt4" and task == "math_calc":
             raise ValueError(
-                "--prompts gpt4 has no math_calc here: its demonstration is not part of the template file"
+                "--prompts: got 'gpt4' for math_calc; allowed is 'yarn_mistral', because the solved example that the "
+                "gpt4 prompt shows is not part of the template file"
             )
         return prompts.load("infinitebench.json")[f"{family}_templates"][task]
 
@@ -127,7 +130,10 @@ class InfiniteBench(Benchmark):
             return {"prefix": f"What is {target} in the following list?", "input": question}
         fields = {"input": question, "question": question}
         if task in CHOICE:
-            fields.update({f"OPTION_{letter}": text for letter, text in zip("ABCD", row["options"], strict=True)})
+            options = row.get("options")
+            if not isinstance(options, list) or len(options) != 4:
+                raise ValueError(f"InfiniteBench {task}, options: got {options!r}; allowed are four")
+            fields.update({f"OPTION_{letter}": text for letter, text in zip("ABCD", options, strict=True)})
         return fields
 
     def _label(self, task: str, row: Mapping[str, Any]) -> Any:
@@ -135,6 +141,8 @@ class InfiniteBench(Benchmark):
         if task not in CHOICE:
             return answer
         text = answer[0] if isinstance(answer, list) else answer
+        if text not in row["options"]:
+            raise ValueError(f"InfiniteBench {task}, answer: got {text!r}; allowed are {row['options']!r}")
         return [text, "ABCD"[row["options"].index(text)]]
 
     def score(self, task: Task, record: Mapping[str, Any], options: Mapping[str, Any]) -> float:
@@ -157,7 +165,7 @@ class InfiniteBench(Benchmark):
 def _first(pattern: str, text: str, task: str) -> str:
     match = re.search(pattern, text)
     if match is None:
-        raise ValueError(f"InfiniteBench {task}: the input {text[:80]!r} does not match {pattern!r}")
+        raise ValueError(f"InfiniteBench {task}, input: got {text[:80]!r}; allowed are texts that match {pattern!r}")
     return match.group(0)
 
 

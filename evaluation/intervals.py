@@ -11,13 +11,20 @@ RESAMPLES = 10_000
 
 
 def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share, 0..1; it stays honest at 0 and 1, where the normal one has no width.
+    """Wilson's interval of a share of successes, 0..1.
+
+    Unlike the textbook interval (share plus and minus z standard errors) it does not shrink to nothing when all or
+    none of the samples succeed.
+
+    Args:
+        successes, n: how many of how many samples succeeded.
+        z: width in standard errors; the default makes a 95 % interval.
 
     Raises:
         ValueError: `n` below 1 or `successes` outside 0..n.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise ValueError(f"successes must be 0 to n and n at least 1, not {successes} of {n}")
+        raise ValueError(f"successes: got {successes} of {n}; allowed are 0 to n, with n of at least 1")
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -32,7 +39,7 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
         ValueError: no values.
     """
     if not len(values):
-        raise ValueError("values must not be empty")
+        raise ValueError("values: got none; allowed is at least one")
     data = np.asarray(values, dtype=float)
     rng = np.random.default_rng(seed)
     # in blocks, so that thousands of samples do not need a matrix of 10,000 rows at once
@@ -42,21 +49,30 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
 
 
 def interval(scores: Sequence[float]) -> tuple[float, float] | None:
-    """95 % interval of a mean score: Wilson's where all scores are 0 or 1, else the bootstrap; None below two samples
-    of a graded score."""
+    """95 % interval of the mean of scores 0..1: Wilson's if every score is 0 or 1, otherwise the bootstrap's.
+
+    Returns:
+        Lower and upper bound; None if there are fewer than two scores and they are not 0 or 1.
+    """
     if scores and all(score in (0.0, 1.0) for score in scores):
         return wilson(round(sum(scores)), len(scores))
     return bootstrap(scores) if len(scores) > 1 else None
 
 
 def paired_difference(scores: Sequence[float], baseline: Sequence[float]) -> tuple[float, float, float] | None:
-    """Mean difference of two methods on the same samples, and its 95 % bootstrap interval; None below two samples.
+    """How much better one method is than another on the same samples.
+
+    Args:
+        scores, baseline: scores of the two methods; entry i of both is of the same sample.
+
+    Returns:
+        Mean difference, and the bounds of its 95 % bootstrap interval; None if there are fewer than two samples.
 
     Raises:
         ValueError: different numbers of samples.
     """
     if len(scores) != len(baseline):
-        raise ValueError(f"paired scores must be of the same samples: {len(scores)} and {len(baseline)}")
+        raise ValueError(f"baseline: got {len(baseline)} scores; allowed are {len(scores)}, of the same samples")
     if len(scores) < 2:
         return None
     differences = [a - b for a, b in zip(scores, baseline, strict=True)]

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
 from distill.evaluation.data import read_rows, require_columns
 from distill.evaluation.metrics.retrieval import contains
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import Prompt
 
 KEYS = (75, 140, 300)
 
 
 def render_records(records: Sequence[Sequence[str]]) -> str:
-    """The pairs as one JSON object, a pair a line, as the original prints it."""
+    """The pairs as one JSON object with one pair per line, as the original prints it."""
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in records]
     return "{" + ",\n ".join(lines) + "}"
 
@@ -25,7 +26,7 @@ def render_records(records: Sequence[Sequence[str]]) -> str:
 class KeyValue(Benchmark):
     name = "kv"
     title = "Key-value retrieval"
-    template = "auto"
+    presets = by_name(replace(OFFICIAL, template="auto"), PROMPTDISTILL)
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         return {f"keys_{n}": Task(f"keys_{n}", max_new_tokens=100, metric="contains") for n in KEYS}
@@ -33,8 +34,8 @@ class KeyValue(Benchmark):
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         if source.data_path is None:
             raise ValueError(
-                "kv has no data on the Hub: give --data-path with kv-retrieval-N_keys.jsonl(.gz) of "
-                "nelson-liu/lost-in-the-middle, kv_retrieval_data"
+                "--data-path: got none; allowed are folders with kv-retrieval-N_keys.jsonl(.gz), from "
+                "nelson-liu/lost-in-the-middle, kv_retrieval_data (kv has no data on the Hub)"
             )
         keys = int(task.name.split("_")[1])
         rows = read_rows(source.data_path, [f"kv-retrieval-{keys}_keys.jsonl"])
@@ -43,7 +44,7 @@ class KeyValue(Benchmark):
         for number, row in enumerate(require_columns(rows, ("ordered_kv_records", "key", "value"), f"kv {task.name}")):
             records = row["ordered_kv_records"]
             if len(records) != keys:
-                raise ValueError(f"kv {task.name}, row {number + 1}: has {len(records)} keys, not {keys}")
+                raise ValueError(f"kv {task.name}, row {number + 1}: got {len(records)} keys; allowed are {keys}")
             position = [key for key, _ in records].index(row["key"])
             samples.append(
                 Sample(
@@ -63,9 +64,3 @@ class KeyValue(Benchmark):
 
     def chance(self, task: Task, record: Mapping[str, Any]) -> float:
         return 1 / record["reference"]["keys"]
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([KeyValue.name, *sys.argv[1:]]))

@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from distill.evaluation import prompts
@@ -18,6 +19,7 @@ from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, unique
 from distill.evaluation.data import HubFile, read_rows, read_zip_member, require_columns
 from distill.evaluation.metrics.longbench import SCORERS
 from distill.evaluation.metrics.text import FUZZ_BACKENDS
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Limit, by_name
 from distill.evaluation.prompting import fill
 
 DATA = HubFile("THUDM/LongBench", "data.zip", "5e628be450b7e67fb7ae6e201bd6d8f7056f7672")
@@ -53,8 +55,6 @@ NOT_IN_E = (*CHINESE, "narrativeqa", "musique", "qmsum")
 ALL = tuple(task for group in GROUPS.values() for task in group)
 FEW_SHOT = GROUPS["few-shot"]
 BUCKETS = (("0-4k", 4000), ("4-8k", 8000), ("8k+", None))
-# PromptDistill's limits in prompt tokens by architecture, others as Llama; its H2O runs used 8,192
-PROMPTDISTILL_LIMITS = {"llama": 128_000, "phi3": 128_000, "qwen2": 32_200}
 
 
 def base_name(task: str) -> str:
@@ -67,6 +67,12 @@ class LongBench(Benchmark):
     title = "LongBench"
     repo = DATA.repo
     revision = DATA.revision
+    presets = by_name(
+        # the official limits are the context length minus about 500
+        replace(OFFICIAL, limit=Limit(reserve=500), scoring={"fuzz_backend": "difflib"}),
+        # (its H2O runs used 8,192 tokens)
+        replace(PROMPTDISTILL, limit=Limit(128_000, by_model={"qwen2": 32_200}), scoring={"fuzz_backend": "indel"}),
+    )
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"fuzz_backend": FUZZ_BACKENDS}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -80,9 +86,6 @@ class LongBench(Benchmark):
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
         return {"e": bool(args.e)}
-
-    def scoring_options(self, preset: str) -> dict[str, Any]:
-        return {"fuzz_backend": "indel" if preset == "promptdistill" else "difflib"}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         lengths = prompts.load("longbench_max_new_tokens.json")
@@ -101,12 +104,6 @@ class LongBench(Benchmark):
     def default_tasks(self, options: Mapping[str, Any]) -> list[str]:
         return [name for name in self.tasks(options) if name.endswith("_e") == bool(options.get("e"))]
 
-    def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
-        if preset == "promptdistill":
-            return PROMPTDISTILL_LIMITS.get(model_type or "", 128_000)
-        # the official limits are the context length minus about 500
-        return None if window is None else window - 500
-
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         member = f"{task.name}.jsonl"
         if source.data_path is None:
@@ -114,10 +111,12 @@ class LongBench(Benchmark):
         else:
             rows = read_rows(source.data_path, [member])
         template = prompts.load("longbench.json")[base_name(task.name)]
-        rows = list(require_columns(rows, COLUMNS, f"LongBench {task.name}"))
+        rows = list(require_columns(rows, COLUMNS, f"LongBench {task.name}", nullable=("all_classes",)))
         wrong = [row["dataset"] for row in rows if base_name(row["dataset"]) != base_name(task.name)]
         if wrong:
-            raise ValueError(f"data for {task.name} holds samples of {wrong[0]!r}: not the original LongBench file")
+            raise ValueError(
+                f"LongBench {task.name}, dataset: got {wrong[0]!r}; allowed is {task.name!r}, as in the original file"
+            )
         ids = unique_ids([str(row["_id"]) for row in rows])
         return [self._sample(task, template, row, key) for row, key in zip(rows, ids, strict=True)]
 

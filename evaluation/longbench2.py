@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, mean_by, unique_ids
-from distill.evaluation.data import HubFile, read_json_rows, read_rows, require_columns
+from distill.evaluation.data import HubSet, read_rows, require_columns
 from distill.evaluation.metrics.longbench import choice
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Limit, by_name
 from distill.evaluation.prompting import Prompt
 
-DATA = HubFile("THUDM/LongBench-v2", "data.json", "2b48e494f2c7a2f0af81aae178e05c7e1dde0fe9")
+DATA = HubSet("THUDM/LongBench-v2", "2b48e494f2c7a2f0af81aae178e05c7e1dde0fe9")
 FIELDS = {"$DOC$": "context", "$Q$": "question", **{f"$C_{x}$": f"choice_{x}" for x in "ABCD"}}
 COLUMNS = ("_id", "difficulty", "length", "answer", *FIELDS.values())
 VARIANTS = {
@@ -27,6 +28,9 @@ VARIANTS = {
     "no_context": "longbench2_0shot_no_context.txt",
 }
 COT_TOKENS = 1024
+SCORING = {"compensated": False}
+# official: 120,000 for models of 128k; smaller windows keep 500 tokens free for the template and 128 for the answer
+LIMIT = Limit(120_000, reserve=500 + 128)
 
 
 def render(template: str, row: Mapping[str, Any]) -> Prompt:
@@ -49,7 +53,10 @@ class LongBench2(Benchmark):
     repo = DATA.repo
     revision = DATA.revision
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"compensated": (True, False)}
-    template = "auto"
+    presets = by_name(
+        replace(OFFICIAL, template="auto", truncation="longbench2", limit=LIMIT, scoring=SCORING),
+        replace(PROMPTDISTILL, truncation="longbench2", limit=LIMIT, scoring=SCORING),
+    )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
@@ -66,22 +73,12 @@ class LongBench2(Benchmark):
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
         return {"variant": args.variant}
 
-    def scoring_options(self, preset: str) -> dict[str, Any]:
-        return {"compensated": False}
-
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         return {"test": Task("test", max_new_tokens=128, metric="choice")}
 
-    def truncation(self, preset: str) -> str:
-        return "longbench2"
-
-    def max_length(self, preset: str, window: int | None, model_type: str | None) -> int | None:
-        # official: 120,000 for models of 128k; for smaller windows the same idea, room for template and answer
-        return 120_000 if window is None or window >= 128_000 else window - 500 - 128
-
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         if source.data_path is None:
-            rows = read_json_rows(DATA.download(source.revision))
+            rows = DATA.table("data.json", (*COLUMNS, "domain", "sub_domain"), revision=source.revision)
         else:
             rows = read_rows(source.data_path, ["data.json", "data.jsonl"])
         rows = list(require_columns(rows, COLUMNS, "LongBench v2"))
@@ -121,9 +118,3 @@ class LongBench2(Benchmark):
             "length": mean_by(records, scores, "length"),
             "answers": {"cannot be parsed (%)": 100 * unparsed / len(records)},
         }
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([LongBench2.name, *sys.argv[1:]]))

@@ -14,20 +14,24 @@ import random
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
+from distill.evaluation.checks import integer
 from distill.evaluation.metrics.retrieval import contains, needle_overlap, needle_phrase, needle_rouge
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Grid, by_name
 from distill.evaluation.prompting import Encoder, Prompt, fill
-from distill.evaluation.ruler import ESSAYS, essays
 from distill.evaluation.synthetic import words
+from distill.evaluation.synthetic.essays import ESSAYS, essays
 from distill.evaluation.synthetic.niah import NEEDLE
+from distill.patches.checks import check_integer, check_number
 
 # tokens left for prompt and answer, besides the needle
 RESERVE = 200
-GRIDS = {"official": (35, 35), "chat": (35, 35), "promptdistill": (40, 10)}
-PROMPTDISTILL_END = 128_000
+# lengths or depths of a grid
+MOST_CELLS = 10_000
 SCORES = ("phrase", "overlap", "rouge")
 QUESTION = "What is the special magic number for {key} mentioned in the provided text?"
 CUE = " The special magic number for {key} mentioned in the provided text is"
@@ -41,24 +45,39 @@ def spaced(start: float, end: float, count: int) -> list[int]:
 
 
 class Haystack:
-    """A long text that can be cut to a number of tokens. Raises ValueError if it holds the needle already."""
+    """A long text of which pieces of any number of tokens are taken.
+
+    Args:
+        text: the essays.
+        encoder: the evaluated model's tokenizer, which counts the tokens.
+
+    Raises:
+        ValueError: the text is empty.
+    """
 
     def __init__(self, text: str, encoder: Encoder) -> None:
         self.text, self.encoder = text, encoder
         self.ids = encoder.plain(text)
         if not self.ids:
-            raise ValueError("the haystack is empty")
+            raise ValueError("text: got an empty haystack; allowed is any text to hide needles in")
 
     def cut(self, tokens: int) -> str:
-        """About `tokens` tokens from the start of the text, which is repeated where it is too short."""
+        """The first `tokens` tokens as text; a text that is too short is repeated."""
         copies = -(-tokens // len(self.ids))
         return self.encoder.decode((self.ids * copies)[:tokens])
 
 
 def insert(text: str, needles: Sequence[str], depths: Sequence[float]) -> str:
-    """The text with each needle at the sentence boundary nearest below its depth (percent of the characters).
+    """Hides needles in a text, each between two sentences.
 
-    Depth 0 is before everything, 100 after everything. Needles at one place stand in the order given.
+    Args:
+        text: the haystack.
+        needles: the sentences to hide.
+        depths: where each of them goes, in percent of the text's characters: to the last end of a sentence that is not
+            beyond it. 0 is before the whole text and 100 behind it.
+
+    Returns:
+        The text with the needles. Those that go to the same place stand there in the order given.
 
     Raises:
         ValueError: a depth outside 0..100, or a needle that the text holds already.
@@ -66,10 +85,11 @@ def insert(text: str, needles: Sequence[str], depths: Sequence[float]) -> str:
     boundaries = [0, *(match.end() for match in re.finditer(r"[.!?][\"'”’)]*\s+", text)), len(text)]
     places = []
     for needle, depth in zip(needles, depths, strict=True):
-        if not 0 <= depth <= 100:
-            raise ValueError(f"depth must be 0 to 100 percent, not {depth}")
+        check_number("depth", depth, 0, 100)
         if needle.strip() in text:
-            raise ValueError(f"the haystack already holds the needle {needle.strip()!r}")
+            raise ValueError(
+                f"needle: got {needle.strip()!r}; allowed are sentences that the haystack does not hold already"
+            )
         target = len(text) if depth == 100 else int(len(text) * depth / 100)
         places.append(max(place for place in boundaries if place <= target))
     for place, needle in sorted(zip(places, needles, strict=True), key=lambda item: item[0], reverse=True):
@@ -82,20 +102,37 @@ class Needle(Benchmark):
     title = "Needle in a Haystack"
     repo = ESSAYS.repo
     revision = ESSAYS.revision
+    presets = by_name(
+        replace(OFFICIAL, scoring={"needle_score": "phrase"}),
+        replace(
+            PROMPTDISTILL,
+            scoring={"needle_score": "overlap"},
+            wording="promptdistill",
+            # its script runs a fixed grid and leaves out the lengths beyond the two flags
+            grid=Grid(lengths=40, depths=10, span=(1000, 128_000)),
+        ),
+        wording="chat",
+    )
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {"needle_score": SCORES}
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--s_len", type=int, default=1000, help="shortest context in tokens (default %(default)s)")
         parser.add_argument(
-            "--e_len", type=int, default=128_000, help="longest context in tokens (default %(default)s)"
+            "--s_len", type=integer, default=1000, help="shortest context in tokens (default %(default)s)"
         )
-        parser.add_argument("--n-lengths", type=int, help="number of lengths (35; 40 under --preset promptdistill)")
-        parser.add_argument("--n-depths", type=int, help="number of depths (35; 10 under --preset promptdistill)")
         parser.add_argument(
-            "--needles", type=int, default=0, metavar="N", help="hide N random needles; 0: the classic one"
+            "--e_len", type=integer, default=128_000, help="longest context in tokens (default %(default)s)"
         )
-        parser.add_argument("--repeats", type=int, default=1, help="samples of each cell, with --needles (default 1)")
-        parser.add_argument("--seed", type=int, default=42, help="seed of random needles (default %(default)s)")
+        parser.add_argument(
+            "--n-lengths", type=integer, help="number of lengths (35; 40 under --preset promptdistill)"
+        )
+        parser.add_argument("--n-depths", type=integer, help="number of depths (35; 10 under --preset promptdistill)")
+        parser.add_argument(
+            "--needles", type=integer, default=0, metavar="N", help="hide N random needles; 0: the classic one"
+        )
+        parser.add_argument(
+            "--repeats", type=integer, default=1, help="samples of each cell, with --needles (default 1)"
+        )
+        parser.add_argument("--seed", type=integer, default=42, help="seed of random needles (default %(default)s)")
         parser.add_argument(
             "--needle-score",
             choices=SCORES,
@@ -103,34 +140,34 @@ class Needle(Benchmark):
         )
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
-        lengths, depths = GRIDS[args.preset]
+        usual = self.preset(args.preset).grid
         for flag, value, least in (("--s_len", args.s_len, RESERVE + 100), ("--e_len", args.e_len, args.s_len)):
-            if value < least:
-                raise ValueError(f"{flag} must be at least {least} tokens, not {value}")
-        if args.needles < 0 or args.repeats < 1 or (args.repeats > 1 and not args.needles):
+            check_integer(flag, value, least)
+        check_integer("--needles", args.needles, 0)
+        # each has more than one token
+        check_number("--needles", args.needles, 0, args.s_len)
+        check_integer("--repeats", args.repeats, 1)
+        if args.repeats > 1 and not args.needles:
             raise ValueError(
-                f"--needles {args.needles} --repeats {args.repeats}: needles must not be negative, and cells can only "
-                "be repeated with random needles"
+                f"--repeats: got {args.repeats}; allowed is 1 for the classic needle (--needles 0), because all "
+                "samples of a cell would be equal"
             )
-        counts = {"--n-lengths": args.n_lengths or lengths, "--n-depths": args.n_depths or depths}
-        for flag, count in counts.items():
-            if count < 1:
-                raise ValueError(f"{flag} must be at least 1, not {count}")
-        if args.preset == "promptdistill" and args.n_lengths is None:
-            # its script runs a fixed grid and leaves out the lengths beyond the two flags
-            grid = [n for n in spaced(1000, PROMPTDISTILL_END, lengths) if args.s_len <= n <= args.e_len]
+        n_lengths = usual.lengths if args.n_lengths is None else args.n_lengths
+        n_depths = usual.depths if args.n_depths is None else args.n_depths
+        for flag, count in (("--n-lengths", n_lengths), ("--n-depths", n_depths)):
+            check_integer(flag, count, 1)
+            check_number(flag, count, 1, MOST_CELLS)
+        if usual.span is not None and args.n_lengths is None:
+            grid = [n for n in spaced(*usual.span, usual.lengths) if args.s_len <= n <= args.e_len]
         else:
-            grid = spaced(args.s_len, args.e_len, counts["--n-lengths"])
+            grid = spaced(args.s_len, args.e_len, n_lengths)
         return {
             "lengths": grid,
-            "depths": spaced(0, 100, counts["--n-depths"]),
+            "depths": spaced(0, 100, n_depths),
             "needles": args.needles,
             "repeats": args.repeats,
             "seed": args.seed,
         }
-
-    def scoring_options(self, preset: str) -> dict[str, Any]:
-        return {"needle_score": "overlap" if preset == "promptdistill" else "phrase"}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
         if options["needles"]:
@@ -153,11 +190,9 @@ class Needle(Benchmark):
         needle = parts["needle"]
         context = haystack.cut(length - RESERVE - len(source.encoder.plain(needle)))
         context = insert(context, [needle], [depth])
-        texts = parts["promptdistill" if source.preset == "promptdistill" else "official"]
+        texts = parts[self.preset(source.preset).wording]
         head = fill(texts["context"], {"context": context}, "context")
         question = texts["question"].format(question=parts["question"])
-        if source.preset == "official":
-            question += parts["completion_cue"]
         return Sample(
             f"{length}-{depth}",
             Prompt(head.context, head.question + question),
@@ -175,8 +210,8 @@ class Needle(Benchmark):
         needles = [NEEDLE.format(kind="numbers", key=key, value=value) + " " for key, value in keys.items()]
         size = length - RESERVE - sum(len(source.encoder.plain(needle)) for needle in needles)
         if size < 1:
-            raise ValueError(f"--needles {options['needles']} do not fit into {length} tokens")
-        # the asked one stands at the cell's depth, the others anywhere
+            raise ValueError(f"--needles: got {options['needles']}; allowed are as many as fit into {length} tokens")
+        # the needle that is asked for stands at the depth of the cell, the others anywhere
         depths = [depth, *(rng.uniform(0, 99) for _ in needles[1:])]
         context = insert(haystack.cut(size), needles, depths)
         question = f"\n{QUESTION.format(key=asked)}"

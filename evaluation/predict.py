@@ -1,13 +1,16 @@
-"""Prediction: samples through a model into result files. Scoring is apart and never needs the model.
+"""Prediction: a model answers the samples of a benchmark, and the answers are written into result files.
 
-Under `accelerate launch` the samples are dealt out to the processes; one process merges what all have written.
+Scoring is a step of its own and never needs the model. Under `accelerate launch` the processes share the samples, and
+one of them merges what all have written.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,27 +18,35 @@ from typing import Any
 from tqdm import tqdm
 
 from distill.evaluation import facts, prompting
-from distill.evaluation.benchmark import PRESETS, Benchmark, Sample, Source, Task, check_tasks
+from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, check_tasks
+from distill.evaluation.checks import LARGEST
 from distill.evaluation.generation import Decoding, Generation, Generator
+from distill.evaluation.lock import only_writer
 from distill.evaluation.methods import Method
+from distill.evaluation.presets import Preset
 from distill.evaluation.prompting import Encoder, Prompt
 from distill.evaluation.store import ResultFile, Results, summarise
+from distill.patches.checks import check_integer, check_number
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything about a run but the model.
+    """What to run: everything except the model and the method.
 
     Attributes:
-        tasks: names, or None for the benchmark's default.
-        preset: "official", "promptdistill" or "chat".
+        benchmark: the benchmark.
+        tasks: names of the tasks, or None for those that the benchmark runs by default.
+        preset: name of one of the benchmark's presets.
         protocol: "query-aware" or "query-agnostic".
         max_length: truncation limit in prompt tokens; None for the preset's.
-        limit: only the first samples of each task.
+        limit: run only so many first samples of each task; None runs all.
         data_path, revision: see `benchmark.Source`.
         options: the benchmark's settings, from `Benchmark.options`.
-        drilldown: for so many first samples of a task, which prompt tokens were kept is recorded.
+        drilldown: for so many first samples of each task, the result file also says which prompt tokens were kept.
         restart: discard earlier results instead of continuing them.
+
+    Raises:
+        ValueError: an attribute has a value that is not allowed.
     """
 
     benchmark: Benchmark
@@ -51,14 +62,20 @@ class Plan:
     restart: bool = False
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, not {self.preset!r}")
-        for name in ("limit", "max_length"):
+        self.benchmark.preset(self.preset)
+        # a limit of one token would leave half a token at each end
+        for name, least in (("limit", 1), ("max_length", 2)):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        if self.drilldown < 0:
-            raise ValueError(f"drilldown must not be negative, not {self.drilldown}")
+            if value is not None:
+                check_integer(name, value, least)
+                check_number(name, value, least, LARGEST)
+        check_integer("drilldown", self.drilldown, 0)
+        check_number("drilldown", self.drilldown, 0, LARGEST)
+
+    @property
+    def rules(self) -> Preset:
+        """What the preset says for this benchmark."""
+        return self.benchmark.preset(self.preset)
 
 
 class Processes:
@@ -79,7 +96,10 @@ class Processes:
         self.state.wait_for_everyone()
 
     def share(self, error: str | None) -> str | None:
-        """The main process's error in every process, so that all end instead of waiting for one that has ended."""
+        """Tells every process the main process's error message (None: no error), so that all of them stop together.
+
+        Otherwise the main process would stop, and the others would wait for it.
+        """
         if self.world == 1:
             return error
         from accelerate.utils import broadcast_object_list
@@ -95,46 +115,76 @@ def predict(
     """Predicts all samples that `folder` does not have yet.
 
     Args:
+        plan: what to run.
+        method: the method, or the stock model.
         model: a causal LM, in the state it is to be evaluated in.
         tokenizer: its tokenizer.
-        folder: gets one result file `<task>.jsonl` a task.
+        folder: gets one result file `<task>.jsonl` for each task.
+        processes: the processes of an `accelerate launch`; None for this one alone.
 
     Returns:
         The result files, complete for this plan.
 
     Raises:
-        ValueError: bad settings, data or earlier results; what has been written stays.
+        ValueError: bad settings, data or earlier results, or another process that writes into `folder`. Answers that
+            have been written stay.
     """
     encoder = Encoder(tokenizer)
     tasks = check_tasks(plan.benchmark, plan.tasks, plan.options)
     _check(plan, tasks, tokenizer)
     generator = Generator(model, encoder, method.policy, plan.protocol)
     environment = facts.environment(model.device)
-    paths = []
-    for task in tasks:
-        template = uses_template(plan, task, tokenizer)
-        samples = list(plan.benchmark.samples(task, _source(plan, encoder, template)))[: plan.limit]
-        path = folder / f"{task.name}.jsonl"
-        header = describe(plan, method, task, model, tokenizer, template) | {"environment": environment}
-        _predict_task(plan, task, samples, template, generator, path, header, processes)
-        paths.append(path)
+    paths: list[Path] = []
+    with ExitStack() as held:
+        for task in tasks:
+            template = uses_template(plan, task, tokenizer)
+            samples = list(plan.benchmark.samples(task, _source(plan, encoder, template)))[: plan.limit]
+            path = folder / f"{task.name}.jsonl"
+            header = describe(plan, method, task, model, tokenizer, template) | {"environment": environment}
+            if not paths:
+                # as late as this, because data that cannot be had must not leave an empty folder
+                _in_main(processes, lambda: held.enter_context(only_writer(folder)))
+            _predict_task(plan, task, samples, template, generator, path, header, processes)
+            paths.append(path)
     return paths
+
+
+def _in_main(processes: Processes | None, act: Callable[[], Any]) -> None:
+    """Does something in the main process only; what goes wrong there is raised in every process."""
+    error = None
+    if processes is None or processes.main:
+        try:
+            act()
+        except ValueError as problem:
+            error = str(problem)
+    error = processes.share(error) if processes else error
+    if error is not None:
+        raise ValueError(error)
 
 
 def uses_template(plan: Plan, task: Task, tokenizer: Any) -> bool:
     """Whether the preset puts this task into the tokenizer's chat template."""
-    if plan.preset == "promptdistill" or not task.template:
+    use = plan.rules.template
+    if use == "never" or not task.template:
         return False
-    if plan.preset == "chat":
-        return True
-    return plan.benchmark.template == "auto" and bool(getattr(tokenizer, "chat_template", None))
+    return use == "always" or bool(getattr(tokenizer, "chat_template", None))
 
 
 def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, template: bool) -> tuple[Prompt, bool]:
-    """The prompt as the model gets it, and whether it was truncated: cut, then template, then answer prefix."""
+    """The prompt as the model gets it: cut to the limit, put into the chat template, then the answer's beginning.
+
+    Args:
+        plan: what is run.
+        sample: the sample whose prompt it is.
+        encoder: the model's tokenizer.
+        limit: most tokens of the prompt before it is put into the template; None never cuts.
+        template: whether it is put into the template.
+
+    Returns:
+        The prompt, and whether it was cut.
+    """
     split = plan.protocol == "query-agnostic"
-    rule = plan.benchmark.truncation(plan.preset)
-    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, rule, split)
+    prompt, cut = prompting.truncate_prompt(encoder, sample.prompt, limit, plan.rules.truncation, split)
     if template:
         prompt = prompting.chat(encoder.tokenizer, prompt)
     return Prompt(prompt.context, prompt.question + sample.answer_prefix), cut
@@ -142,14 +192,13 @@ def render(plan: Plan, sample: Sample, encoder: Encoder, limit: int | None, temp
 
 def decoding(plan: Plan, task: Task) -> Decoding:
     """How the preset decodes this task."""
-    if plan.preset == "promptdistill":
-        return Decoding(tokenizer_eos_only=True, first_token_free=True, strip=True)
-    return Decoding(stop_at_newline=task.stop_at_newline)
+    stop = plan.rules.newline_stops and task.stop_at_newline
+    return dataclasses.replace(plan.rules.decoding, stop_at_newline=stop)
 
 
 def new_tokens(plan: Plan, task: Task, sample: Sample) -> int:
-    """Tokens to generate at most. PromptDistill's loop emits one more than its limit: the first comes from prefill."""
-    return (sample.max_new_tokens or task.max_new_tokens) + (plan.preset == "promptdistill")
+    """Tokens to generate at most: the sample's number, otherwise the task's, and what the preset adds to it."""
+    return (sample.max_new_tokens or task.max_new_tokens) + plan.rules.extra_tokens
 
 
 def window(model: Any) -> int | None:
@@ -158,7 +207,16 @@ def window(model: Any) -> int | None:
 
 
 def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any, template: bool) -> dict[str, Any]:
-    """The header of a result file, without the environment: what must be equal for a run to be continued."""
+    """The header of a result file, except for the environment. A run is continued only if all of it is equal.
+
+    Args:
+        plan: what is run.
+        method: the method, or the stock model.
+        task: the task that the file is for.
+        model: the model.
+        tokenizer: its tokenizer.
+        template: whether prompts are put into the chat template, from `uses_template`.
+    """
     config = model.config
     return {
         "benchmark": plan.benchmark.name,
@@ -177,8 +235,8 @@ def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any,
         "window": window(model),
         "tokenizer": tokenizer.name_or_path,
         "template": template,
-        "truncation": {"rule": plan.benchmark.truncation(plan.preset), "limit": limit_of(plan, model)},
-        "max_new_tokens": task.max_new_tokens + (plan.preset == "promptdistill"),
+        "truncation": {"rule": plan.rules.truncation, "limit": limit_of(plan, model)},
+        "max_new_tokens": task.max_new_tokens + plan.rules.extra_tokens,
         "decoding": vars(decoding(plan, task)),
         "data": _data(plan),
         "options": dict(plan.options),
@@ -187,11 +245,11 @@ def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any,
 
 
 def limit_of(plan: Plan, model: Any) -> int | None:
-    """The truncation limit in force."""
+    """The limit in prompt tokens that long prompts are cut to: the plan's, otherwise the preset's. None: no limit."""
     if plan.max_length is not None:
         return plan.max_length
     model_type = model.config.model_type.removeprefix("distill_")
-    return plan.benchmark.max_length(plan.preset, window(model), model_type)
+    return plan.rules.limit.tokens(window(model), model_type)
 
 
 def _data(plan: Plan) -> dict[str, Any]:
@@ -211,17 +269,22 @@ def _source(plan: Plan, encoder: Encoder, template: bool) -> Source:
 
 def _check(plan: Plan, tasks: Sequence[Task], tokenizer: Any) -> None:
     if plan.data_path is not None and not plan.data_path.exists():
-        raise ValueError(f"--data-path: {plan.data_path} does not exist")
+        raise ValueError(f"--data-path: got {plan.data_path}; allowed are files and folders that exist")
     if plan.data_path is not None and plan.data_path.is_file() and plan.data_path.suffix != ".zip" and len(tasks) > 1:
-        raise ValueError(f"--data-path {plan.data_path} is one file: name one task with --tasks")
-    if plan.preset == "chat" and not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"--preset chat: the tokenizer {tokenizer.name_or_path!r} has no chat template")
+        raise ValueError(
+            f"--tasks: got {', '.join(task.name for task in tasks)}; allowed is one, because --data-path is one file"
+        )
+    if plan.rules.template == "always" and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"--preset: got {plan.preset!r}; allowed are presets without a chat template, because the tokenizer "
+            f"{tokenizer.name_or_path!r} has none"
+        )
     if plan.protocol == "query-agnostic":
         leading = [task.name for task in tasks if task.question_leads]
         if leading:
             raise ValueError(
-                f"the prompts of {', '.join(leading)} name the question before the context, so a query-agnostic "
-                "method would see it: leave them out with --tasks"
+                f"--tasks: got {', '.join(leading)}; allowed under the query-agnostic protocol are tasks whose "
+                "prompts do not name the question before the context, because the method would see it"
             )
 
 
@@ -238,17 +301,13 @@ def _predict_task(
     order = [sample.id for sample in samples]
     rank, world = (processes.rank, processes.world) if processes else (0, 1)
     file = ResultFile(path, header, rank, world)
-    error = None
-    if rank == 0:
-        try:
-            if plan.restart:
-                path.unlink(missing_ok=True)
-            file.prepare(order)
-        except ValueError as problem:
-            error = str(problem)
-    error = processes.share(error) if processes else error
-    if error is not None:
-        raise ValueError(error)
+
+    def begin() -> None:
+        if plan.restart:
+            file.discard()
+        file.prepare(order)
+
+    _in_main(processes, begin)
     done = file.done()
     if processes:
         # no process may write before every one has read what is done
@@ -303,5 +362,5 @@ def _cost(made: Sequence[Generation]) -> dict[str, Any]:
 
 
 def encode_shares(shares: Sequence[float]) -> str:
-    """Shares 0..1 as one digit each: 0 only for exactly none, 9 only for all."""
+    """Writes shares 0..1 as one digit each. The digit is 0 only for a share of 0, and 9 only for a share of 1."""
     return "".join("0" if s <= 0 else "9" if s >= 1 - 1e-6 else str(max(1, min(8, round(s * 9)))) for s in shares)

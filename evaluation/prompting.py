@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from distill.patches.checks import check_choice, check_integer
+
 TRUNCATIONS = ("longbench", "longbench2", "infinitebench")
 
 
@@ -32,14 +34,19 @@ class Prompt:
 
 
 def fill(template: str, values: dict[str, str], context: str) -> Prompt:
-    """`template.format(**values)` split after the field named `context`.
+    """Fills in a template and cuts the text in two behind the field named `context`.
+
+    Args:
+        template: a template for `str.format`.
+        values: text by field.
+        context: name of the field that holds the long text.
 
     Raises:
         ValueError: the template does not have that field exactly once.
     """
     marker = "{" + context + "}"
     if template.count(marker) != 1:
-        raise ValueError(f"template must have the field {marker} once: {template[:80]!r}")
+        raise ValueError(f"template: got {template[:80]!r}; allowed are texts that have the field {marker} once")
     before, after = template.split(marker)
     return Prompt(before.format(**values) + values[context], after.format(**values))
 
@@ -53,7 +60,7 @@ class Encoder:
 
     def __init__(self, tokenizer: Any) -> None:
         if tokenizer is None:
-            raise ValueError("tokenizer must be a Transformers tokenizer, not None: the model has none, name one")
+            raise ValueError("tokenizer: got None; allowed is a Transformers tokenizer (the model has none: name one)")
         self.tokenizer = tokenizer
         special = set(tokenizer.all_special_ids)
         # what the tokenizer itself puts before a text: BOS, nothing, or (GLM) several special tokens
@@ -61,7 +68,7 @@ class Encoder:
         self.opening = "".join(tokenizer.convert_ids_to_tokens(self.prefix))
 
     def plain(self, text: str) -> list[int]:
-        """Ids of `text` alone: no BOS is added, and a spelled-out BOS inside the text stays text."""
+        """Ids of `text` alone: no BOS is added, and if the text contains the BOS as text, it is read as text."""
         bos = self.tokenizer.bos_token
         if not self.prefix or bos is None or bos not in text:
             return list(self._ids(text))
@@ -72,14 +79,14 @@ class Encoder:
         return ids
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a whole prompt, with the BOS that the tokenizer is used to exactly once, at the start.
+        """Ids of a whole prompt. It begins with the tokenizer's BOS (if it uses one), which occurs nowhere else.
 
-        A chat template often writes the BOS itself, and documents can spell it out; neither adds a second one.
+        A chat template often writes the BOS itself, and a document can contain it as text; neither adds a second one.
         """
         return self.prefix + self.plain(text.removeprefix(self.opening))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids` without special tokens, as the official code decodes: with the tokenizer's own defaults."""
+        """Text of `ids` without special tokens, decoded with the tokenizer's defaults as the official code does."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _ids(self, text: str) -> list[int]:
@@ -87,24 +94,27 @@ class Encoder:
 
 
 def truncate(encoder: Encoder, text: str, limit: int | None, rule: str) -> tuple[str, bool]:
-    """`text` cut in the middle to `limit` tokens, and whether it was cut.
+    """Cuts a text in the middle if it is longer than the limit.
 
     Args:
+        encoder: the tokenizer that counts the tokens.
+        text: the text.
         limit: most tokens, BOS included; None never cuts.
         rule: "longbench" keeps `limit // 2` ids at each end and joins the two decoded halves as strings (an odd limit
             keeps one token less); "infinitebench" keeps the same ids and decodes them as one sequence; "longbench2"
             keeps `limit // 2` at the start and the rest of the limit at the end, decoded as one sequence.
-            Encoding the result again can give a few tokens more or less: the rules cut text, not ids.
+            The result is text again, and encoding it can give a few tokens more or less than the limit.
+
+    Returns:
+        The text, and whether it was cut.
 
     Raises:
         ValueError: unknown `rule`, or `limit` below 2 (a half of 0 would keep everything).
     """
-    if rule not in TRUNCATIONS:
-        raise ValueError(f"rule must be one of {', '.join(TRUNCATIONS)}, not {rule!r}")
+    check_choice("rule", rule, TRUNCATIONS)
     if limit is None:
         return text, False
-    if limit < 2:
-        raise ValueError(f"limit must be at least 2 tokens, not {limit}")
+    check_integer("limit", limit, 2)
     ids = encoder.encode(text)
     if len(ids) <= limit:
         return text, False
@@ -118,14 +128,19 @@ def truncate(encoder: Encoder, text: str, limit: int | None, rule: str) -> tuple
 def truncate_prompt(
     encoder: Encoder, prompt: Prompt, limit: int | None, rule: str, split: bool = False
 ) -> tuple[Prompt, bool]:
-    """`truncate` for a prompt in two pieces.
+    """`truncate` for a prompt in two pieces, context and question.
 
     Args:
-        split: the pieces are needed. Without it a limit that cuts into the question gives one piece, as in the
-            official code, which knows no pieces.
+        encoder, limit, rule: as for `truncate`.
+        prompt: the prompt.
+        split: whether both pieces are needed afterwards. If they are not, and the limit is so low that the question is
+            cut too, the whole prompt becomes one piece; the official code knows no pieces.
+
+    Returns:
+        The prompt, and whether it was cut.
 
     Raises:
-        ValueError: as `truncate`; or `split`, and the limit is so low that the question itself was cut.
+        ValueError: as `truncate`; or the pieces are needed and the question would be cut.
     """
     text, cut = truncate(encoder, prompt.text, limit, rule)
     if not cut:
@@ -137,7 +152,9 @@ def truncate_prompt(
         if not question or not text.endswith(question):
             if not split:
                 return Prompt(text, ""), True
-            raise ValueError(f"limit of {limit} tokens cuts into the question {prompt.question[-60:]!r}: allow more")
+            raise ValueError(
+                f"limit: got {limit} tokens; allowed are enough not to cut the question {prompt.question[-60:]!r}"
+            )
     return Prompt(text[: len(text) - len(question)], question), True
 
 
@@ -148,14 +165,17 @@ def chat(tokenizer: Any, prompt: Prompt) -> Prompt:
         ValueError: the tokenizer has no chat template, or its template changes the message.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError(f"the tokenizer {tokenizer.name_or_path!r} has no chat template: choose another preset")
+        raise ValueError(f"tokenizer: got {tokenizer.name_or_path!r}; allowed are tokenizers with a chat template")
     messages = [{"role": "user", "content": prompt.text}]
     text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     # many templates trim the message
     body = prompt.text.strip()
     start = text.rfind(body)
     if not body or start < 0:
-        raise ValueError(f"the chat template of {tokenizer.name_or_path!r} does not keep the message as it is")
+        raise ValueError(
+            f"tokenizer: got {tokenizer.name_or_path!r}; allowed are tokenizers whose chat template leaves a message "
+            "as it is"
+        )
     lead = len(prompt.text) - len(prompt.text.lstrip())
     split = start + max(0, min(len(prompt.context) - lead, len(body)))
     return Prompt(text[:split], text[split:])

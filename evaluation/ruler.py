@@ -10,26 +10,27 @@ distractor keys never equal the asked key, and in the question answering tasks t
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from tqdm import tqdm
 
-from distill.evaluation import prompts
+from distill.evaluation import prompts, strictjson
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task
-from distill.evaluation.data import HubFile, read_texts
+from distill.evaluation.checks import LARGEST, integer
+from distill.evaluation.data import HubSet, read_json_rows
 from distill.evaluation.metrics.retrieval import string_match_all, string_match_part
+from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, by_name
 from distill.evaluation.prompting import Prompt
 from distill.evaluation.synthetic import niah, tracking, words
+from distill.evaluation.synthetic.essays import ESSAYS, essays
 from distill.evaluation.synthetic.fit import largest_size, shrink_to_fit
+from distill.patches.checks import check_integer, check_number
 
-ESSAYS = HubFile("sgoel9/paul_graham_essays", "pual_graham_essays.csv", "0c7155a53c25e24c9b9858314460e0ee1f5c3e4e")
-HOTPOT = HubFile("namlh2004/hotpotqa", "hotpot_dev_distractor_v1.json", "7e54db4656209750ff487f6fdf8e39a66dba136b")
+HOTPOT = HubSet("namlh2004/hotpotqa", "7e54db4656209750ff487f6fdf8e39a66dba136b")
+HOTPOT_FILE = "hotpot_dev_distractor_v1.json"
 SQUAD_FILE = "dev-v2.0.json"
 TEMPLATES = {
     **dict.fromkeys(niah.TASKS, "niah"),
@@ -48,22 +49,25 @@ class Ruler(Benchmark):
     title = "RULER"
     repo = ESSAYS.repo
     revision = ESSAYS.revision
-    template = "auto"
+    presets = by_name(replace(OFFICIAL, template="auto"), PROMPTDISTILL)
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             "--lengths", default="4096", help="token lengths, prompt and answer together (default %(default)s)"
         )
-        parser.add_argument("--samples", type=int, default=500, help="samples of a task (default %(default)s)")
-        parser.add_argument("--seed", type=int, default=42, help="seed of all samples (default %(default)s)")
+        parser.add_argument("--samples", type=integer, default=500, help="samples of a task (default %(default)s)")
+        parser.add_argument("--seed", type=integer, default=42, help="seed of all samples (default %(default)s)")
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
         try:
             lengths = [int(length) for length in args.lengths.split(",")]
         except ValueError:
-            raise ValueError(f"--lengths takes token counts such as 4096,8192, not {args.lengths!r}") from None
-        if min(lengths) < 1 or args.samples < 1:
-            raise ValueError(f"--lengths and --samples must be positive, not {args.lengths} and {args.samples}")
+            raise ValueError(
+                f"--lengths: got {args.lengths!r}; allowed are numbers of tokens such as 4096,8192"
+            ) from None
+        for length in lengths:
+            check_number("--lengths", length, 1, LARGEST)
+        check_integer("--samples", args.samples, 1)
         return {"lengths": lengths, "samples": args.samples, "seed": args.seed}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
@@ -119,7 +123,7 @@ class Ruler(Benchmark):
 
 
 class _Material:
-    """What one task at one length is made of."""
+    """The ingredients of one task at one length: templates, essays, questions, and how samples are made of them."""
 
     def __init__(self, kind: str, length: int, source: Source) -> None:
         self.kind, self.length, self.source = kind, length, source
@@ -131,11 +135,12 @@ class _Material:
             self.documents, self.questions = _questions(kind, source)
             if source.options["samples"] > len(self.questions):
                 raise ValueError(
-                    f"--samples: {kind} has {len(self.questions)} questions, not {source.options['samples']}"
+                    f"--samples: got {source.options['samples']}; allowed are at most {len(self.questions)}, the "
+                    f"questions that {kind} has"
                 )
 
     def sizes(self) -> tuple[int, int, int | None]:
-        """Smallest haystack size, step, and the most there is of it."""
+        """The smallest size of a haystack, the step between sizes, and the largest size (None: there is no end)."""
         if self.kind in niah.TASKS:
             return niah.TASKS[self.kind].smallest, niah.TASKS[self.kind].step, None
         if self.kind == "vt":
@@ -147,7 +152,7 @@ class _Material:
         return max(len(q["gold"]) for q in self.questions), 5, len(self.documents)
 
     def maker(self) -> Callable[[int, str, int], Made]:
-        """(size, seed, index) -> sample."""
+        """The function that makes one sample from the size of its haystack, its seed, and its number."""
         template, prefix, length = self.template, self.prefix, self.length
         if self.kind in niah.TASKS:
             task = niah.TASKS[self.kind]
@@ -171,14 +176,14 @@ class _Material:
 
     @functools.cached_property
     def _example_size(self) -> int:
-        """Noise units of the in-context example, which RULER fits into 500 tokens, 30 of them for the answer."""
+        """How much noise the solved example has. RULER fits it into 500 tokens, of which 30 are for the answer."""
         smallest = tracking.HOPS + 1
 
         def tokens(size: int) -> int:
             made = tracking.variable_chain(size, "example", self.template, self.prefix, name_length=3)
             return len(self.source.encoder.encode(tracking.worked_example(made[0], made[1], " ".join(made[2]))))
 
-        # a tokenizer of bytes cannot fit even the smallest example: then it is that one
+        # with one token per byte even the smallest example is longer than that: then the smallest one is taken
         return largest_size(tokens, max(500 - 30, tokens(smallest)), smallest, 1)
 
     def _question(self, size: int, seed: str, index: int) -> Made:
@@ -196,36 +201,34 @@ class _Material:
         return prompt, prefix, question["answers"]
 
 
-def essays(data_path: Path | None, revision: str | None) -> str:
-    """The essay corpus: .txt files of a local folder (or its folder "essays"), or the Hub's Paul Graham essays.
-
-    Raises:
-        ValueError: the corpus cannot be had.
-    """
-    if data_path is not None:
-        return read_texts(data_path / "essays" if (data_path / "essays").is_dir() else data_path)
-    with ESSAYS.download(revision).open(encoding="utf-8", newline="") as file:
-        rows = sorted(csv.DictReader(file), key=lambda row: row["title"])
-    return "\n".join(row["text"] for row in rows)
-
-
 def _essay_words(source: Source) -> list[str]:
     return essays(source.data_path, source.revision).split()
 
 
 def _questions(kind: str, source: Source) -> tuple[list[str], list[dict[str, Any]]]:
-    """Documents, and questions with their gold and related document numbers, in the order of the data set."""
+    """All documents, and the questions in the order of the data set with the numbers of their documents."""
     if kind == "qa_1":
         if source.data_path is None or not (source.data_path / SQUAD_FILE).is_file():
-            raise ValueError(f"qa_1 needs SQuAD v2: give a folder that has {SQUAD_FILE} with --data-path")
-        return squad(json.loads((source.data_path / SQUAD_FILE).read_text(encoding="utf-8")))
-    local = None if source.data_path is None else source.data_path / HOTPOT.path
-    path = local if local is not None and local.is_file() else HOTPOT.download()
-    return hotpot(json.loads(path.read_text(encoding="utf-8")))
+            raise ValueError(
+                f"--data-path: got {source.data_path}; allowed for qa_1 are folders with SQuAD's {SQUAD_FILE}"
+            )
+        path = source.data_path / SQUAD_FILE
+        return squad(strictjson.loads(path.read_bytes(), str(path)))
+    local = None if source.data_path is None else source.data_path / HOTPOT_FILE
+    if local is not None and local.is_file():
+        return hotpot(read_json_rows(local))
+    return hotpot(
+        HOTPOT.table(HOTPOT_FILE, ("_id", "question", "answer", "type", "level"), json=("context", "supporting_facts"))
+    )
 
 
 def squad(data: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Documents and answerable questions of a SQuAD file; related are the paragraphs of the same article."""
+    """Documents and questions of a SQuAD file.
+
+    Returns:
+        All paragraphs, and the questions that have an answer: "query", "answers", "gold" (a list of the number of the
+        paragraph that answers it) and "related" (the numbers of the other paragraphs of the article).
+    """
     articles = [[paragraph["context"] for paragraph in article["paragraphs"]] for article in data["data"]]
     documents = sorted({text for article in articles for text in article})
     number = {text: i for i, text in enumerate(documents)}
@@ -248,7 +251,11 @@ def squad(data: Mapping[str, Any]) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def hotpot(data: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str, Any]]]:
-    """Documents and questions of HotpotQA (distractor setting); a question's ten documents all stay in."""
+    """Documents and questions of HotpotQA (distractor setting).
+
+    Returns:
+        As `squad`; all ten documents of a question count as "gold", so that all of them are in its prompt.
+    """
     texts = [[f"{title}\n{''.join(parts)}" for title, parts in row["context"]] for row in data]
     documents = sorted({text for row in texts for text in row})
     number = {text: i for i, text in enumerate(documents)}
@@ -257,9 +264,3 @@ def hotpot(data: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[dict[str,
         for row, own in zip(data, texts, strict=True)
     ]
     return documents, questions
-
-
-if __name__ == "__main__":
-    from distill.evaluation.cli import main
-
-    sys.exit(main([Ruler.name, *sys.argv[1:]]))

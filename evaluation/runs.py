@@ -1,4 +1,4 @@
-"""Runs of the command line: loads the model once, predicts and scores each method under each protocol."""
+"""What the command line runs: loads the model once, then predicts and scores each method under each protocol."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ from distill.evaluation import catalogue, heatmap, methods, scoring
 from distill.evaluation.generation import BOTH, PROTOCOLS
 from distill.evaluation.methods import Method
 from distill.evaluation.predict import Plan, Processes, predict, window
+from distill.patches.checks import check_choice
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LONGEST_LABEL = 120
 
 
 def sweep(names: Sequence[str], budgets: Sequence[int | float]) -> list[Method]:
-    """The stock model once, then every other method with every budget.
+    """The methods of a comparison: the stock model once, then every other method with every budget.
+
+    Args:
+        names: methods as the command line has them, `NAME` or `NAME:argument=value`.
+        budgets: tokens or fractions; without any, each method runs once as it is.
 
     Raises:
-        ValueError: unknown method, bad argument, or methods without a budget to run at.
+        ValueError: unknown method, bad argument, or a budget for a method that has none.
     """
     chosen = [methods.make(methods.STOCK, {})]
     for name in dict.fromkeys(names):
@@ -35,10 +40,18 @@ def sweep(names: Sequence[str], budgets: Sequence[int | float]) -> list[Method]:
 
 
 def run_all(args: argparse.Namespace, chosen: Sequence[Method], show: bool) -> list[Path]:
-    """Predicts and scores; returns the folders of the runs (in the main process only).
+    """Predicts and scores.
 
     Args:
+        args: the parsed command line.
+        chosen: the methods to run.
         show: print each table of scores.
+
+    Returns:
+        The folders of the runs; under `accelerate launch` the main process gets them, and the others an empty list.
+
+    Raises:
+        ValueError: bad input; the message names the flag or the file.
     """
     plan = plan_of(args)
     processes = Processes(cpu=args.cpu)
@@ -67,7 +80,11 @@ def run_all(args: argparse.Namespace, chosen: Sequence[Method], show: bool) -> l
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
-    """The plan that the flags ask for."""
+    """The plan that the flags ask for.
+
+    Raises:
+        ValueError: a flag has a value that is not allowed.
+    """
     bench = catalogue.benchmark(args.benchmark)
     return Plan(
         benchmark=bench,
@@ -84,12 +101,12 @@ def plan_of(args: argparse.Namespace) -> Plan:
 
 
 def overrides(args: argparse.Namespace, plan: Plan) -> dict[str, Any]:
-    """Scoring settings given by flags of the benchmark."""
-    return {name: getattr(args, name, None) or None for name in plan.benchmark.scoring_options(plan.preset)}
+    """Scoring settings that were given as flags; None for those that were not."""
+    return {name: getattr(args, name, None) or None for name in plan.rules.scoring}
 
 
 def folder_name(model: str, method: Method, protocol: str, preset: str) -> str:
-    """Folder of one run inside the output folder; file systems limit names, so a long label ends in its hash."""
+    """Name of the folder of one run. A label that is too long for a file system is cut, and its hash is added."""
     label = slug(method.label if method.budget is None else f"{method.label}@{method.budget}")
     if len(label) > LONGEST_LABEL:
         label = f"{label[:LONGEST_LABEL]}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
@@ -106,16 +123,17 @@ def load(args: argparse.Namespace, processes: Processes) -> tuple[Any, Any]:
 
     import distill
 
-    if args.dtype not in DTYPES:
-        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, not {args.dtype!r}")
+    check_choice("--dtype", args.dtype, DTYPES)
     tokenizer = load_tokenizer(args.tokenizer or args.model, None if args.tokenizer else args.revision)
     try:
         config = AutoConfig.from_pretrained(args.model, revision=args.revision)
-    except OSError as error:
-        raise ValueError(f"--model: {args.model} could not be loaded: {error}") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"--model: got {args.model!r}; allowed are models that Transformers can load: {error}"
+        ) from error
     kind = config.model_type.removeprefix("distill_")
     if args.model_type and args.model_type != kind:
-        raise ValueError(f"--model-type: {args.model} is of type {kind}, not {args.model_type}")
+        raise ValueError(f"--model-type: got {args.model_type!r}; allowed is {kind!r}, the type of {args.model}")
     options = {"dtype": args.dtype, "revision": args.revision, "attn_implementation": args.attention}
     options = {name: value for name, value in options.items() if value is not None}
     try:
@@ -123,15 +141,22 @@ def load(args: argparse.Namespace, processes: Processes) -> tuple[Any, Any]:
             model = distill.load(args.model, policy=None, **options)
         else:
             model = AutoModelForCausalLM.from_pretrained(args.model, **options)
-    except OSError as error:
-        raise ValueError(f"--model: {args.model} could not be loaded: {error}") from error
+    except (OSError, ValueError, ImportError) as error:
+        given = ", ".join(f"{name}={value}" for name, value in options.items())
+        raise ValueError(
+            f"--model: got {args.model!r} with {given}; allowed are models that Transformers can load so: {error}"
+        ) from error
     if args.max_length and window(model) and args.max_length > window(model):
         print(f"note: --max-length {args.max_length} is beyond the model's {window(model)} positions", file=sys.stderr)
     return model.to(processes.state.device).eval(), tokenizer
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """A tokenizer.
+    """Loads a tokenizer.
+
+    Args:
+        name: folder or Hub name.
+        revision: Hub revision.
 
     Raises:
         ValueError: there is none at that place.
@@ -142,7 +167,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         return AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"no tokenizer was found at {name}: name one with --tokenizer ({reason})") from error
+        raise ValueError(
+            f"--tokenizer: got {name!r}; allowed are places where a tokenizer is found ({reason})"
+        ) from error
 
 
 def draw(folder: Path, scores: Mapping[str, Any]) -> None:

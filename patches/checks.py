@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 #: the largest number of tokens that any setting may name: it fits a 32-bit index
@@ -19,7 +20,7 @@ def shown(value: Any) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # Python refuses to write integers of thousands of digits
-        return f"a {type(value).__name__} that is too long to show"
+        return f"a value of type {type(value).__name__} that is too long to show"
     return text if len(text) <= 120 else f"{text[:100]}... ({len(text)} characters)"
 
 
@@ -48,7 +49,7 @@ def check_budget(name: str, value: Any) -> None:
         )
 
 
-def check_choice(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+def check_choice(name: str, value: Any, allowed: Sequence[str]) -> None:
     """Raises a `ValueError` unless `value` is one of the names `allowed`."""
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name}: got {shown(value)}; allowed are {', '.join(map(repr, allowed))}")

@@ -1,7 +1,8 @@
-"""InfiniteBench scorers under named rules, because the official scorer changed.
+"""InfiniteBench scorers. They take the rules by name, because the official scorer was changed more than once.
 
-`rules`: "2024-06" is OpenBMB/InfiniteBench at 88b3daa, "2024-08" the official rules since (code_debug, En.MC, En.Dia
-changed), "promptdistill" the earlier copy that PromptDistill's tables were made with. Each scorer gives 0..1.
+"2024-06" is OpenBMB/InfiniteBench at commit 88b3daa. "2024-08" are the official rules since then, which changed
+code_debug, En.MC (longbook_choice) and En.Dia (longdialogue). "promptdistill" is the earlier copy that PromptDistill's
+tables were made with. Each scorer gives 0..1.
 """
 
 from __future__ import annotations
@@ -12,14 +13,29 @@ from typing import Any
 
 from distill.evaluation.metrics.longbench import qa_f1
 from distill.evaluation.metrics.text import normalize_chinese, rouge_l, rouge_lsum, token_f1
+from distill.patches.checks import check_choice
 
 RULES = ("2024-06", "2024-08", "promptdistill")
+TASKS = (
+    "passkey",
+    "number_string",
+    "kv_retrieval",
+    "longbook_sum_eng",
+    "longbook_choice_eng",
+    "longbook_qa_eng",
+    "longbook_qa_chn",
+    "longdialogue_qa_eng",
+    "math_find",
+    "math_calc",
+    "code_run",
+    "code_debug",
+)
 
 _NUMBER = re.compile(r"\d+\.\d+|\d+")
 
 
 class Unscorable(ValueError):
-    """The official scorer crashes on this prediction; nothing can be said about it under these rules."""
+    """Raised for a prediction on which the official scorer crashes, so that these rules give it no score."""
 
 
 def _spaced(text: str, characters: Sequence[str]) -> str:
@@ -35,12 +51,12 @@ def first_integer(prediction: str, label: str) -> float:
 
 
 def kv_retrieval(prediction: str, label: str) -> float:
-    """Retrieve.KV: the label is one whole word of the prediction."""
+    """Retrieve.KV: 1 if one of the prediction's words is the label."""
     return float(label in _spaced(prediction, list("\n:\"'.,?!{}")).split())
 
 
 def code_run(prediction: str, label: int) -> float:
-    """Code.Run: the last word is the label. Text after the number fails."""
+    """Code.Run: 1 if the last word of the prediction is the label; a right number with text behind it scores 0."""
     words = _spaced(prediction.strip(), list("\n.`'\":")).split()
     try:
         return float(bool(words) and int(words[-1]) == label)
@@ -49,19 +65,27 @@ def code_run(prediction: str, label: int) -> float:
 
 
 def code_debug(prediction: str, label: Sequence[str], rules: str) -> float:
-    """Code.Debug; `label` is (function name, letter)."""
+    """Code.Debug: 1 if the right option is chosen; `label` is (function name, letter).
+
+    Under "2024-08" a prediction is right if its last capital letter A to J that stands alone is the letter, or if it
+    begins with the letter or the function name: both "A or C" and "C or A" are C. Before, it had to begin with "C." or
+    "C:", or the answer had to follow a phrase such as "answer is:", which counts under all rules.
+    """
     name, letter = label
-    if rules == "2024-08" and _last_letter(prediction.strip(), "A-J") == letter:
+    later = rules == "2024-08"
+    if later and _last_letter(prediction.strip(), "A-J") == letter:
         return 1.0
-    if prediction[:2] in (f"{letter}.", f"{letter}:"):
+    if not later and prediction[:2] in (f"{letter}.", f"{letter}:"):
         return 1.0
     cues = ["answer is:", "is:", "answer:"]
     text = prediction
     if rules != "promptdistill":
         cues.append("correct option is:")
         text = text.strip()
-    text = _spaced(text, ["\n", "`", "'", '"', "-", "*", "Option", "option"])
-    return float(_after_cue(re.sub(" +", " ", text), cues, (letter, name)) or False)
+    text = re.sub(" +", " ", _spaced(text, ["\n", "`", "'", '"', "-", "*", "Option", "option"]))
+    if later and text.startswith((letter, name)):
+        return 1.0
+    return float(_after_cue(text, cues, (letter, name)) or False)
 
 
 def math_find(prediction: str, label: int | float | Sequence[int | float], rules: str) -> float:
@@ -88,7 +112,8 @@ def math_find(prediction: str, label: int | float | Sequence[int | float], rules
 
 
 def math_calc(prediction: str, label: Sequence[int]) -> float:
-    """Math.Calc: length of the common prefix of unsigned integers and labels, over the number of labels."""
+    """Math.Calc: how many of the prediction's integers (signs are ignored) are right before the first wrong one,
+    divided by the number of labels."""
     numbers = [int(chunk) for chunk in re.split("[^0-9]", prediction) if chunk]
     equal = 0
     for number, wanted in zip(numbers, label, strict=False):
@@ -99,7 +124,11 @@ def math_calc(prediction: str, label: Sequence[int]) -> float:
 
 
 def longdialogue(prediction: str, label: Sequence[str], rules: str) -> float:
-    """En.Dia. Under "2024-08" any alias that is part of the upper-cased prediction; before, one upper-cased word."""
+    """En.Dia: 1 if the speaker is named, ignoring case; `label` holds the speaker's names.
+
+    Under "2024-08" any of the names may stand anywhere, also inside a word. Before, only the first name counted, and
+    it had to be one whole word.
+    """
     if rules == "2024-08":
         return float(any(name.upper() in prediction.upper() for name in label))
     words = _spaced(prediction, list("\n:\"'.,?!{}")).split()
@@ -107,7 +136,10 @@ def longdialogue(prediction: str, label: Sequence[str], rules: str) -> float:
 
 
 def longbook_choice(prediction: str, label: Sequence[str], rules: str) -> float:
-    """En.MC; `label` is (answer text, letter). The first character decides where it is A to D ("Because" is B)."""
+    """En.MC: 1 if the right option is chosen; `label` is (answer text, letter).
+
+    A prediction that begins with one of the letters A to D is taken as that letter, so "Because" is option B.
+    """
     text = prediction.strip()
     if rules == "2024-08" and _last_letter(text, "A-D") in label:
         return 1.0
@@ -158,8 +190,8 @@ def score(task: str, prediction: str, label: Any, rules: str = "2024-08") -> flo
         ValueError: unknown `task` or `rules`.
         Unscorable: the official scorer crashes on this prediction.
     """
-    if rules not in RULES:
-        raise ValueError(f"rules must be one of {', '.join(RULES)}, not {rules!r}")
+    check_choice("rules", rules, RULES)
+    check_choice("task", task, TASKS)
     if task in ("passkey", "number_string", "kv_retrieval", "code_run") and isinstance(label, (list, tuple)):
         label = label[0]
     if task in ("passkey", "number_string"):
@@ -183,7 +215,5 @@ def score(task: str, prediction: str, label: Any, rules: str = "2024-08") -> flo
         return max(qa_f1(prediction, text) for text in labels)
     if task == "longbook_qa_chn":
         return longbook_qa_chinese(prediction, labels)
-    if task == "longbook_sum_eng":
-        rouge = rouge_l if rules == "promptdistill" else rouge_lsum
-        return rouge(prediction, labels[0])
-    raise ValueError(f"task must be a task of InfiniteBench, not {task!r}")
+    rouge = rouge_l if rules == "promptdistill" else rouge_lsum
+    return rouge(prediction, labels[0])

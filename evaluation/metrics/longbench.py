@@ -83,7 +83,7 @@ def code_sim(prediction: str, reference: str, backend: str = "difflib") -> float
 
 def _numbers_equal(prediction: str, wanted: Sequence[str], reference: str) -> float:
     if not wanted:
-        raise ValueError(f"reference must name a number, not {reference!r}")
+        raise ValueError(f"reference: got {reference!r}; allowed are texts that name a number")
     numbers = re.findall(r"\d+", prediction)
     return sum(number == wanted[0] for number in numbers) / len(numbers) if numbers else 0.0
 

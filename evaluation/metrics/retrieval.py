@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from distill.evaluation.metrics.text import rouge_1
+from distill.patches.checks import check_choice
 
 _LOCATIONS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 
@@ -27,7 +28,7 @@ BABILONG_LABELS: dict[str, tuple[str, ...]] = {
 def string_match_all(prediction: str, references: Sequence[str]) -> float:
     """RULER: share of the references that occur in the prediction, 0..1, ignoring case.
 
-    A match may lie inside a longer word ("cat" in "catalog"), and listing everything is not punished: as published.
+    As published: a match may lie inside a longer word ("cat" in "catalog"), and an answer that lists everything has 1.
     """
     text = _ruler_text(prediction)
     return sum(reference.lower() in text for reference in references) / len(references)
@@ -65,8 +66,7 @@ def babilong_candidates(question: str, task: str) -> tuple[str, ...]:
     Raises:
         ValueError: `task` is not qa1 ... qa10.
     """
-    if task not in BABILONG_LABELS:
-        raise ValueError(f"task must be one of {', '.join(BABILONG_LABELS)}, not {task!r}")
+    check_choice("task", task, tuple(BABILONG_LABELS))
     return tuple(label for label in BABILONG_LABELS[task] if label not in question.lower())
 
 

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from distill.patches.checks import check_choice
+
 # The list of the official LongBench and InfiniteBench scorers: it has 》 but not 《, which is kept as it is.
 CJK_PUNCTUATION = (
     "！？｡。＂＃＄％＆＇（）＊＋，－／：；＜＝＞＠［＼］＾＿｀｛｜｝～"
@@ -81,8 +83,7 @@ def similarity(prediction: str, reference: str, backend: str = "difflib") -> flo
     Raises:
         ValueError: `backend` is not one of the two.
     """
-    if backend not in FUZZ_BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(FUZZ_BACKENDS)}, not {backend!r}")
+    check_choice("backend", backend, FUZZ_BACKENDS)
     if prediction == reference:
         return 1.0
     if not prediction or not reference:

@@ -1,4 +1,4 @@
-"""Prompt strings as data files, and how to read them. PROVENANCE.md says where each comes from and its licence."""
+"""The prompts of all benchmarks, kept as data files. PROVENANCE.md says where each comes from, and its licence."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def load(name: str) -> Any:
     """
     file = resources.files(__package__).joinpath(name)
     if not file.is_file():
-        raise ValueError(f"no prompt file is named {name!r}")
+        raise ValueError(f"name: got {name!r}; allowed are the prompt files of {__package__}")
     text = file.read_bytes().decode("utf-8")
     return json.loads(text) if name.endswith(".json") else text

@@ -1,25 +1,40 @@
-"""One self-contained HTML file about several runs: curves, heat maps, every sample, which tokens were kept.
+"""Writes one HTML file about several runs: curves, heat maps, every sample, and which tokens were kept.
 
-The page is a template, a style sheet and a script from this folder, and the data as JSON; it loads nothing else.
+The file is made of a template, a style sheet and a script from this folder, and of the runs' data as JSON. It loads
+nothing from elsewhere.
 """
 
 from __future__ import annotations
 
 import html
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from distill.evaluation import catalogue, heatmap
+from distill.evaluation import catalogue, heatmap, strictjson
 from distill.evaluation.generation import PROTOCOLS
 from distill.evaluation.intervals import interval, paired_difference
 from distill.evaluation.methods import STOCK
-from distill.evaluation.scoring import SCORES
-from distill.evaluation.store import read_results
+from distill.evaluation.scoring import SCORES, check_header
+from distill.evaluation.store import read_results, write_whole
 
 ALL = "all samples"
+# what a `scores.json` and the entry of a task in it must have
+ENTRIES = {"benchmark", "scoring", "tasks"}
+TASK_ENTRIES = {
+    "header",
+    "n",
+    "score",
+    "interval",
+    "chance",
+    "unscorable",
+    "complete",
+    "cost",
+    "breakdown",
+    "samples",
+    "groups",
+}
 # header entries that may differ between the runs of a report; the others are shown once
 VARYING = ("task", "protocol", "edition", "label", "budget", "method", "max_new_tokens", "decoding", "template")
 
@@ -28,36 +43,43 @@ def write(folders: Sequence[Path], path: Path) -> None:
     """Writes the report of scored runs.
 
     Args:
-        folders: of runs of one benchmark, each with its scores.
+        folders: scored runs of one benchmark.
+        path: the file to write.
 
     Raises:
         ValueError: no folders, a folder without scores, or runs of different benchmarks.
     """
     if not folders:
-        raise ValueError("a report needs at least one scored run")
+        raise ValueError("folders: got none; allowed is at least one folder of a scored run")
     data = collect(folders)
     page = _asset("report.html")
-    page = page.replace("%TITLE%", html.escape(f"{data['title']}: {data['facts'].get('model', '')}"))
+    page = page.replace(
+        "%TITLE%", html.escape(strictjson.printable(f"{data['title']}: {data['facts'].get('model', '')}"))
+    )
     parts = {
         "%STYLE%": _asset("report.css"),
         "%SCRIPT%": _asset("report.js"),
         # "</script>" inside a prediction must not end the element
-        "%DATA%": json.dumps(data, ensure_ascii=False).replace("</", "<\\/"),
+        "%DATA%": strictjson.dumps(data, str(path)).replace("</", "<\\/"),
     }
     for marker, text in parts.items():
         before, _, after = page.partition(marker)
         page = before + text + after
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)
 
 
 def collect(folders: Sequence[Path]) -> dict[str, Any]:
-    """The data of the page. Raises ValueError as `write`."""
+    """The data that the page shows.
+
+    Raises:
+        ValueError: as `write`.
+    """
     folders = sorted(folders, key=lambda folder: _place(_scores(folder)))
     scored = [_scores(folder) for folder in folders]
     names = {scores["benchmark"] for scores in scored}
     if len(names) > 1:
-        raise ValueError(f"a report is about one benchmark, these runs are of {', '.join(sorted(names))}")
+        raise ValueError(f"folders: got runs of {', '.join(sorted(names))}; allowed are runs of one benchmark")
     bench = catalogue.benchmark(names.pop())
     runs = [_run(scores) for scores in scored]
     headers = [task["header"] for scores in scored for task in scores["tasks"].values()]
@@ -80,13 +102,23 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
 def _scores(folder: Path) -> dict[str, Any]:
     path = folder / SCORES
     if not path.is_file():
-        raise ValueError(f"{folder} is not a scored run: it has no {SCORES}")
-    scores: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return scores
+        raise ValueError(f"folders: got {folder}; allowed are folders of scored runs, which have a {SCORES}")
+    scores = strictjson.loads(path.read_bytes(), str(path))
+    try:
+        for task in scores["tasks"].values():
+            check_header(task["header"], str(path))
+        whole = bool(scores["tasks"]) and isinstance(scores["benchmark"], str) and set(scores) >= ENTRIES
+        whole = whole and all(set(task) >= TASK_ENTRIES for task in scores["tasks"].values())
+    except (LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path}: got a corrupt file; allowed is what `distill eval score {folder}` writes")
+    return dict(scores)
 
 
 def _place(scores: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Order of the runs: by protocol, the stock model first, then by method and budget, fractions behind tokens."""
+    """Sorts runs: by protocol, then the stock model first, then by method and budget; fractions follow numbers of
+    tokens."""
     header = next(iter(scores["tasks"].values()))["header"]
     budget = header["budget"]
     return (
@@ -99,7 +131,7 @@ def _place(scores: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _run(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """One run: its name and settings, and for each task and all together the numbers to draw."""
+    """One run: its name, its settings, and the numbers to draw for each task and for all tasks together."""
     header = next(iter(scores["tasks"].values()))["header"]
     tasks = {name: _entry(task) for name, task in scores["tasks"].items() if task["n"]}
     if len(tasks) > 1:
@@ -172,7 +204,7 @@ def _add_differences(runs: Sequence[dict[str, Any]]) -> None:
 
 
 def _samples(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Every sample with each run's answer; prompts' tokens are stored once for all runs that share them."""
+    """Every sample with the answer of each run. Runs that had the same prompt share one copy of its tokens."""
     samples: dict[tuple[str, str], dict[str, Any]] = {}
     prompts: list[list[str]] = []
     numbers: dict[tuple[str, ...], int] = {}
@@ -202,7 +234,7 @@ def _samples(folders: Sequence[Path], runs: Sequence[Mapping[str, Any]]) -> dict
 
 
 def _common(headers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Header entries that are the same in all runs, and the ones that are not as "differs"."""
+    """The header entries of the runs, each once; an entry that is not the same in all of them says so."""
     facts = {}
     for key, value in headers[0].items():
         if key not in VARYING:

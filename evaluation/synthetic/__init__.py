@@ -1,1 +1,1 @@
-"""RULER's tasks, generated locally: words, haystacks and the search for the size that fits a token budget."""
+"""What samples are made of locally: essays, random words, RULER's tasks, and the size that fits a length."""

@@ -12,17 +12,20 @@ def largest_size(tokens: Callable[[int], int], budget: int, smallest: int, step:
     """The largest `smallest + i * step` whose sample stays within the budget.
 
     Args:
-        tokens: size -> tokens of a sample of that size; grows with the size.
-        budget: most tokens.
-        smallest: least size that makes a valid sample.
-        most: size beyond which there is no more material, or None.
+        tokens: gives the number of tokens of a sample of a certain size; must grow with the size.
+        budget: most tokens that a sample may have.
+        smallest: smallest size that makes a valid sample.
+        step: difference between two sizes that are tried.
+        most: largest size that there is material for, or None if there is no end to it.
 
     Raises:
         ValueError: even the smallest sample is too long.
     """
     least = tokens(smallest)
     if least > budget:
-        raise ValueError(f"length is too small: the shortest sample takes {least} of {budget} prompt tokens")
+        raise ValueError(
+            f"length: got room for {budget} prompt tokens; allowed are {least} or more, the shortest sample"
+        )
     low, high = 0, 1
     top = None if most is None else max(0, (most - smallest) // step)
     while (top is None or high <= top) and tokens(smallest + high * step) <= budget:
@@ -41,7 +44,13 @@ def largest_size(tokens: Callable[[int], int], budget: int, smallest: int, step:
 def shrink_to_fit(
     make: Callable[[int], T], tokens: Callable[[T], int], budget: int, size: int, smallest: int, step: int
 ) -> T:
-    """A sample of at most `size` that fits: each try is `step` smaller, down to `smallest`.
+    """A sample that fits the budget, made of as much haystack as possible.
+
+    Args:
+        make: makes the sample of a certain size.
+        tokens: counts the tokens of a sample.
+        budget: most tokens that it may have.
+        size: the size tried first; each further try is `step` smaller, and the last one is `smallest`.
 
     Raises:
         ValueError: even the smallest does not fit.
@@ -52,5 +61,7 @@ def shrink_to_fit(
         if used <= budget:
             return sample
         if size <= smallest:
-            raise ValueError(f"length is too small: the shortest sample takes {used} of {budget} prompt tokens")
+            raise ValueError(
+                f"length: got room for {budget} prompt tokens; allowed are {used} or more, the shortest sample"
+            )
         size = max(smallest, size - step)

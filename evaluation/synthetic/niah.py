@@ -20,7 +20,16 @@ _DRAW = {"words": words.key_word, "numbers": words.number, "uuids": words.identi
 
 @dataclass(frozen=True)
 class NeedleTask:
-    """Attributes: haystack "noise", "essay" or "needles"; keys and values "words", "numbers" or "uuids"."""
+    """One of RULER's needle tasks: what is hidden, where, and how much of it is asked for.
+
+    Attributes:
+        haystack: what the needles are hidden in: "noise" (the same five sentences again and again), "essay" (running
+            text) or "needles" (many more needles that nobody asks for).
+        keys, values: what the needles' keys and values look like: "words", "numbers" or "uuids".
+        n_keys: different keys.
+        n_values: values, each in a needle of its own, for every key.
+        n_queries: how many of the keys are asked for.
+    """
 
     haystack: str
     keys: str = "words"
@@ -35,7 +44,7 @@ class NeedleTask:
 
     @property
     def smallest(self) -> int:
-        """Least haystack size: units (noise, needles) or words (essay)."""
+        """Smallest haystack: words of an essay, otherwise the number of noise units or needles."""
         return 50 if self.haystack == "essay" else self.n_needles
 
     @property
@@ -56,9 +65,10 @@ TASKS = {
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text: cut after . ! or ? (and closing quotes) followed by white space.
+    """The sentences of a text, which is cut after . ! or ? (and closing quotes) followed by white space.
 
-    RULER uses NLTK's tokenizer, which needs a download; only where needles may be put depends on this.
+    RULER cuts with NLTK, whose model needs a download. The difference is small: needles are put between sentences, and
+    nothing else depends on where sentences end.
     """
     ends = [match.end() for match in re.finditer(r"[.!?][\"'”’)]*(?=\s)", text)]
     pieces = (text[start:end].strip() for start, end in itertools.pairwise([0, *ends, len(text)]))
@@ -68,12 +78,17 @@ def sentences(text: str) -> list[str]:
 def make(
     task: NeedleTask, size: int, seed: str, template: str, answer_prefix: str, essay: Sequence[str]
 ) -> tuple[Prompt, str, list[str]]:
-    """One sample: prompt, answer prefix and the values to find.
+    """Makes one sample.
 
     Args:
-        size: haystack size, see `NeedleTask.smallest`.
-        seed: seeds everything; keys, values and query do not depend on the size.
-        essay: words of the essay corpus, repeated where it is too short.
+        size: size of the haystack, counted as in `NeedleTask.smallest`.
+        seed: decides everything that is random; keys, values and the question do not depend on the size.
+        template: RULER's prompt for the task.
+        answer_prefix: RULER's beginning of the answer.
+        essay: words of the essays; they are repeated if there are too few.
+
+    Returns:
+        The prompt, the beginning of the answer, and the values to be found.
 
     Raises:
         ValueError: an essay task without a corpus.
@@ -99,7 +114,9 @@ def make(
 
 def _in_essay(rng: random.Random, needles: Sequence[str], essay: Sequence[str], size: int) -> str:
     if not essay:
-        raise ValueError("this task hides needles in essays: give a folder of .txt files with --data-path")
+        raise ValueError(
+            "essay: got no words; allowed are texts to hide the needles in (--data-path FOLDER with .txt files)"
+        )
     copies = -(-size // len(essay))
     text = sentences(" ".join((list(essay) * copies)[:size]))
     places = sorted(int(len(text) * depth / 100) for depth in rng.sample(DEPTHS, len(needles)))

@@ -20,7 +20,17 @@ COMMON = 10
 def variable_chain(
     size: int, seed: str, template: str, answer_prefix: str, name_length: int = 5
 ) -> tuple[Prompt, str, list[str]]:
-    """One chain of `HOPS` assignments in `size` units of noise: prompt, answer prefix and the variable names."""
+    """A chain of `HOPS` assignments (X = 12345, Y = X, Z = Y ...) hidden in noise; all variables of it are asked for.
+
+    Args:
+        size: how many times the noise sentences are repeated.
+        seed: decides everything that is random.
+        template, answer_prefix: RULER's prompt and beginning of the answer.
+        name_length: letters of a variable name.
+
+    Returns:
+        The prompt, the beginning of the answer, and the names of the variables.
+    """
     rng = random.Random(seed)
     names = words.draw_unique(functools.partial(words.letters, rng, name_length), HOPS + 1)
     value = str(rng.randint(10000, 99998))
@@ -36,7 +46,12 @@ def variable_chain(
 
 
 def worked_example(prompt: Prompt, answer_prefix: str, answer: str) -> str:
-    """A solved sample as text, to stand before the question."""
+    """A sample with its answer as text, which stands in a prompt before the question that is really asked.
+
+    Args:
+        prompt, answer_prefix: the sample's prompt and beginning of the answer.
+        answer: the rest of the answer.
+    """
     return f"{prompt.text}{answer_prefix} {answer}"
 
 
@@ -55,7 +70,12 @@ def common_words(
 
     Args:
         n_words: different words in the list, at least ten.
+        seed: decides everything that is random.
+        template, answer_prefix: RULER's prompt and beginning of the answer.
         length: token length of the sample; below 4096 RULER repeats words less often.
+
+    Returns:
+        The prompt, the beginning of the answer, and the ten words.
     """
     rng = random.Random(seed)
     short = length < 4096
@@ -71,7 +91,19 @@ def common_words(
 def frequent_words(
     n_words: int, seed: str, template: str, answer_prefix: str, length: int
 ) -> tuple[Prompt, str, list[str]]:
-    """Coded words with Zipf-like counts (exponent 2); the most frequent is the noise "...", ranks 2 to 4 are asked."""
+    """Made-up words, of which the one of rank r occurs about 1/r**2 as often as the first.
+
+    The most frequent "word" is the noise "..."; the words of ranks 2 to 4 are asked for.
+
+    Args:
+        n_words: words of the text, about.
+        seed: decides everything that is random.
+        template, answer_prefix: RULER's prompt and beginning of the answer.
+        length: token length of the sample; the vocabulary has a word for every 50 tokens.
+
+    Returns:
+        The prompt, the beginning of the answer, and the three words.
+    """
     rng = random.Random(seed)
     draw = functools.partial(words.letters, rng, 6, string.ascii_lowercase)
     vocabulary = ["...", *words.draw_unique(draw, max(4, length // 50) - 1)]
@@ -93,10 +125,21 @@ def document_question(
     answer_prefix: str,
     question: str,
 ) -> tuple[Prompt, str]:
-    """A question with its gold documents among `size` documents: related ones first, then random others, shuffled.
+    """A question, and the documents that answer it among others, shuffled.
 
-    RULER shuffles with one fixed seed, so its gold document always lands at the same place; here the seed is the
-    sample's.
+    RULER shuffles every sample with the same seed, so that the answer always stands at the same place. Here every
+    sample has a seed of its own.
+
+    Args:
+        documents: texts of all documents.
+        gold: numbers of the documents that answer the question.
+        related: numbers of the documents that are taken first to fill up.
+        size: how many documents there are in the prompt.
+        seed: decides everything that is random.
+        template, answer_prefix: RULER's prompt and beginning of the answer.
+
+    Returns:
+        The prompt and the beginning of the answer.
     """
     rng = random.Random(seed)
     others = [i for i in range(len(documents)) if i not in {*gold, *related}]

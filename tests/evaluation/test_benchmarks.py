@@ -71,7 +71,7 @@ def test_few_shot_tasks_get_no_template_even_under_chat(tmp_path, tokenizer):
 
 def test_longbench_scores(tmp_path, tokenizer):
     bench, chosen, found, _ = load("longbench", "trec_e", [longbench_row("trec")], tmp_path, tokenizer)
-    settings = bench.scoring_options("official")
+    settings = bench.preset("official").scoring
 
     def record(prediction, **reference):
         return {"prediction": prediction, "reference": reference, "group": {"length": 4100}}
@@ -85,7 +85,7 @@ def test_longbench_scores(tmp_path, tokenizer):
     code = bench.tasks(chosen)["lcc"]
     pair = record("int y = 1;", answers=["        self.assertEqual(result, expected)"], all_classes=None)
     assert bench.score(code, pair, {"fuzz_backend": "difflib"}) == 0.08
-    assert bench.score(code, pair, bench.scoring_options("promptdistill")) == 0.12
+    assert bench.score(code, pair, bench.preset("promptdistill").scoring) == 0.12
 
 
 def test_longbench_averages_state_their_subset():
@@ -103,9 +103,9 @@ def test_longbench_averages_state_their_subset():
 
 def test_longbench_refuses_recut_data(tmp_path, tokenizer):
     recut = {"context": "c", "question": "q", "answers": ["a"], "answer_prefix": "", "all_classes": None, "length": 1}
-    with pytest.raises(ValueError, match="row 1: lacks the column 'input'"):
+    with pytest.raises(ValueError, match="row 1: got no 'input', only context, question"):
         load("longbench", "qasper", [recut], tmp_path, tokenizer)
-    with pytest.raises(ValueError, match="not the original"):
+    with pytest.raises(ValueError, match="dataset: got 'musique'; allowed is 'qasper'"):
         load("longbench", "qasper", [longbench_row("musique")], tmp_path, tokenizer)
 
 
@@ -130,11 +130,11 @@ def test_samsum_stops_at_a_newline_only_officially():
 
 def test_promptdistill_limits():
     longbench, infbench = benchmark("longbench"), benchmark("infbench")
-    assert longbench.max_length("official", 32_000, "llama") == 31_500
-    assert longbench.max_length("promptdistill", 131_072, "llama") == 128_000
-    assert longbench.max_length("promptdistill", 32_768, "qwen2") == 32_200
-    assert infbench.max_length("official", 200_000, "llama") == 131_072
-    assert [infbench.max_length("promptdistill", None, kind) for kind in ("llama", "phi3", "qwen2")] == [
+    assert longbench.preset("official").limit.tokens(32_000, "llama") == 31_500
+    assert longbench.preset("promptdistill").limit.tokens(131_072, "llama") == 128_000
+    assert longbench.preset("promptdistill").limit.tokens(32_768, "qwen2") == 32_200
+    assert infbench.preset("official").limit.tokens(200_000, "llama") == 131_072
+    assert [infbench.preset("promptdistill").limit.tokens(None, kind) for kind in ("llama", "phi3", "qwen2")] == [
         100_000,
         50_000,
         31_500,
@@ -170,7 +170,7 @@ def test_longbench2_scores(tmp_path, tokenizer):
         {"prediction": text, "reference": samples[0].reference, "group": samples[0].group}
         for text in ("The correct answer is (B)", "The correct answer is (A)", "B")
     ]
-    scores = [bench.score(found, record, bench.scoring_options("official")) for record in records]
+    scores = [bench.score(found, record, bench.preset("official").scoring) for record in records]
     assert scores == [1, 0, 0]
     assert bench.score(found, records[2], {"compensated": True}) == 0.25
     parts = bench.breakdown(found, records, scores)
@@ -211,13 +211,13 @@ def test_infinitebench_prompts(tmp_path, tokenizer, task):
 def test_infinitebench_has_12_tasks_and_rules_by_preset():
     bench, chosen = options("infbench")
     assert len(bench.tasks(chosen)) == 12
-    assert bench.scoring_options("official") == {"rules": "2024-08"}
-    assert bench.scoring_options("promptdistill") == {"rules": "promptdistill"}
+    assert bench.preset("official").scoring == {"rules": "2024-08"}
+    assert bench.preset("promptdistill").scoring == {"rules": "promptdistill"}
     assert bench.default_tasks(chosen) == list(bench.tasks(chosen))
-    assert bench.truncation("official") == "infinitebench"
+    assert bench.preset("official").truncation == "infinitebench"
     _, earlier = options("infbench", preset="promptdistill")
     assert set(bench.tasks(chosen)) - set(bench.default_tasks(earlier)) == {"math_calc"}
-    assert bench.truncation("promptdistill") == "longbench"
+    assert bench.preset("promptdistill").truncation == "longbench"
 
 
 def test_integers_stay_integers(tmp_path, tokenizer):
@@ -246,7 +246,7 @@ def test_longchat(tmp_path, tokenizer):
     assert samples[0].prompt.text == prompt
     assert samples[0].prompt.question.startswith("\nNow the record")
     assert bench.chance(found, {"reference": samples[0].reference}) == 1 / 200
-    with pytest.raises(ValueError, match="not 300"):
+    with pytest.raises(ValueError, match="got 200 lines; allowed are 300"):
         load("longchat", "lines_300", [row], tmp_path, tokenizer)
 
 
@@ -263,20 +263,20 @@ def test_key_value_pairs_are_printed_as_the_original_does(tmp_path, tokenizer):
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_unknown_tasks_are_refused_with_the_list(name):
     bench, chosen = options(name)
-    with pytest.raises(ValueError, match=rf"unknown task 'nonsense' of {name}; its tasks are \w+"):
+    with pytest.raises(ValueError, match=rf"tasks of {name}: got 'nonsense'; allowed are '\w+'"):
         check_tasks(bench, ["nonsense"], chosen)
 
 
 def test_an_unknown_benchmark_is_refused():
-    with pytest.raises(ValueError, match="known are needle"):
+    with pytest.raises(ValueError, match="benchmark: got 'haystack'; allowed are 'needle', "):
         benchmark("haystack")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"input": 1}\nnot json\n', "line 2: not JSON"),
-        ("[1, 2]\n", "line 1: expected an object"),
+        ('{"input": 1}\nnot json\n', "line 2: got corrupt JSON"),
+        ("[1, 2]\n", "line 1: got a list; allowed is a JSON object"),
         ("\n", ""),
     ],
 )
@@ -296,9 +296,9 @@ def test_corrupt_data_names_file_and_line(tmp_path, tokenizer, content, message)
 def test_missing_data_names_the_path(tmp_path, tokenizer):
     bench, chosen = options("longbench")
     task = bench.tasks(chosen)["qasper"]
-    with pytest.raises(ValueError, match=r"has none of qasper\.jsonl"):
+    with pytest.raises(ValueError, match=r"--data-path: got .*; allowed are folders with qasper\.jsonl"):
         bench.samples(task, Source(Encoder(tokenizer), tmp_path, None, "official", chosen))
-    with pytest.raises(ValueError, match="not found"):
+    with pytest.raises(ValueError, match=r"--data-path: got .*no; allowed are files and folders that exist"):
         bench.samples(task, Source(Encoder(tokenizer), tmp_path / "no", None, "official", chosen))
 
 
@@ -306,5 +306,20 @@ def test_data_that_cannot_be_fetched_says_how_to_use_a_local_copy(tokenizer, mon
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     bench, chosen = options("longbench")
-    with pytest.raises(ValueError, match=r"data\.zip of the data set THUDM/LongBench .*--data-path"):
+    with pytest.raises(ValueError, match=r"data: got no data\.zip of the data set THUDM/LongBench .*--data-path"):
         bench.samples(bench.tasks(chosen)["qasper"], Source(Encoder(tokenizer), None, None, "official", chosen))
+
+
+def test_scoring_settings_have_values_of_their_kind():
+    from distill.evaluation.scoring import scoring_settings
+
+    bench = benchmark("longbench2")
+    assert scoring_settings(bench, "official", {"compensated": True}) == {"compensated": True}
+    assert scoring_settings(bench, "official", {"compensated": None}) == {"compensated": False}
+    for value in (1, "yes", []):
+        with pytest.raises(ValueError, match=r"compensated: got .*; allowed are True and False"):
+            scoring_settings(bench, "official", {"compensated": value})
+    with pytest.raises(ValueError, match="rules: got \\['2024-06'\\]; allowed are '2024-06', "):
+        scoring_settings(benchmark("infbench"), "official", {"rules": ["2024-06"]})
+    with pytest.raises(ValueError, match="scoring setting of infbench: got 'ruls'; allowed are 'rules'"):
+        scoring_settings(benchmark("infbench"), "official", {"ruls": "2024-06"})

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
+import warnings
 
 import pytest
 
@@ -73,13 +76,88 @@ def test_what_cannot_be_done_is_refused(tiny):
         made(tiny, "nonsense")
     with pytest.raises(ValueError, match="selection_layers"):
         made(tiny, POLICY | {"selection_layers": [2]})
-    with pytest.raises(ValueError, match="peft is not supported"):
+    with pytest.raises(ValueError, match="peft: got 'somewhere'; allowed is only leaving it out"):
         harness.DistillLM(str(tiny), peft="somewhere", device="cpu")
     stock = distill.load(tiny, policy=None)
     assert harness.DistillLM(stock, policy=POLICY, tokenizer=str(tiny)).policy.n_topks == (8,)
 
 
-@pytest.mark.parametrize("arguments", [["run", "--model", "hf"], ["--model=vllm"], ["run", "--tasks", "x"]])
-def test_the_launcher_wants_our_model_class(arguments):
-    with pytest.raises(ValueError, match="--model must be distill"):
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--model", "hf"],
+        ["--model=vllm"],
+        ["run", "--tasks", "x"],
+        # without "run" the harness runs too, and its default model is hf
+        ["--tasks", "x", "--model_args", "pretrained=somewhere"],
+        ["run", "--model=distill", "--model", "hf"],
+        ["run", "--model", "distill", "-Mhf"],
+        ["run", "-M", "distill", "--model=hf"],
+        ["run", "--config", "file.yaml"],
+    ],
+)
+def test_the_launcher_wants_our_model_class(arguments, monkeypatch):
+    monkeypatch.setattr(harness, "cli_evaluate", lambda: pytest.fail("the harness was started"))
+    with pytest.raises(ValueError, match=r"--model: got .*; allowed is 'distill'"):
         harness.main(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--model", "distill"],
+        ["-Mdistill", "--tasks", "x"],
+        ["run", "--model", "hf", "--model=distill"],
+        ["ls", "tasks"],
+        ["validate", "--tasks", "x"],
+        ["run", "--help"],
+        [],
+    ],
+)
+def test_the_launcher_hands_over(arguments, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["test"])
+    started = []
+    monkeypatch.setattr(harness, "cli_evaluate", lambda: started.append(list(sys.argv)))
+    harness.main(arguments)
+    assert started == [["lm_eval", *arguments]]
+
+
+def test_the_policy_of_the_checkpoint_counts_unless_another_is_named(tiny, tmp_path):
+    distill.load(tiny, policy=POLICY).save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((tiny / name).read_bytes())
+    own = harness.DistillLM(str(tmp_path), device="cpu")
+    assert own.policy == distill.policy(**POLICY)
+    assert harness.DistillLM(own.model, tokenizer=str(tiny)).policy == own.policy
+    for pretrained in (str(tmp_path), own.model):
+        assert harness.DistillLM(pretrained, policy=None, tokenizer=str(tiny), device="cpu").policy is None
+    assert harness.DistillLM(str(tiny), device="cpu").policy is None
+    assert own.get_model_info()["policy"] == own.policy.to_dict()
+    # and its log-likelihoods are the stock model's all the same
+    assert ask(own, "loglikelihood", (TEXT, "Noon")) == ask(made(tiny, None), "loglikelihood", (TEXT, "Noon"))
+
+
+def test_no_call_of_the_model_lacks_rows_of_logits(tiny, monkeypatch, caplog):
+    """Under the policy every call says how many rows it wants; calls that want all rows run without it."""
+    lm = made(tiny, POLICY)
+    calls = []
+    original = type(lm.model).forward
+
+    def watched(self, *args, logits_to_keep=0, **kwargs):
+        output = original(self, *args, logits_to_keep=logits_to_keep, **kwargs)
+        inputs = kwargs.get("input_ids", args[0] if args else None)
+        calls.append((logits_to_keep, output.logits.shape[1], inputs.shape[1]))
+        return output
+
+    watched.__signature__ = inspect.signature(original)
+    monkeypatch.setattr(type(lm.model), "forward", watched)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask(lm, "generate_until", (TEXT, {"until": [], "max_gen_toks": 4, "do_sample": False}))
+        generated = len(calls)
+        assert caplog.text == ""
+        ask(lm, "loglikelihood", (TEXT, "Noon"))
+        ask(lm, "loglikelihood_rolling", (TEXT,))
+    assert generated == 4 and all(keep == rows == 1 for keep, rows, _ in calls[:generated])
+    assert len(calls) > generated and all(rows == tokens for _, rows, tokens in calls[generated:])
+    assert caplog.text.count("log-likelihoods are those of the stock model") == 1

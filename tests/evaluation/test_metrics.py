@@ -65,6 +65,34 @@ def test_promptdistill_rules_are_the_earlier_scorer():
     assert score("longbook_sum_eng", "one two three four", "four three two one") == pytest.approx(0.25, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("prediction", "later", "earlier"),
+    [
+        ("cmd_gen", 1, 0),
+        ("cmd_gen is wrong, B", 1, 0),
+        ("C or A", 1, 0),
+        ("A or C", 1, 0),
+        ("C) cmd_gen, not A", 1, 0),
+        ("C, but A is close", 1, 0),
+        ("C", 1, 0),
+        ("  C\nA", 1, 0),
+        ("Cannot say, A", 1, 0),  # the official rules look at the first letter only
+        ("C: cmd_gen or A", 1, 1),
+        ("A: cmd_gen", 0, 0),
+        ("A) not cmd_gen", 0, 0),
+        ("`cmd_gen`", 0, 0),  # the quote becomes a blank, and blanks are cut off before that
+        ("The answer is: C, not A", 1, 1),
+        ("The answer is: A", 0, 0),
+        ("A. The correct option is: cmd_gen", 1, 1),
+        ("", 0, 0),
+    ],
+)
+def test_code_debug_under_both_rules(prediction, later, earlier):
+    label = ["cmd_gen", "C"]
+    assert infinitebench.score("code_debug", prediction, label, "2024-08") == later
+    assert infinitebench.score("code_debug", prediction, label, "2024-06") == earlier
+
+
 def test_rouge_libraries_differ():
     pair = ("one two three four", "four three two one")
     assert text.rouge_l(*pair) != text.rouge_lsum(*pair)
@@ -163,3 +191,40 @@ def test_classification_never_rewards_a_wrong_label(classes):
     for gold in classes:
         assert longbench.classification("", gold, classes) == 0
         assert longbench.classification(gold, gold, classes) > 0
+
+
+def fuzzywuzzy_ratio(a, b):
+    """fuzzywuzzy's own ratio as LongBench's requirements install it: with difflib, not with python-Levenshtein."""
+    import difflib
+    import warnings
+
+    pytest.importorskip("fuzzywuzzy", reason="fuzzywuzzy is not installed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        from fuzzywuzzy import fuzz
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fuzz, "SequenceMatcher", difflib.SequenceMatcher)
+        return fuzz.ratio(a, b) / 100
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_similarity_is_fuzzywuzzys_on_any_text(a, b):
+    assert text.similarity(a, b) == fuzzywuzzy_ratio(a, b)
+    assert text.similarity(a, a) == fuzzywuzzy_ratio(a, a)
+
+
+def test_code_similarity_is_fuzzywuzzys_on_real_lines():
+    """Lines of this package, each against itself changed and against the next one. Long lines too: difflib's rule for
+    popular characters begins at 200."""
+    source = Path(text.__file__).read_text(encoding="utf-8").splitlines()
+    source += [" ".join(source[i : i + 6]) for i in range(0, len(source), 6)]
+    found = [line for line in source if line and not any(mark in line for mark in ("`", "#", "//"))]
+    changed = [line.replace("self", "this").replace("_", "")[: len(line) - i % 5] for i, line in enumerate(found)]
+    assert len(found) > 80 and max(map(len, found)) > 200
+    for line, other, following in zip(found, changed, found[1:], strict=False):
+        for reference in (line, other, following):
+            if line.strip("\n"):
+                assert longbench.code_sim(f"\n# a comment\n{line}\nmore", reference) == fuzzywuzzy_ratio(
+                    line, reference
+                )

@@ -6,6 +6,8 @@ import argparse
 import json
 import os
 import re
+import runpy
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import distill
-from distill.evaluation import methods, scoring
+from distill.evaluation import cli, methods, scoring
 from distill.evaluation.catalogue import benchmark
 from distill.evaluation.cli import add_arguments, main
 from distill.evaluation.generation import Generator
@@ -37,12 +39,16 @@ def model(tiny):
 @pytest.fixture
 def facts_folder(tmp_path):
     """BABILong-like data of six samples."""
-    rows = [{"input": QA + f"Day {i}.", "question": "Where is Mary? ", "target": "kitchen"} for i in range(6)]
     folder = tmp_path / "data"
     folder.mkdir()
+    write_facts(folder)
+    return folder
+
+
+def write_facts(folder):
+    rows = [{"input": QA + f"Day {i}.", "question": "Where is Mary? ", "target": "kitchen"} for i in range(6)]
     for task in ("qa1", "qa4"):
         (folder / f"1k_{task}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return folder
 
 
 def command(tiny, data, output, *flags, bench="babilong", tasks=("qa1_1k",)):
@@ -64,6 +70,12 @@ def command(tiny, data, output, *flags, bench="babilong", tasks=("qa1_1k",)):
 def without_times(path):
     """The bytes of a result file, times left out."""
     return re.sub(rb'"(ttft_)?seconds": [-+.\de]+', b"", path.read_bytes())
+
+
+def this_package():
+    """Environment in which another process imports the package under test, wherever else one is installed."""
+    path = os.pathsep.join(filter(None, (str(Path(distill.__file__).parents[1]), os.environ.get("PYTHONPATH"))))
+    return os.environ | {"PYTHONPATH": path}
 
 
 def only(folder, name="*.jsonl"):
@@ -94,8 +106,15 @@ def test_methods_are_asked_from_the_registry():
         (lambda: methods.parse("promptdistill", 16), "selection_layers: got nothing"),
         (lambda: methods.parse_budget("1.5"), "budget: got"),
         (lambda: methods.parse_budget("0"), "budget: got"),
-        (lambda: Plan(benchmark("kv"), limit=0), "limit must be at least 1"),
-        (lambda: Plan(benchmark("kv"), preset="mine"), "preset must be one of"),
+        (lambda: Plan(benchmark("kv"), limit=0), "limit: got 0; allowed are integers >= 1"),
+        (lambda: Plan(benchmark("kv"), limit=10**400), r"limit: got 10+\.\.\. .*; allowed are integers from 1 to"),
+        (
+            lambda: Plan(benchmark("kv"), limit=10**5000),
+            "limit: got a value of type int that is too long to show; allowed are",
+        ),
+        (lambda: Plan(benchmark("kv"), limit=True), "limit: got True; allowed are integers >= 1"),
+        (lambda: Plan(benchmark("kv"), max_length=1), "max_length: got 1; allowed are integers >= 2"),
+        (lambda: Plan(benchmark("kv"), preset="mine"), "preset: got 'mine'; allowed are"),
     ],
 )
 def test_bad_settings_are_refused(call, message):
@@ -176,9 +195,11 @@ def test_scores_come_from_the_predictions_alone(tiny, facts_folder, tmp_path):
 
 
 def test_predictions_that_crash_the_official_scorer_are_counted(tmp_path):
-    header = {"benchmark": "infbench", "task": "math_find", "preset": "official", "options": {}}
+    header = {"benchmark": "infbench", "task": "math_find", "preset": "official", "protocol": "query-aware"}
+    header |= {"edition": "default", "label": "default", "budget": None, "method": None, "window": None, "options": {}}
     cost = {"seconds": 1.0, "ttft_seconds": 1.0, "cache_bytes": 1, "peak_cache_bytes": 1}
     shared = {"reference": {"label": 88}, "group": {}, "cost": cost, "truncated": False}
+    shared |= {"prompt_tokens": 9, "new_tokens": 2, "prompt_sha256": ""}
     rows = [{"header": header}] + [{"id": str(i), "prediction": p} | shared for i, p in enumerate(("88", "88.7"))]
     (tmp_path / "math_find.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     assert main(["score", str(tmp_path), "--set", "rules=2024-06"]) == 0
@@ -227,14 +248,15 @@ def test_longbench2_chain_of_thought_asks_twice(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--data-path", "nowhere"], "nowhere does not exist"),
-        (["--tasks", "qa99_1k"], "unknown task 'qa99_1k' of babilong; its tasks are qa1_0k"),
-        (["--model-type", "phi3"], "is of type llama, not phi3"),
         (["--edition", "nonsense"], "allowed are default"),
-        (["--limit", "0"], "limit must be at least 1"),
-        (["--dtype", "int3"], "--dtype must be one of"),
-        (["--tokenizer", "nowhere"], "no tokenizer was found at nowhere"),
-        (["--model", "nowhere", "--tokenizer", "TINY"], "--model: nowhere could not be loaded"),
+        (["--data-path", "nowhere"], "--data-path: got nowhere; allowed are"),
+        (["--tasks", "qa99_1k"], "tasks of babilong: got 'qa99_1k'; allowed are 'qa1_0k', "),
+        (["--model-type", "phi3"], "--model-type: got 'phi3'; allowed is 'llama'"),
+        (["--limit", "0"], "limit: got 0; allowed are integers >= 1"),
+        (["--attention", "nonsense"], "with dtype=auto, attn_implementation=nonsense; allowed are"),
+        (["--dtype", "int3"], "--dtype: got 'int3'; allowed are 'auto', "),
+        (["--tokenizer", "nowhere"], "--tokenizer: got 'nowhere'; allowed are"),
+        (["--model", "nowhere", "--tokenizer", "TINY"], "--model: got 'nowhere'; allowed are"),
         (["--edition", "promptdistill", "--selection-layers", "2", "--n-topks", "4"], "selection_layers"),
     ],
 )
@@ -250,7 +272,7 @@ def test_a_model_without_a_tokenizer(tiny, facts_folder, tmp_path, capsys):
     for name in ("config.json", "model.safetensors"):
         (bare / name).write_bytes((tiny / name).read_bytes())
     assert main(command(bare, facts_folder, tmp_path / "out")) == 2
-    assert f"no tokenizer was found at {bare}: name one with --tokenizer" in capsys.readouterr().err
+    assert f"--tokenizer: got '{bare}'; allowed are" in capsys.readouterr().err
     assert main(command(bare, facts_folder, tmp_path / "out", "--tokenizer", str(tiny), "--limit", "1")) == 0
 
 
@@ -264,9 +286,158 @@ def test_a_corrupt_line_stops_the_run_and_results_are_kept(tiny, facts_folder, t
     before = path.read_bytes()
     for arguments in (command(tiny, facts_folder, output), ["score", str(path.parent)]):
         assert main(arguments) == 2
-        assert f"{path}, line 3: corrupt" in capsys.readouterr().err
+        assert f"{path}, line 3: got corrupt JSON" in capsys.readouterr().err
         assert path.read_bytes() == before
     assert main(command(tiny, facts_folder, output, "--restart", "--limit", "1")) == 0
+
+
+@pytest.fixture(scope="module")
+def once(tiny, tmp_path_factory):
+    """A finished and scored run of three samples, with the kept tokens of the first: its data, and its folder."""
+    folder = tmp_path_factory.mktemp("once")
+    (folder / "data").mkdir()
+    write_facts(folder / "data")
+    assert main(command(tiny, folder / "data", folder / "out", "--limit", "3", "--drilldown", "1")) == 0
+    return folder / "data", folder / "out"
+
+
+@pytest.fixture
+def finished(once, tiny, tmp_path):
+    """The result file of a copy of that run, and the command that continues it."""
+    data, output = once
+    shutil.copytree(output, tmp_path / "out")
+    return only(tmp_path / "out"), command(tiny, data, tmp_path / "out", "--limit", "3", "--drilldown", "1")
+
+
+RECORD = [
+    "id",
+    "prediction",
+    "reference",
+    "group",
+    "prompt_tokens",
+    "prompt_sha256",
+    "new_tokens",
+    "truncated",
+    "cost",
+]
+
+
+@pytest.mark.parametrize("name", [*RECORD, "reference.target", "reference.question", "cost.ttft_seconds", "tokens"])
+def test_a_record_without_a_field_is_named_by_every_reader(finished, tmp_path, capsys, name):
+    path, arguments = finished
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    outer, _, key = name.rpartition(".")
+    del (rows[1][outer] if outer else rows[1])[key]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    before = path.read_bytes()
+    capsys.readouterr()
+    readers = [
+        ["score", str(path.parent)],
+        ["report", str(path.parent), "--report", str(tmp_path / "r.html")],
+        arguments,
+    ]
+    # a report shows the reference as it is, and a run that continues scores afterwards
+    for reader in readers[:1] if outer == "reference" else readers:
+        assert main(reader) == 2
+        assert f"{path}, line 2: got " in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+HEADER = ["benchmark", "task", "preset", "protocol", "edition", "label", "budget", "method", "window", "options"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (name, value)
+        for name in HEADER
+        for value in ("missing", "nonsense", True, [], float("nan"))
+        # any text will do for these two
+        if not (value == "nonsense" and name in ("edition", "label"))
+    ],
+)
+def test_a_header_that_is_not_one_is_named(finished, capsys, name, value):
+    path, arguments = finished
+    header, *rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    changed = json.loads(header)
+    if value == "missing":
+        del changed["header"][name]
+    else:
+        changed["header"][name] = value
+    path.write_text(json.dumps(changed) + "\n" + "".join(rows), encoding="utf-8")
+    before = path.read_bytes()
+    capsys.readouterr()
+    for reader in (["score", str(path.parent)], *([arguments] if value in ("missing", "nonsense") else [])):
+        assert main(reader) == 2
+        assert f"{path}, line 1" in capsys.readouterr().err
+        assert path.read_bytes() == before
+
+
+def test_a_corrupt_file_of_scores_is_named(finished, tmp_path, capsys):
+    path = finished[0].with_name("scores.json")
+    scores = json.loads(path.read_text(encoding="utf-8"))
+    for content in (b"", b"{}", b"\xff", b"[1]", json.dumps(scores | {"tasks": {}}).encode(), path.read_bytes()[:-9]):
+        path.write_bytes(content)
+        assert main(["report", str(path.parent), "--report", str(tmp_path / "r.html")]) == 2
+        assert f"{path}: got " in capsys.readouterr().err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_a_copy_of_a_result_file_is_not_scored_in_its_place(finished, capsys):
+    path, _ = finished
+    path.with_name("copy.jsonl").write_bytes(path.read_bytes())
+    assert main(["score", str(path.parent)]) == 2
+    assert "copy.jsonl, line 1, task: got 'qa1_1k'; allowed are 'copy'" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_comes_into_the_report(finished, tmp_path):
+    path, _ = finished
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows[1]["prediction"] = rows[0]["header"]["model"] = rows[0]["header"]["label"] = "\ud83d"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert main(["score", str(path.parent)]) == 0
+    assert main(["report", str(path.parent), "--report", str(tmp_path / "r.html")]) == 0
+    assert "\\ud83d" in (tmp_path / "r.html").read_text(encoding="utf-8")
+
+
+def test_of_two_processes_on_one_run_only_one_writes(tiny, facts_folder, tmp_path, capsys):
+    """Another process and this one, with one command: this one is refused and writes nothing, and later continues."""
+    arguments = command(tiny, facts_folder, tmp_path / "out")
+    # the first process waits in its third sample
+    slow = (
+        "import sys, time\n"
+        "from distill.evaluation import cli, generation\n"
+        "answer, calls = generation.Generator.__call__, []\n"
+        "def waits(self, *args, **kwargs):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 3:\n"
+        "        print('waits', flush=True)\n"
+        "        time.sleep(120)\n"
+        "    return answer(self, *args, **kwargs)\n"
+        "generation.Generator.__call__ = waits\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    )
+    call = [sys.executable, "-c", slow, *arguments]
+    with subprocess.Popen(call, stdout=subprocess.PIPE, text=True, env=this_package()) as first:
+        try:
+            assert first.stdout.readline() == "waits\n"
+            path = only(tmp_path / "out")
+            before = {file: file.read_bytes() for file in path.parent.iterdir()}
+            assert main(arguments) == 2
+            refused = f"{path.parent}: got a second writer; allowed is one at a time, and process {first.pid}"
+            assert refused in capsys.readouterr().err
+            assert {file: file.read_bytes() for file in path.parent.iterdir()} == before
+        finally:
+            first.kill()
+    assert len(read_results(path).records) == 2
+    assert main(arguments) == 0
+    assert main(command(tiny, facts_folder, tmp_path / "whole")) == 0
+    assert without_times(path) == without_times(only(tmp_path / "whole"))
+
+
+def test_data_that_cannot_be_had_leaves_no_folder(tiny, tmp_path):
+    assert main(command(tiny, tmp_path, tmp_path / "out")) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_changed_settings_need_another_folder(tiny, facts_folder, tmp_path, capsys):
@@ -277,14 +448,14 @@ def test_changed_settings_need_another_folder(tiny, facts_folder, tmp_path, caps
 
 def test_questions_that_lead_cannot_be_hidden(model, tokenizer, tmp_path):
     plan = Plan(benchmark("infbench"), tasks=("math_find", "passkey"), protocol="query-agnostic", options={})
-    with pytest.raises(ValueError, match="the prompts of math_find name the question before the context"):
+    with pytest.raises(ValueError, match="--tasks: got math_find; allowed under the query-agnostic protocol are"):
         predict(plan, methods.make("default", {}), model, tokenizer, tmp_path)
 
 
 def test_chat_needs_a_chat_template(model, tokenizer, tmp_path):
     bare = deepcopy(tokenizer)
     bare.chat_template = None
-    with pytest.raises(ValueError, match="--preset chat"):
+    with pytest.raises(ValueError, match="--preset: got 'chat'; allowed are"):
         predict(Plan(benchmark("kv"), preset="chat"), methods.make("default", {}), model, bare, tmp_path)
 
 
@@ -306,13 +477,20 @@ def test_the_known_sample_commands_are_understood(tiny, essays, tmp_path):
         start = [sys.executable, str(ROOT / "evaluation" / "needle.py")]
     else:
         start = [sys.executable, "-m", "distill.evaluation.needle"]
-    done = subprocess.run(
-        [*start, *needle, *shared, "--output", str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    call = [*start, *needle, *shared, "--output", str(tmp_path)]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, timeout=120, env=this_package())
     assert done.returncode == 0, done.stderr
     assert "classic" in done.stdout
     folder = only(tmp_path, "scores.json").parent
     assert (folder / "classic.png").is_file() and len(read_results(folder / "classic.jsonl").records) == 4
+
+
+@pytest.mark.parametrize("name", ["longbench", "infbench"])
+def test_the_other_scripts_explain_themselves(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(Path(cli.__file__).with_name(f"{name}.py")), run_name="__main__")
+    assert stop.value.code == 0 and f"distill eval {name}" in capsys.readouterr().out
 
 
 COMMANDS = [
@@ -339,6 +517,15 @@ def test_the_known_flags_mean_what_they_meant(line):
         assert (args.s_len, args.e_len) == (1000, 120_000)
 
 
+@pytest.mark.parametrize("flag", ["--seed", "--e_len", "--limit", "--max-length", "--n-depths", "--selection-layers"])
+@pytest.mark.parametrize("value", ["1" + "0" * 400, "9" * 5_000, "-1" + "0" * 20, "1.5", "nan", ""])
+def test_integers_have_bounds(flag, value, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["needle", "--model", "MODEL", f"{flag}={value}"])
+    assert stop.value.code == 2
+    assert f"argument {flag}: got {value[:40]!r}; allowed are integers from" in capsys.readouterr().err
+
+
 def test_help_teaches(capsys):
     for arguments in (["--help"], ["needle", "--help"], ["compare", "ruler", "--help"]):
         with pytest.raises(SystemExit) as stop:
@@ -363,7 +550,7 @@ def test_two_processes_give_the_scores_of_one(tiny, facts_folder, tmp_path):
     ]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     launch += ["-m", "distill.evaluation", *command(tiny, facts_folder, tmp_path / "two", tasks=tasks)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = this_package() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(launch, capture_output=True, text=True, timeout=200, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     for task in tasks:

@@ -126,15 +126,15 @@ def test_text_cannot_break_out_of_the_page(compared, tmp_path):
 
 
 def test_bad_reports_are_refused(compared, tmp_path, capsys):
-    with pytest.raises(ValueError, match="at least one"):
+    with pytest.raises(ValueError, match="folders: got none; allowed is at least one"):
         report.write([], tmp_path / "r.html")
     assert main(["report", str(tmp_path)]) == 2
-    assert "no scored run in" in capsys.readouterr().err
+    assert "allowed are folders with scored runs" in capsys.readouterr().err
     other = tmp_path / "other"
     other.mkdir()
     scores = json.loads((folders(compared)[0] / "scores.json").read_text(encoding="utf-8"))
     (other / "scores.json").write_text(json.dumps(scores | {"benchmark": "ruler"}), encoding="utf-8")
-    with pytest.raises(ValueError, match="these runs are of needle, ruler"):
+    with pytest.raises(ValueError, match="folders: got runs of needle, ruler; allowed are runs of one benchmark"):
         report.write([folders(compared)[0], other], tmp_path / "r.html")
 
 
