@@ -31,7 +31,7 @@ def all_or_nothing(cache: Cache | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # stock layers were not written to: they had been replaced by layers of ours that share their tensors
+        # stock layers were not written to: in the block they are replaced by layers of ours that share their tensors
         cache.layers[:] = layers
         kept = [(layer, was) for layer, was in zip(layers, before, strict=True) if was is not None]
         undone = [_undone(layer, was) for layer, was in kept]
