@@ -11,7 +11,7 @@ once for all of them, by these rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -119,6 +119,19 @@ class Entries:
         """
         query = self.seen.query
         return column_sums(query, self.key, self.scaling, self.asked, self.positions, self.window, aligned=True)
+
+    def by_set(self, scores: Tensor) -> tuple[Entries, Tensor]:
+        """These entries and their scores with equal numbers of heads, wherever either has more than one.
+
+        That differs while decoding on a cache that another policy has cut: it may hold one set of entries per KV head,
+        while scores are one set for all heads, or one per query head.
+        """
+        sets, heads = self.positions.shape[1], scores.shape[1]
+        if sets > heads == 1:
+            return self, scores.expand(-1, sets, -1)
+        if heads > sets > 1:
+            return replace(self, positions=self.positions.repeat_interleave(heads // sets, dim=1)), scores
+        return self, scores
 
     def by_group(self, scores: Tensor) -> Tensor:
         """Reshapes `(batch, heads, entries)` to `(batch, kv_heads, heads per KV head, entries)`."""
@@ -358,7 +371,7 @@ class EvictionRun(Run):
 
     def choose(self, entries: Entries) -> Tensor:
         """Scores the entries and returns those that are kept: bool `(batch, heads, entries)`."""
-        return self.policy.select(entries, self.policy.scores(entries))
+        return self.policy.select(*entries.by_set(self.policy.scores(entries)))
 
     def lengths(self, tokens: Tokens) -> Tensor:
         """Number of prompt tokens in each row: `(batch, 1)`, on the CPU."""

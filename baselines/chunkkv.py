@@ -81,11 +81,8 @@ class ChunkKV(Wrapper):
 
     def select(self, entries: Entries, scores: Tensor) -> Tensor:
         lengths, real = entries.lengths, entries.real
-        if lengths.shape[1] > 1:
-            raise ValueError(
-                "policy: got chunkkv, which keeps one set for all heads, on a cache whose heads hold different ones; "
-                "allowed are policies that keep a set per head"
-            )
+        # heads that hold different entries already, as another policy may have left them, choose each for itself
+        one_set = lengths.shape[1] == 1
         quota = self.quota(entries.layer_idx, lengths, entries.call.layers)
         protected = self.protected(entries)
         protected = torch.zeros_like(real) if protected is None else protected & real
@@ -95,8 +92,9 @@ class ChunkKV(Wrapper):
         count = self.chunks(entries.layer_idx, lengths, entries.call.layers)
         always = (chunks.sum(protected) == chunks.sizes) & (chunks.sizes > 0)
         short, cut = lengths < self.chunk_length, lengths > quota
-        means = chunks.sum(entries.call.reduce(lifted.sum(1, keepdim=True))) / chunks.sizes.clamp(min=1)
-        best = top(protect(means, always, count), chunks.sizes > 0, count)  # (batch, 1, chunks)
+        joined = entries.call.reduce(lifted.sum(1, keepdim=True)) if one_set else lifted
+        means = chunks.sum(joined) / chunks.sizes.clamp(min=1)
+        best = top(protect(means, always, count), chunks.sizes > 0, count)
         keep = (chunks.spread(best) | ~cut[..., None]) & real
         if not bool((short & cut).any()):
             return keep
@@ -106,22 +104,23 @@ class ChunkKV(Wrapper):
     def entries_kept(self, length: int, config: Any) -> list[int]:
         """As for every method, but an upper bound where only its scores decide if a shorter last chunk is kept."""
         layers, lengths, size = config.num_hidden_layers, torch.tensor([[length]]), self.chunk_length
-        kept = []
+        if length < size:
+            return self.policy.entries_kept(length, config)
+        kept, there = [], -(-length // size)
         for layer in range(layers):
-            quota = int(self.quota(layer, lengths, layers))
-            count = min(length, quota if length < size else int(self.chunks(layer, lengths, layers)) * size)
-            if size < length > quota and self._ends_protected(layer, length, layers):
-                count -= -length % size
-            kept.append((length if length <= quota else count) * config.num_key_value_heads)
+            chosen = min(int(self.chunks(layer, lengths, layers)), there)
+            whole = chosen == there or length <= int(self.quota(layer, lengths, layers))
+            short = -length % size if self._end_protected(layer, length, layers) else 0
+            kept.append((length if whole else chosen * size - short) * config.num_key_value_heads)
         return kept
 
-    def _ends_protected(self, layer_idx: int, length: int, layers: int) -> bool:
-        """Whether the last chunk of a prompt holds an entry that the policy always keeps."""
+    def _end_protected(self, layer_idx: int, length: int, layers: int) -> bool:
+        """Whether the policy always keeps all entries of the last chunk, so that it is among those chosen."""
         call, rest = cast(Call, SimpleNamespace(layers=layers)), cast(Any, None)
         entries = Entries(layer_idx, rest, rest, rest, rest, torch.arange(length)[None, None], call)
         protected = self.protected(entries)
         return protected is not None and bool(
-            protected[..., -(length % self.chunk_length or self.chunk_length) :].any()
+            protected[..., -(length % self.chunk_length or self.chunk_length) :].all()
         )
 
 

@@ -77,6 +77,7 @@ class CriticalKV(Wrapper):
         norms = projected_norms(entries.value, entries.seen.module.o_proj.weight, heads, 1)
         norms = norms.flatten(1, 2) if base.shape[1] == heads else norms.mean(2)
         scores = (base + self.epsilon) * norms  # (batch, kv_heads or heads, entries)
+        entries, scores = entries.by_set(scores)
         protected = self.protected(entries)
         first = base if protected is None else base.masked_fill(protected & entries.real, torch.inf)
         certain = top(first.expand(scores.shape), entries.real, self.certain(entries))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 from torch import Tensor
 
 from distill.baselines.base import Entries, Eviction, EvictionRun, Queries
 from distill.patches.cache import KeptLayer
+from distill.patches.policy import Policy
 from distill.patches.run import Call, Observation
 from distill.patches.selection import indices_of
 
@@ -26,7 +28,7 @@ class StepRun(EvictionRun):
 
     def __init__(self, policy: Eviction, call: Call, every: int = 1, prompt: bool = True) -> None:
         super().__init__(policy, call)
-        self.every = every
+        self.every, self.mark = every, _mark(policy)
         self.counts = prompt or call.past > 0
 
     def observe(self, layer_idx: int, seen: Observation) -> None:
@@ -51,7 +53,7 @@ class StepRun(EvictionRun):
             self.kept[layer_idx] = self.choose(entries)
 
     def _due(self, layer: KeptLayer, new: int) -> bool:
-        counter = f"calls since {self.policy.name}"
+        counter = f"calls since {self.mark}"
         calls = layer.state.get(counter, 0) + 1 if self.counts else 0
         due = self.counts and (calls >= self.every or new >= self.policy.budget)  # type: ignore[attr-defined]
         layer.state[counter] = 0 if due else calls
@@ -68,14 +70,24 @@ class StepRun(EvictionRun):
 
     def _recall(self, layer: KeptLayer) -> Any:
         if self.policy.accumulates:
-            return layer.notes.get(self.policy.name)
-        mark = f"{self.policy.name}."
-        found = {name.removeprefix(mark): v for name, v in layer.state.items() if name.startswith(mark)}
+            return layer.notes.get(self.mark)
+        start = f"{self.mark}."
+        found = {name.removeprefix(start): v for name, v in layer.state.items() if name.startswith(start)}
         return (Queries(**found) if self.policy.queries else found) if found else None
 
     def _remember(self, layer: KeptLayer, collected: Any) -> None:
         if self.policy.accumulates:
-            layer.notes[self.policy.name] = collected
+            layer.notes[self.mark] = collected
         elif collected is not None:
             parts = vars(collected) if isinstance(collected, Queries) else collected
-            layer.state |= {f"{self.policy.name}.{name}": tensor for name, tensor in parts.items()}
+            layer.state |= {f"{self.mark}.{name}": tensor for name, tensor in parts.items()}
+
+
+def _mark(policy: Policy) -> str:
+    """By what a policy finds again what it has collected: its settings, without the budget, which changes none of it.
+
+    Another policy of the same name, with other settings, collects other things.
+    """
+    settings = ((field.name, getattr(policy, field.name)) for field in fields(policy) if field.name != "budget")
+    written = (f"{name}={_mark(value) if isinstance(value, Policy) else value!r}" for name, value in settings)
+    return f"{policy.name}({', '.join(written)})"

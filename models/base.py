@@ -17,7 +17,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 from distill.models.saving import auto_map, write_card_and_module
 from distill.models.using import CONFIGURED, Override, PolicyMixin
 from distill.patches.attention import observe_attention
-from distill.patches.cache import adopt, holds_kept_layers
+from distill.patches.cache import holds_kept_layers
 from distill.patches.decoder import DecoderOutput, Selection, run_decoder
 from distill.patches.guard import all_or_nothing
 from distill.patches.policy import Policy
@@ -198,8 +198,6 @@ class DistillCausalLMMixin(PolicyMixin):
             )
         last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         return_dict = kwargs.pop("return_dict", None)
-        if past_key_values is not None:
-            adopt(past_key_values, self.config.num_hidden_layers, attention_mask)
         with all_or_nothing(past_key_values):
             outputs = self.model(  # type: ignore[attr-defined]
                 policy=chosen,

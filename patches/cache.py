@@ -175,10 +175,12 @@ class KeptLayer(DynamicLayer):
             )
             # the old layout is kept alive with the new one: an id is unique only among living objects
             shared[id(self.layout)] = (self.layout, layout)
-        last = self.layout.amax(-1)
+        last = self.layout.amax(-1)  # (batch, 1 or heads)
         self.repeats *= max(indices.shape[1] // keys.shape[1], 1)
         self.notes = {name: entries_at(note[..., None], indices)[..., 0] for name, note in self.notes.items()}
         self.layout = shared[id(self.layout)][1]
+        # there may be more heads now than before: each then stands for a part of an earlier one
+        last = last.repeat_interleave(self.layout.shape[1] // last.shape[1], dim=1)
         gone = (self.layout.amax(-1) != last).any() if self.held else torch.ones_like(last[0, 0])
         self.lost_at = torch.maximum(self.lost_at.to(gone.device), gone.long() * self.seen)
         counts = self.real.sum(-1)
@@ -245,10 +247,14 @@ class KeptLayer(DynamicLayer):
 
 
 def entries_at(entries: Tensor, indices: Tensor) -> Tensor:
-    """Entries `(batch, heads, n, dim)` at `(batch, 1, heads or a multiple of it, kept)`; for `-1` any entry."""
+    """Entries `(batch, heads, n, dim)` at `(batch, other heads, kept)`; for `-1` any entry.
+
+    The one number of heads must be a multiple of the other; of the result there are as many as of the larger one.
+    """
     batch, heads, _, dim = entries.shape
     index = indices.to(entries.device).clamp(min=0)
-    index = index.expand(-1, max(heads, index.shape[1]), -1)
+    if index.shape[1] < heads:
+        index = index.repeat_interleave(heads // index.shape[1], dim=1)
     groups = index.shape[1] // heads
     index = index.reshape(batch, heads, groups, -1, 1).expand(-1, -1, -1, -1, dim)
     return entries[:, :, None].expand(-1, -1, groups, -1, -1).gather(3, index).flatten(1, 2)

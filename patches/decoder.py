@@ -93,24 +93,24 @@ def run_decoder(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: got both or neither; allowed is exactly one of the two")
-    cache = None
-    if use_cache or past_key_values is not None:
-        cache = adopt(past_key_values, len(decoder.layers), attention_mask)
-        refuse_torn(cache)
-    if prefill_chunk_size is not None:
-        check_integer("prefill_chunk_size", prefill_chunk_size, 1)
-        if cache is None:
-            raise ValueError("prefill_chunk_size: got a size with use_cache=False; allowed is use_cache=True")
+    with all_or_nothing(past_key_values):
+        cache = None
+        if use_cache or past_key_values is not None:
+            cache = adopt(past_key_values, len(decoder.layers), attention_mask)
+            refuse_torn(cache)
+        if prefill_chunk_size is not None:
+            check_integer("prefill_chunk_size", prefill_chunk_size, 1)
+            if cache is None:
+                raise ValueError("prefill_chunk_size: got a size with use_cache=False; allowed is use_cache=True")
 
-    hidden = inputs_embeds if input_ids is None else decoder.embed_tokens(input_ids)
-    assert hidden is not None
-    past = cache.get_seq_length() if cache is not None else 0
-    shift = None if cache is None else cache.layers[0].shift
-    tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift)
-    tokens.ends = _prompt_ends(tokens, prompt_ends, after_prompt, protect)
-    question = _question(question_tokens, tokens)
-    call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh), question)
-    with all_or_nothing(cache):
+        hidden = inputs_embeds if input_ids is None else decoder.embed_tokens(input_ids)
+        assert hidden is not None
+        past = cache.get_seq_length() if cache is not None else 0
+        shift = None if cache is None else cache.layers[0].shift
+        tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift)
+        tokens.ends = _prompt_ends(tokens, prompt_ends, after_prompt, protect)
+        question = _question(question_tokens, tokens)
+        call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh), question)
         run = (policy.begin(call) if policy is not None else None) or Run()
         _check_rows(run, every_row, tokens.count)
         _check_recording(run, tokens.count, prefill_chunk_size, decoder.config, kwargs)
@@ -138,12 +138,10 @@ def _tokens(
 ) -> Tokens:
     """The tokens of this call before the first layer; where each row's prompt ends is not known yet."""
     batch, count = hidden.shape[:2]
-    if attention_mask is not None and (
-        attention_mask.dim() != 2 or attention_mask.shape[1] not in (count, past + count)
-    ):
+    if attention_mask is not None and attention_mask.shape not in ((batch, count), (batch, past + count)):
         raise ValueError(
-            f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed under a policy are (batch, {count}) "
-            f"and (batch, {past + count}): a policy builds the 4D masks of its stages itself"
+            f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed under a policy are ({batch}, {count}) "
+            f"and ({batch}, {past + count}): a policy builds the 4D masks of its stages itself"
         )
     if position_ids is None:
         position_ids = torch.arange(past, past + count, device=hidden.device)[None]

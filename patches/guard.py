@@ -31,7 +31,7 @@ def all_or_nothing(cache: Cache | None) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        # stock layers were not written to: they had been replaced by layers of ours that share their tensors
+        # stock layers were not written to: in the block they are replaced by layers of ours that share their tensors
         cache.layers[:] = layers
         kept = [(layer, was) for layer, was in zip(layers, before, strict=True) if was is not None]
         undone = [_undone(layer, was) for layer, was in kept]
@@ -80,7 +80,7 @@ def _earlier(layer: KeptLayer, was: dict[str, Any]) -> tuple[Any, Any]:
     held = old.shape[-1]
     if now.shape[1] == old.shape[1] and torch.equal(now[..., :held], old):  # (batch, 1 or heads, held)
         return keys[:, :, :held], values[:, :, :held]
-    if keys.shape[2] != now.shape[-1]:
+    if not keys.shape[2] == values.shape[2] == now.shape[-1]:
         return None, None
     # entries were dropped: those from before are still there if they can be found by their positions
     last = old.amax(-1, keepdim=True).repeat_interleave(now.shape[1] // old.shape[1], dim=1)

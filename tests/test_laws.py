@@ -140,7 +140,7 @@ def test_crop_takes_back_the_last_tokens_or_says_that_it_cannot():
     layer.crop(-2)
     assert layer.get_seq_length() == 7 and layer.positions.tolist() == [[0, 4], [1, 2]] and layer.held == 2
     layer.crop(0)
-    with pytest.raises(ValueError, match="cannot take back 2 tokens"):
+    with pytest.raises(ValueError, match="tokens_to_remove: got -2; allowed are tokens that are still held"):
         layer.crop(-2)
 
 

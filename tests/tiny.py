@@ -1,39 +1,52 @@
-"""Tiny random models: the stock class and ours, with the same weights."""
+"""Tiny random models: the stock class and ours, with the same weights. `ARCHITECTURES` is the one list of them."""
 
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import distill  # noqa: F401  (registers the classes)
 
-ARCHITECTURES = ["llama", "mistral", "phi3", "qwen2", "qwen3"]
+#: every supported architecture, with the settings in which its tiny model differs from `SIZES`
+ARCHITECTURES: dict[str, dict] = {
+    "llama": {},
+    "mistral": {"sliding_window": None},
+    "phi3": {},
+    "qwen2": {},
+    "qwen3": {"head_dim": 16},
+}
 IMPLEMENTATIONS = ["eager", "sdpa"]
 VOCABULARY = 97
+LAYERS, HEADS, KV_HEADS = 4, 4, 2
 
 SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": KV_HEADS,
     "max_position_embeddings": 512,
     "initializer_range": 0.15,
     "bos_token_id": None,
     "eos_token_id": None,
     "pad_token_id": 0,
 }
-PER_ARCHITECTURE = {"qwen3": {"head_dim": 16}, "mistral": {"sliding_window": None}, "phi3": {}}
 
 
 def tiny_pair(arch, policy=None, implementation="sdpa", dtype=torch.float32, seed=0, **changes):
     """`(stock, ours)`: two causal LMs in eval mode with equal weights; ours under `policy`."""
-    sizes = SIZES | PER_ARCHITECTURE.get(arch, {}) | changes
+    sizes = SIZES | ARCHITECTURES.get(arch, {}) | changes
     torch.manual_seed(seed)
     stock = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(arch, **sizes), attn_implementation=implementation, dtype=dtype
     )
+    with torch.no_grad():
+        for weight in stock.parameters():
+            if weight.dim() == 1:  # of norms: all of them 1 until now, under which the keys of some have equal norms
+                weight.uniform_(0.5, 1.5)
     ours = AutoModelForCausalLM.from_config(
         AutoConfig.for_model(f"distill_{arch}", **sizes, policy=policy),
         attn_implementation=implementation,
@@ -43,15 +56,32 @@ def tiny_pair(arch, policy=None, implementation="sdpa", dtype=torch.float32, see
     return stock.eval(), ours.eval()
 
 
+_lasting_pair = lru_cache(maxsize=None)(tiny_pair)
+
+
+def lasting_pair(arch, policy=None, **settings):
+    """As `tiny_pair`, but the same two models each time: what is set on them here is the policy."""
+    stock, ours = _lasting_pair(arch, **settings)
+    ours.config.policy = policy
+    return stock, ours
+
+
 def tiny(arch, policy=None, **kwargs):
     """Our model of `tiny_pair`."""
     return tiny_pair(arch, policy, **kwargs)[1]
 
 
 def prompt(length, batch=1, seed=1):
-    """Random token ids `(batch, length)`, none of them the padding token."""
+    """Random token ids `(batch, length)`, none of them the padding token, and as few twice as can be.
+
+    Two equal tokens have keys of equal norm in the first layer, and which of two equal scores is higher is chance.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, VOCABULARY, (batch, length), generator=generator)
+    times = -(-length // (VOCABULARY - 1))
+    rows = [
+        torch.cat([torch.randperm(VOCABULARY - 1, generator=generator) for _ in range(times)]) for _ in range(batch)
+    ]
+    return torch.stack(rows)[:, :length] + 1
 
 
 def padded(rows, side):
@@ -72,4 +102,20 @@ def greedy(model, ids, mask=None, new=8, **kwargs):
     return out[:, ids.shape[1] :]
 
 
-__all__ = ["ARCHITECTURES", "IMPLEMENTATIONS", "greedy", "padded", "prompt", "tiny", "tiny_pair"]
+@torch.no_grad()
+def prefill(model, ids, mask=None, **kwargs):
+    """One forward call that fills a cache, and returns the logits of the last token."""
+    return model(ids, attention_mask=mask, **({"logits_to_keep": 1, "use_cache": True} | kwargs))
+
+
+__all__ = [
+    "ARCHITECTURES",
+    "IMPLEMENTATIONS",
+    "greedy",
+    "lasting_pair",
+    "padded",
+    "prefill",
+    "prompt",
+    "tiny",
+    "tiny_pair",
+]

@@ -64,9 +64,19 @@ def test_entries_are_predicted(policy, length):
     model = tiny("qwen2", policy)
     cache = cache_of(policy, prompt(length))
     predicted = policy.entries_kept(length, model.config)
+    last = length % policy.chunk_length
+    certain = last == 0 or length < policy.chunk_length or last <= policy.reserved  # else by scores: wins, or loses
     for layer, entries in zip(cache.layers, predicted, strict=True):
         got = layer.nbytes // (layer.keys.shape[-1] * 2 * 4)
-        assert got == entries or (isinstance(policy.policy, Knorm) and entries - 8 * 2 < got <= entries)
+        assert got == entries or (not certain and got == entries - 2 * (policy.chunk_length - last))
+
+
+def test_a_pyramid_of_chunks_may_keep_them_all():
+    """20 of 41 on average, 40 of them in the first layer, which rounds to all of its 9 chunks."""
+    policy = ChunkKV(PyramidKV(0.5, 1, beta=1e9), 5)
+    cache = cache_of(policy, prompt(41))
+    assert [2 * layer.held for layer in cache.layers] == policy.entries_kept(41, tiny("qwen2").config)
+    assert cache.layers[0].held == 41
 
 
 def test_bad_input():
