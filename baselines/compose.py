@@ -23,7 +23,8 @@ class Compose(Policy):
 
     Each policy has its own budget. One that drops cache entries within a layer (SnapKV) only sees the tokens that
     reach this layer, after others (PromptDistill) have dropped some; if its budget is a fraction, it is a fraction of
-    those. Where several policies choose at the same layer, a token or entry is kept only if all of them keep it.
+    those. Where several policies choose at the same layer, a token or entry is kept only if all of them keep it;
+    where no entry is, the last one that any of them keeps is kept.
 
     Args:
         policies: two or more.
@@ -53,13 +54,12 @@ class Compose(Policy):
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
         """As for every method, but an upper bound where several members drop entries of the same layer."""
-        reach = self.tokens_reaching(length, config)
-        kept = []
+        reach, kept = self.tokens_reaching(length, config), []
         for member in self.policies:
-            if member.tokens_reaching(length, config) != [length] * len(reach):
-                kept.append(member.entries_kept(length, config))
-            else:  # it drops no tokens itself, so it sees what the others let through
-                kept.append([member.entries_kept(tokens, config)[layer] for layer, tokens in enumerate(reach)])
+            lets_through = member.tokens_reaching(length, config) == [length] * len(reach)
+            # one that drops nothing between layers sees what the others let through
+            left = member.entries_left(length, reach, config) if lets_through else member.entries_kept(length, config)
+            kept.append(left)
         return [min(counts) for counts in zip(*kept, strict=True)]
 
     def with_budget(self, budget: int | float) -> Compose:
@@ -113,8 +113,10 @@ class _ComposedRun(Run):
             return wanted[0] if wanted else None
         marks = [_marks(indices, layer.held) for indices in wanted]
         heads = max(mark.shape[1] for mark in marks)
-        common = [mark.repeat_interleave(heads // mark.shape[1], dim=1) for mark in marks]
-        return indices_of(torch.stack(common).all(0))
+        each = torch.stack([mark.repeat_interleave(heads // mark.shape[1], dim=1) for mark in marks])
+        common, some = each.all(0), each.any(0)  # (batch, 1 or heads, held)
+        last = some & (some.flip(-1).cumsum(-1).flip(-1) == 1)
+        return indices_of(common | (last & ~common.any(-1, keepdim=True)))
 
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         for run in self.runs:

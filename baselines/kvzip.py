@@ -53,7 +53,8 @@ class KVzip(Policy):
         budget: entries kept per row, averaged over layers and heads: an integer, or a fraction (float in (0, 1)) of
             the prompt's entries.
         chunk_size: tokens of the prompt in a chunk.
-        sinks: number of first tokens that all heads keep, within the budget.
+        sinks: number of first tokens that all heads keep, within the budget. Where the fraction of a short prompt is
+            smaller than that, the last of them are kept.
         layerwise: with True, the heads of each layer compete only with one another, and all layers keep the same
             number.
         plus: with True (KVzip+), the probability of entry j and token i is multiplied by ||v_j W_O^h|| / ||x_i||
@@ -108,7 +109,7 @@ class KVzip(Policy):
                 check_integer(name, token, 0, config.vocab_size - 1)
 
     def cut(self, entries: int, length: int) -> int:
-        """How many entries are dropped.
+        """How many entries are dropped. As in all methods, at least one entry per head stays, on average.
 
         Args:
             entries: how many entries compete: `length` times the number of heads in question.
@@ -117,17 +118,22 @@ class KVzip(Policy):
         if isinstance(self.budget, int):
             return entries - entries * min(self.budget, length) // max(length, 1)
         # 1 - 0.9 is 0.09999999999999998; rounding makes it 0.1 again
-        return int(entries * round(1 - self.budget, 12))
+        return min(int(entries * round(1 - self.budget, 12)), entries - entries // max(length, 1))
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
         """As for every method. Unless `layerwise` is set, only the sum over the layers is exact."""
-        layers, entries = config.num_hidden_layers, length * config.num_key_value_heads
-        if length == 1:  # the last token of a prompt is never dropped
-            return [entries] * layers
+        return self.entries_left(length, [length] * config.num_hidden_layers, config)
+
+    def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
+        entries = [tokens * config.num_key_value_heads for tokens in reaching]
         if self.layerwise:
-            return [entries - self.cut(entries, length)] * layers
-        total = layers * entries - self.cut(layers * entries, length)
-        return [total // layers + (layer < total % layers) for layer in range(layers)]
+            return [count - self.cut(count, length) for count in entries]
+        total, left = sum(entries) - self.cut(sum(entries), length), [0] * len(entries)
+        # shared out evenly, as far as a layer has so many
+        for place, layer in enumerate(sorted(range(len(entries)), key=entries.__getitem__)):
+            left[layer] = min(entries[layer], total // (len(entries) - place))
+            total -= left[layer]
+        return left
 
     def begin(self, call: Call) -> Run | None:
         if call.cache is None or not bool(call.tokens.droppable.any()):
@@ -145,21 +151,7 @@ class KVzip(Policy):
             raise ValueError(
                 "policy: got kvzip, which compares all heads; allowed are models without tensor parallelism"
             )
-        self._check_sinks(call)
         return _KVzipRun(self, call)
-
-    def _check_sinks(self, call: Call) -> None:
-        """Raises a `ValueError`, before anything is read, if the budget keeps fewer entries of a row than it has
-        sinks.
-        """
-        for length in call.tokens.prompt.sum(1).tolist():
-            heads = call.decoder.config.num_key_value_heads * (1 if self.layerwise else call.layers)
-            kept = length * heads - self.cut(length * heads, length)
-            if kept < min(length * heads, self.sinks * heads):
-                raise ValueError(
-                    f"budget: got {self.budget}, which leaves {kept} entries of a prompt of {length} tokens, fewer "
-                    f"than the {self.sinks * heads} of its sinks; allowed are larger budgets, or fewer sinks"
-                )
 
 
 class _KVzipRun(Run):
@@ -196,17 +188,23 @@ class _KVzipRun(Run):
         for start in range(self.policy.prefix, int(self.lengths.max()), self.policy.chunk_size):
             replay(*self.repetition(start), _Replay(self, start))
         ranks = [self.rank(layer.layout).expand(-1, layer.keys.shape[1], -1) for layer in self.layers]
-        scores = [
-            self.scores[index].gather(2, rank.clamp(min=0)).masked_fill(rank < self.policy.sinks, torch.inf)
-            for index, rank in enumerate(ranks)
-        ]
         size = 1 if self.policy.layerwise else len(ranks)
         for first in range(0, len(ranks), size):
-            part = slice(first, first + size)
-            own = [rank >= 0 for rank in ranks[part]]
-            marks = top_jointly(scores[part], own, self.counts(ranks[part]))
-            for layer, chosen, mine in zip(self.layers[part], marks, own, strict=True):
+            part = range(first, first + size)
+            own, counts = [ranks[index] >= 0 for index in part], self.counts([ranks[index] for index in part])
+            room = counts // sum(mine.shape[1] for mine in own)  # (batch,) entries a head, on average
+            marks = top_jointly([self._with_sinks(index, ranks[index], room) for index in part], own, counts)
+            for index, chosen, mine in zip(part, marks, own, strict=True):
+                layer = self.layers[index]
                 layer.keep(indices_of(chosen | (layer.real & ~mine)))
+
+    def _with_sinks(self, index: int, rank: Tensor, room: Tensor) -> Tensor:
+        """Scores `(batch, heads, held)` of a layer's entries; the sinks win, the last of them where few have room."""
+        scores = self.scores[index].gather(2, rank.clamp(min=0))
+        sinks = self.lengths.clamp(max=self.policy.sinks).to(rank.device)  # (batch,)
+        first = (sinks - room.to(rank.device)).clamp(min=0)
+        wins = (rank < sinks[:, None, None]) & (rank >= first[:, None, None])
+        return scores.masked_fill(wins, torch.inf)
 
     def repetition(self, start: int) -> tuple[Tensor, Tensor]:
         """The tokens that are read to score the chunk that begins at prompt token `start`.

@@ -51,6 +51,15 @@ class Policy:
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how many entries it keeps")
 
+    def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
+        """As `entries_kept`, where another policy lets fewer tokens through.
+
+        Args:
+            length, config: as in `entries_kept`.
+            reaching: how many tokens of the prompt reach each layer.
+        """
+        return [self.entries_kept(tokens, config)[layer] for layer, tokens in enumerate(reaching)]
+
     def tokens_reaching(self, length: int, config: Any) -> list[int]:
         """How many tokens of a prompt each layer of a model computes; arguments as in `entries_kept`."""
         return [length] * config.num_hidden_layers
