@@ -122,7 +122,9 @@ METHODS: dict[str, Method] = {
 #: the methods that run on every architecture: one of each way to drop tokens
 FEW = ("promptdistill-two-truncated", "snapkv", "adakv", "gemfilter")
 
-_ONLY_SCORES = (
+_LIKE_OTHERS = (
+    "promptdistill-adaptive",
+    "promptdistill-beside",
     "promptdistill-nopool",
     "promptdistill-question",
     "promptdistill-random",
@@ -131,14 +133,19 @@ _ONLY_SCORES = (
     "promptdistill-two-first-truncated",
     "chunkkv-knorm",
     "compose-adakv",
+    "compose-kvzip",
+    "compose-truncated",
     "criticalkv",
     "expected",
     "expected-mean",
     "keydiff",
+    "knorm",
+    "kvzip-layerwise",
     "lagkv-cross",
     "observed",
     "pyramidkv-authors",
+    "streamingllm",
     "tova-unprotected",
 )
-#: the methods that leave different things in a cache; the others only score differently, and `tests.fuzz` pairs them
-PAIRED = [name for name in METHODS if name not in _ONLY_SCORES]
+#: the methods that leave different things in a cache; `tests.fuzz` pairs the others too
+PAIRED = [name for name in METHODS if name not in _LIKE_OTHERS]

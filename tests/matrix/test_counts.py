@@ -46,7 +46,7 @@ def test_all_short_prompts_and_a_long_one(name, budget):
     if all(layer.keys.shape[1] == KV_HEADS for layer in cache.layers):
         for row, length in enumerate(LENGTHS):
             assert_as_predicted(method, cache, policy.entries_kept(length, model.config), row)
-    for length in (1, 2, 3, 5, 7, 11, 13, 20, 40, LONG):
+    for length in (1, 2, 3, 7, 13, LONG):
         cache = prefill(model, prompt(length)).past_key_values
         assert_as_predicted(method, cache, policy.entries_kept(length, model.config))
 

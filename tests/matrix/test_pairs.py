@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
+from functools import cache
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def lengthened(mask, ids):
     return torch.cat([mask, torch.ones_like(ids)], dim=1)
 
 
-@lru_cache(maxsize=None)
+@cache
 def added_alone(name):
     """Entries that the turn leaves, per head of the cache, layer by layer, where it is the first prompt."""
     model, policy = lasting_pair("llama")[1], METHODS[name].make(BUDGET)
