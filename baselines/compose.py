@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.baselines.base import Eviction, Wrapper
 from distill.patches.cache import KeptLayer
 from distill.patches.checks import check_list, shown
 from distill.patches.policy import Policy, as_policy, register
@@ -39,7 +40,11 @@ class Compose(Policy):
 
     def __init__(self, *given: Any, policies: Any = ()) -> None:
         check_list("policies", policies, "policies")
-        members = tuple(as_policy(value) for value in (*given, *policies))
+        values = (*given, *policies)
+        try:
+            members = tuple(as_policy(value) for value in values)
+        except ValueError as error:
+            raise ValueError(f"policies: got {shown(values)}, one of which is no policy ({error})") from error
         if len(members) < 2 or None in members:
             raise ValueError(f"policies: got {shown(members)}; allowed are two or more policies")
         object.__setattr__(self, "policies", members)
@@ -60,7 +65,27 @@ class Compose(Policy):
             # one that drops nothing between layers sees what the others let through
             left = member.entries_left(length, reach, config) if lets_through else member.entries_kept(length, config)
             kept.append(left)
-        return [min(counts) for counts in zip(*kept, strict=True)]
+        whole = [tokens * config.num_key_value_heads for tokens in reach]
+        return [
+            self._common(counts, most, config) for counts, most in zip(zip(*kept, strict=True), whole, strict=True)
+        ]
+
+    def _common(self, counts: tuple[int, ...], whole: int, config: Any) -> int:
+        """The most entries of a layer that all members can keep.
+
+        Args:
+            counts: how many each of them keeps.
+            whole: how many there are.
+        """
+        if all(count == whole for count in counts):
+            return whole
+        per_query_head = [_per_query_head(member) for member in self.policies]
+        # one set per query head widens the cache, and what the others keep is then there once per query head
+        wider = config.num_attention_heads // config.num_key_value_heads if any(per_query_head) else 1
+        return min(
+            count if apart and count != whole else count * wider
+            for count, apart in zip(counts, per_query_head, strict=True)
+        )
 
     def with_budget(self, budget: int | float) -> Compose:
         """These policies, each with the given budget."""
@@ -116,11 +141,20 @@ class _ComposedRun(Run):
         each = torch.stack([mark.repeat_interleave(heads // mark.shape[1], dim=1) for mark in marks])
         common, some = each.all(0), each.any(0)  # (batch, 1 or heads, held)
         last = some & (some.flip(-1).cumsum(-1).flip(-1) == 1)
-        return indices_of(common | (last & ~common.any(-1, keepdim=True)))
+        return indices_of(common | (last & ~common.flatten(1).any(1)[:, None, None]))
 
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         for run in self.runs:
             run.review(replay)
+
+
+def _per_query_head(policy: Policy) -> bool:
+    """Whether a policy may keep one set of entries per query head."""
+    if isinstance(policy, Compose):
+        return any(map(_per_query_head, policy.policies))
+    if isinstance(policy, Wrapper) and _per_query_head(policy.policy):
+        return True
+    return isinstance(policy, Eviction) and policy.granularity == "query_head"
 
 
 def _marks(indices: Tensor, held: int) -> Tensor:

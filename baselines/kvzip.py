@@ -108,27 +108,30 @@ class KVzip(Policy):
             for token in getattr(self, name):
                 check_integer(name, token, 0, config.vocab_size - 1)
 
-    def cut(self, entries: int, length: int) -> int:
-        """How many entries are dropped. As in all methods, at least one entry per head stays, on average.
+    def kept(self, entries: int, length: int, heads: int) -> int:
+        """How many entries stay. As in all methods, at least one entry per head does, on average.
 
         Args:
-            entries: how many entries compete: `length` times the number of heads in question.
+            entries: how many entries compete: `length` times `heads`, or fewer where another policy drops some too.
             length: tokens of the prompt.
+            heads: number of heads that compete, over all layers in question.
         """
         if isinstance(self.budget, int):
-            return entries - entries * min(self.budget, length) // max(length, 1)
-        # 1 - 0.9 is 0.09999999999999998; rounding makes it 0.1 again
-        return min(int(entries * round(1 - self.budget, 12)), entries - entries // max(length, 1))
+            kept = entries * min(self.budget, length) // max(length, 1)
+        else:  # 1 - 0.9 is 0.09999999999999998; rounding makes it 0.1 again
+            kept = entries - int(entries * round(1 - self.budget, 12))
+        return max(kept, min(entries, heads))
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
         """As for every method. Unless `layerwise` is set, only the sum over the layers is exact."""
         return self.entries_left(length, [length] * config.num_hidden_layers, config)
 
     def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
-        entries = [tokens * config.num_key_value_heads for tokens in reaching]
+        heads = config.num_key_value_heads
+        entries = [tokens * heads for tokens in reaching]
         if self.layerwise:
-            return [count - self.cut(count, length) for count in entries]
-        total, left = sum(entries) - self.cut(sum(entries), length), [0] * len(entries)
+            return [self.kept(count, length, heads) for count in entries]
+        total, left = self.kept(sum(entries), length, heads * len(entries)), [0] * len(entries)
         # shared out evenly, as far as a layer has so many
         for place, layer in enumerate(sorted(range(len(entries)), key=entries.__getitem__)):
             left[layer] = min(entries[layer], total // (len(entries) - place))
@@ -234,7 +237,8 @@ class _KVzipRun(Run):
         """
         entries = torch.stack([(rank >= 0).sum((1, 2)).cpu() for rank in ranks]).sum(0)
         rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)
-        return torch.tensor([count - self.policy.cut(count, length) for count, length in rows])
+        heads = sum(rank.shape[1] for rank in ranks)
+        return torch.tensor([self.policy.kept(count, length, heads) for count, length in rows])
 
 
 class _Replay(Run):

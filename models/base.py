@@ -213,10 +213,10 @@ class DistillCausalLMMixin(PolicyMixin):
                 **kwargs,
             )
             output = self._head(outputs, labels, logits_to_keep, kwargs)
-        if return_dict or (return_dict is None and self.config.return_dict):
-            return output
-        # code that unpacks a tuple expects the stock fields and no others
-        return tuple(value for name, value in output.items() if name not in ("positions", "selections"))
+            if return_dict or (return_dict is None and self.config.return_dict):
+                return output
+            # code that unpacks a tuple expects the stock fields and no others
+            return tuple(value for name, value in output.items() if name not in ("positions", "selections"))
 
     def _needing_every_row(self, labels: Any, logits_to_keep: int | Tensor, partial_logits: bool) -> str | None:
         """The name of an argument that needs the logits of all tokens, dropped or not; `None` if none does."""

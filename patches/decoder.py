@@ -220,11 +220,14 @@ def _read(prompt: Pass, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
         retention = prompt.run.retain(last, alive)
         if retention is None:
             continue
-        indices = indices_of(retention.keep & alive.valid)
-        if indices.shape[1] < alive.count:
-            before, alive = alive, alive.at(indices)
-            if retention.truncate and prompt.cache is not None:
-                truncate(prompt.cache.layers[: last + 1], before, alive)
+        keep = retention.keep & alive.valid
+        indices = indices_of(keep)
+        # where the longest row keeps all of its tokens, another may not
+        if indices.shape[1] < alive.count or bool((keep < alive.valid).any()):
+            alive = alive.at(indices)
+        # also where another policy has dropped the tokens: layers so far may still hold them
+        if retention.truncate and prompt.cache is not None and alive is not tokens:
+            truncate(prompt.cache.layers[: last + 1], tokens, alive)
         selections.append(_selection(last, retention, alive))
     if prompt.cache is not None:
         prompt.run.review(partial(_replay, prompt, tokens))

@@ -124,7 +124,7 @@ def _from_json(argument: str, value: Any, depth: int) -> Any:
             return tuple(as_policy(item, depth) for item in value)
         return as_policy(value, depth) if isinstance(value, dict) else value
     except ValueError as error:
-        if argument in ("policy", "policies"):
+        if argument == "policy":
             raise
         raise ValueError(f"{argument}: got {shown(value)}, which is not a policy ({error})") from error
 

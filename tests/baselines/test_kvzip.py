@@ -65,7 +65,7 @@ def test_the_number_kept(budget, layerwise):
 @pytest.mark.parametrize("ratio", [0.1, 0.29, 0.3, 0.5, 0.7, 0.75, 0.9])
 @pytest.mark.parametrize("entries", [100, 1000, 1008, 4000])
 def test_a_fraction_cuts_what_the_published_ratio_cuts(ratio, entries):
-    assert KVzip(1 - ratio).cut(entries, 100) == int(entries * ratio)
+    assert KVzip(1 - ratio).kept(entries, 100, 1) == entries - int(entries * ratio)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

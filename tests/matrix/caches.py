@@ -71,7 +71,7 @@ def _naive_attention(module, query, key, value, mask, scaling, **kwargs):
         part.repeat_interleave(heads // part.shape[1], dim=1) for part in (keys, values, key, value, real)
     )
     logits = (query @ torch.cat([keys, key], dim=2).mT).float() * scaling
-    real = torch.cat([real, torch.ones_like(real[..., :1])], dim=-1)[:, :, None]
+    real = torch.cat([real, real.new_ones(*real.shape[:2], 1)], dim=-1)[:, :, None]
     weights = logits.masked_fill(~real, -torch.inf).softmax(-1).to(value.dtype)
     return (weights @ torch.cat([values, value], dim=2)).transpose(1, 2), None
 
