@@ -81,7 +81,7 @@ class RunFolder:
             write_whole(file, lambda new: new.write_text(json.dumps(options, indent=1)))
         before = _json(file.read_text(), str(file))
         if not isinstance(before, dict):
-            raise ValueError(f"{file}: got {type(before).__name__}; allowed is a JSON object of options")
+            raise ValueError(f"{file}: got {type(before).__name__}; allowed are JSON objects")
         for name in [*before, *(name for name in options if name not in before)]:
             if name not in options or name not in before or options[name] != before[name]:
                 raise ValueError(
@@ -113,9 +113,9 @@ class RunFolder:
             state = torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # a damaged file can make the reader fail in any way
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{file}: got a file that cannot be read ({reason}); allowed is a checkpoint") from None
+            raise ValueError(f"{file}: got a file that cannot be read ({reason}); allowed are checkpoints of a run") from None
         if not isinstance(state, dict):
-            raise ValueError(f"{file}: got {type(state).__name__}; allowed is a checkpoint")
+            raise ValueError(f"{file}: got {type(state).__name__}; allowed are checkpoints of a run")
         return state
 
     def log(self, figures: Mapping[str, Any]) -> None:
@@ -138,7 +138,7 @@ class RunFolder:
             where = f"{file}:{number}"
             row = _json(line.decode(errors="replace"), where)
             if not isinstance(row, dict):
-                raise ValueError(f"{where}: got {type(row).__name__}; allowed is a JSON object")
+                raise ValueError(f"{where}: got {type(row).__name__}; allowed are JSON objects")
             found.append(row)
         return found
 
@@ -156,4 +156,4 @@ def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: got {text[:60]!r}; allowed is JSON ({error})") from None
+        raise ValueError(f"{where}: got {text[:60]!r}; allowed are lines of JSON ({error})") from None

@@ -137,12 +137,12 @@ def test_a_checkpoint_is_never_executed(tmp_path):
     folder = RunFolder(tmp_path / "run", OPTIONS)
     file = tmp_path / "run" / "checkpoint.pt"
     torch.save({"model": Evil()}, file)
-    with pytest.raises(ValueError, match=r"checkpoint\.pt: got .*; allowed is a checkpoint"):
+    with pytest.raises(ValueError, match=r"checkpoint\.pt: got .*; allowed are checkpoints"):
         folder.load()
     assert not (tmp_path / "executed").exists()
     for content in (b"", b"PK\x03\x04 torn", b"no checkpoint at all"):
         file.write_bytes(content)
-        with pytest.raises(ValueError, match=r"checkpoint\.pt: got .*; allowed is a checkpoint"):
+        with pytest.raises(ValueError, match=r"checkpoint\.pt: got .*; allowed are checkpoints"):
             folder.load()
     torch.save({"model": {}}, file)
     with pytest.raises(ValueError, match=r"checkpoint\.pt: got a checkpoint of another kind"):
@@ -158,14 +158,14 @@ def test_a_corrupt_log_line_is_named(tmp_path, line):
     folder.log({"step": 1})
     with open(tmp_path / "log.jsonl", "ab") as handle:
         handle.write(line + b"\n")
-    with pytest.raises(ValueError, match=r"log\.jsonl:2: got .*; allowed is"):
+    with pytest.raises(ValueError, match=r"log\.jsonl:2: got .*; allowed are"):
         folder.rows()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]"])
 def test_corrupt_options_are_named(tmp_path, content):
     (tmp_path / "options.json").write_text(content)
-    with pytest.raises(ValueError, match=r"options\.json: got .*; allowed is"):
+    with pytest.raises(ValueError, match=r"options\.json: got .*; allowed are"):
         RunFolder(tmp_path, OPTIONS)
 
 
