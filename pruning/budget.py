@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.pruning.checks import BadArgument, number, whole
+from distill.pruning.checks import BadArgument, Unfit, number, whole
 from distill.pruning.names import DEFAULT_RATE
 from distill.pruning.tokenization import Counter
 from distill.pruning.units import Layout, Units, join, kept_gaps, rebuild
@@ -25,7 +25,7 @@ LONG = 50_000
 LONG_FILL_TRIES = 4
 
 
-class BudgetError(BadArgument):
+class BudgetError(Unfit):
     """What must stay needs more tokens than the budget has."""
 
 

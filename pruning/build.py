@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.pruning import scorers
-from distill.pruning.checks import BadArgument
+from distill.pruning.checks import BadArgument, Unfit
 from distill.pruning.checks import choice as check_choice
 from distill.pruning.linear import multiply_by_onednn
 from distill.pruning.loading import Loaded, architecture, load, shipped_model, short_name
@@ -102,7 +102,7 @@ class ScorerSource:
         else:
             found = self._make(self.choice)
         if question is not None and not found.uses_question:
-            raise BadArgument(
+            raise Unfit(
                 "question",
                 f"one for the scorer {found.name}, which does not use one",
                 "questions with scorer='auto', 'question-likelihood', 'cross-encoder', 'lexical', 'attention' and "

@@ -37,6 +37,10 @@ class BadArgument(ValueError):
         self.name = name
 
 
+class Unfit(BadArgument):
+    """An argument that is allowed as such, but not with this scorer, model or text."""
+
+
 def shown(value: object) -> str:
     """A value as an error shows it: short, and made without an error of its own."""
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 200:

@@ -127,6 +127,13 @@ class Distill:
         """The name of what scores a call without a question."""
         return self._source.label
 
+    @property
+    def device(self) -> str | None:
+        """The kind of device that the scoring model runs on, such as `"cpu"`; None without a model."""
+        loaded = None if self.compat is not None else self._source.loaded
+        model = self.compat.model if self.compat is not None else loaded and loaded.model
+        return None if model is None else str(model.device.type)
+
     def counting_with(self, target_tokenizer: Any) -> Distill:
         """A pruner with the same models that counts the budget with another tokenizer.
 

@@ -1,4 +1,4 @@
-"""Input-level pruning over HTTP. `create_app` needs the extra `serve` (FastAPI, uvicorn, prometheus-client)."""
+"""Shortening texts over HTTP. `create_app` needs the extra `serve` (FastAPI, uvicorn, prometheus-client)."""
 
 from __future__ import annotations
 

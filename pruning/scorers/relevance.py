@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.pruning.checks import BadArgument, bad, whole
+from distill.pruning.checks import Unfit, bad, whole
 from distill.pruning.scorers.base import Check, Scorer, Scores, pad, positions_of
 from distill.pruning.scorers.baseline import words_of
 from distill.pruning.scorers.causal import batch_tokens, bos_prefix, surprisal
@@ -106,7 +106,7 @@ class CrossEncoder(_Relevance):
         asked = self.encoder.count([question])[0]
         room = self.window - self._special - asked - 4  # a part that is tokenized again may have a token or two more
         if room < 16:
-            raise BadArgument("question", f"{asked} tokens", f"up to {asked + room - 16} for this model")
+            raise Unfit("question", f"{asked} tokens", f"up to {asked + room - 16} for this model")
         parts = self._parts(sentences, room)
         values = np.zeros(len(sentences))
         for group in _groups([len(p) for _, p in parts], 4 * batch_tokens(self.model)):  # about 4 letters a token
@@ -153,7 +153,7 @@ class QuestionLikelihood(_Relevance):
         asked = self.encoder.encode([f"\n{question.strip()}"])[0].ids
         room = self.window - len(self._prefix) - len(asked)
         if room < 16:
-            raise BadArgument("question", f"{len(asked)} tokens", f"up to {len(asked) + room - 16} for this model")
+            raise Unfit("question", f"{len(asked)} tokens", f"up to {len(asked) + room - 16} for this model")
         parts = [
             (i, encoded.ids[begin : begin + room])
             for i, encoded in enumerate(self.encoder.encode(sentences))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distill.pruning.checks import BadArgument, whole
+from distill.pruning.checks import BadArgument, Unfit, whole
 from distill.pruning.scorers.base import Check, Scorer, Scores, positions_of, windows
 from distill.pruning.scorers.causal import bos_prefix
 from distill.pruning.tokenization import Encoder
@@ -64,7 +64,7 @@ class _Saliency(Scorer):
         asked = self.encoder.encode([f"\n{question}"])[0].ids if question else np.empty(0, dtype=np.int64)
         room = None if self._limit is None else self._limit - self.window - len(self._prefix)
         if room is not None and len(asked) > room:
-            raise BadArgument("question", f"{len(asked)} tokens", f"up to {room} for this model")
+            raise Unfit("question", f"{len(asked)} tokens", f"up to {room} for this model")
         found = []
         for encoded in self.encoder.encode(texts):
             values = np.full(len(encoded.ids), 0.5)
