@@ -63,8 +63,13 @@ def solve_all(
         For each text what stays, and its budget in tokens (None with a threshold).
     """
     if values is None:
+        total = budget.tokens(sum(job.tokens for job in jobs))
         return [
-            (Solution([np.ones(len(j.units), dtype=bool)], j.tokens, False), budget.tokens(j.tokens)) for j in jobs
+            (
+                Solution([np.ones(len(job.units), dtype=bool)], job.tokens, False),
+                total if scope == "all" else budget.tokens(job.tokens),
+            )
+            for job in jobs
         ]
     drafts = [j.draft for j in jobs if j.draft is not None]
     if budget.threshold is not None:
