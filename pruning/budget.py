@@ -141,6 +141,10 @@ def price(counter: Counter, units: Units) -> tuple[np.ndarray, np.ndarray, int]:
     A token is charged to the unit or gap that holds its last character, so the token `" the"` is charged to the word
     and not to the space before it.
 
+    Args:
+        counter: says where tokens begin and end.
+        units: the `n` units of the text.
+
     Returns:
         The cost of each unit, float `(n,)`, the cost of each gap, float `(n + 1,)`, and the tokens of the whole text.
     """

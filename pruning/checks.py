@@ -52,7 +52,13 @@ def shown(value: object) -> str:
 
 
 def bad(name: str, value: object, allowed: str) -> BadArgument:
-    """The error for an argument whose value can be shown."""
+    """The error for an argument, to be raised by the caller.
+
+    Args:
+        name: the argument.
+        value: what came.
+        allowed: what may come, in the plural.
+    """
     return BadArgument(name, shown(value), allowed)
 
 
@@ -107,6 +113,10 @@ def whole(name: str, value: object, low: int, high: int = MOST_TOKENS) -> int:
 def flag(name: str, value: object) -> bool:
     """True or False.
 
+    Args:
+        name: the argument.
+        value: what came.
+
     Raises:
         ValueError: anything else, 0 and 1 included.
     """
@@ -135,6 +145,10 @@ def choice(name: str, value: object, allowed: Collection[Any], more: str = "") -
 def check_text(text: object, name: str = "text") -> str:
     """A string that can be encoded.
 
+    Args:
+        text: what came.
+        name: the argument.
+
     Raises:
         ValueError: no string, or one with a lone surrogate, which no tokenizer can encode.
     """
@@ -150,6 +164,10 @@ def check_text(text: object, name: str = "text") -> str:
 
 def check_texts(texts: object, name: str = "texts") -> list[str]:
     """A list of strings that can be encoded.
+
+    Args:
+        texts: what came.
+        name: the argument.
 
     Raises:
         ValueError: no list or tuple (a single string is none), or an element that `check_text` refuses.
@@ -185,6 +203,10 @@ def strings(name: str, values: object, most: int = MOST_STRINGS, longest: int = 
 def model_source(name: str, value: object) -> str:
     """The name or folder of a checkpoint, as a string.
 
+    Args:
+        name: the argument.
+        value: what came.
+
     Raises:
         ValueError: no string or path, or one that no file system and no hub can hold.
     """
@@ -197,6 +219,10 @@ def model_source(name: str, value: object) -> str:
 def device(name: str, value: object) -> str:
     """The name of a device as PyTorch or Accelerate know it. Whether this machine has it shows when a model is moved
     there.
+
+    Args:
+        name: the argument.
+        value: what came.
 
     Raises:
         ValueError: another value.

@@ -191,8 +191,13 @@ def check_rates(segments: bool | Mapping[str, float]) -> dict[str, float] | None
 
 
 def is_protected(kind: str, rates: Mapping[str, float]) -> bool:
-    """Whether segments of this kind are left as they are: the caller gave 1, or gave nothing and `PROTECTED` has
-    it."""
+    """Whether segments of a kind are left as they are.
+
+    Args:
+        kind: the kind.
+        rates: the caller's shares; 1 protects a kind. Of the kinds without a share, those in `PROTECTED` are
+            protected.
+    """
     return rates[kind] == 1 if kind in rates else kind in PROTECTED
 
 

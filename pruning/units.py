@@ -151,7 +151,12 @@ class Cover:
 
 
 def cover(units: Units, spans: Sequence[tuple[int, int]]) -> Cover:
-    """The units and gaps that share a character with any of `spans`, which are characters `[start, end)`."""
+    """The units and gaps that share a character with any of some stretches of the text.
+
+    Args:
+        units: the units of the text.
+        spans: characters `[start, end)`, in any order; they may overlap.
+    """
     touched = np.zeros(len(units), dtype=bool)
     gaps = np.zeros(len(units) + 1, dtype=bool)
     if spans:
@@ -240,10 +245,22 @@ def kept_spans(units: Units, keep: np.ndarray, gaps: np.ndarray) -> list[tuple[i
 def rebuild(
     units: Units, keep: np.ndarray, forced_gaps: np.ndarray | None = None, layout: Layout = "keep"
 ) -> list[tuple[int, int]]:
-    """The characters `[start, end)` that stay, see `kept_gaps` and `kept_spans`; `join` makes the text of them."""
+    """The characters `[start, end)` that stay; `join` makes the shortened text of them.
+
+    Args:
+        units: the units of the text.
+        keep: bool `(n,)`, the units that stay.
+        forced_gaps: bool `(n + 1,)`, gaps that stay in any case.
+        layout: what happens to line breaks, see `kept_gaps`.
+    """
     return kept_spans(units, keep, kept_gaps(units, keep, forced_gaps, layout))
 
 
 def join(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    """The slices `[start, end)` of a text, one after the other."""
+    """Some slices of a text, one after the other.
+
+    Args:
+        text: the text.
+        spans: characters `[start, end)`.
+    """
     return "".join([text[a:b] for a, b in spans])

@@ -141,7 +141,12 @@ class CapitalNames:
     _AFTER_STOP = regex.compile(r"(?:^|[.!?:…\n\"“”'‘’(\[•*#>-])[\s\"“”'‘’(\[]*$")
 
     def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
-        """The names in a text; `check` is not called, because this is fast."""
+        """The names in a text.
+
+        Args:
+            text: the text.
+            check: is not called, because this is fast.
+        """
         words = [m for m in self._WORD.finditer(text) if m.group() != "I" and not m.group().startswith(("I'", "I’"))]
         inside = [not self._AFTER_STOP.search(text, max(0, m.start() - 4), m.start()) for m in words]
         known = {m.group() for m, yes in zip(words, inside, strict=True) if yes and not _common(m.group())}

@@ -44,7 +44,15 @@ class UserMask:
         object.__setattr__(self, "patterns", check_patterns(self.patterns))
 
     def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
-        """What `anchors_of` finds in one text."""
+        """Every match in one text, see `anchors_of`.
+
+        Args:
+            text: where to search.
+            check: is called now and then; may raise to stop the work.
+
+        Raises:
+            ValueError: as for `anchors_of`.
+        """
         return self.anchors_of([text], check)[0]
 
     def anchors_of(self, texts: Sequence[str], check: Callable[[], None] | None = None) -> list[list[Anchor]]:

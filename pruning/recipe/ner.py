@@ -30,7 +30,11 @@ Sentence = tuple[list[str], list[str]]
 
 
 def read_conll(path: str | Path) -> list[Sentence]:
-    """Sentences as (words, tags) from a file of "word tag" lines; tags become O, B-ENT and I-ENT."""
+    """Reads a file with one "word tag" pair a line and an empty line after each sentence.
+
+    Returns:
+        For each sentence its words and their tags, which become O, B-ENT and I-ENT.
+    """
     found: list[Sentence] = []
     words: list[str] = []
     tags: list[str] = []
@@ -51,6 +55,10 @@ def train_tokenizer(sentences: Sequence[Sentence], vocabulary: int = 4000) -> An
     """A cased WordPiece tokenizer of these sentences, as Transformers has it.
 
     Two calls may differ: where two pieces are equally frequent, the `tokenizers` package chooses at random.
+
+    Args:
+        sentences: what it is made of.
+        vocabulary: the most tokens that it may have.
     """
     special = list(SPECIAL)
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -73,7 +81,7 @@ def _transformers_tokenizer(tokenizer: Tokenizer) -> Any:
 
 
 def _batch(tokenizer: Any, batch: Sequence[Sentence]) -> tuple[Any, torch.Tensor]:
-    """Inputs, and labels int64 [batch, length]: a word's first sub-token has its tag, all else is ignored (-100)."""
+    """Inputs and labels, int64 `(batch, length)`: a word's first token has its tag, all others -100 (ignored)."""
     inputs = tokenizer(
         [words for words, _ in batch], is_split_into_words=True, truncation=True, padding=True, return_tensors="pt"
     )
@@ -204,7 +212,7 @@ def train(
 
 
 def entities(tags: Sequence[str]) -> set[tuple[int, int]]:
-    """Entities of a tag sequence as word spans `[start, end)`."""
+    """The entities that tags mark, as words `[start, end)`."""
     found, start = set(), None
     for i, tag in enumerate([*tags, "O"]):
         if start is not None and tag != "I-ENT":
@@ -217,7 +225,13 @@ def entities(tags: Sequence[str]) -> set[tuple[int, int]]:
 
 @torch.inference_mode()
 def evaluate(model: Any, tokenizer: Any, sentences: Sequence[Sentence]) -> dict[str, float]:
-    """Exact-span precision, recall and F1 over `sentences`, and the share of gold entity words that were found."""
+    """Measures a model: precision, recall and F1 of whole entities, and the share of their words that were found.
+
+    Args:
+        model: a token classifier with the labels `LABELS`.
+        tokenizer: its tokenizer.
+        sentences: words and true tags.
+    """
     right = said = gold = covered = words = 0
     for begin in range(0, len(sentences), 64):
         batch = sentences[begin : begin + 64]

@@ -18,8 +18,7 @@ import uvicorn  # noqa: E402
 
 from distill.cli import main  # noqa: E402
 from distill.pruning import Distill, Scorer  # noqa: E402
-from distill.serving import Settings, create_app  # noqa: E402
-from distill.serving.connections import server_options  # noqa: E402
+from distill.serving import Settings, create_app, server_options  # noqa: E402
 from distill.serving.worker import Busy, Stopped, Worker  # noqa: E402
 
 from . import slow_clients  # noqa: E402
