@@ -1,6 +1,6 @@
 """Shortening texts over HTTP. Needs the extra `serve` (FastAPI, uvicorn, prometheus-client).
 
-    uvicorn.run(create_app(load, settings), **server_options(settings))
+uvicorn.run(create_app(load, settings), **server_options(settings))
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class RunFolder:
             state = torch.load(file, map_location=device, weights_only=True)
         except Exception as error:  # a damaged file can make the reader fail in any way
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise ValueError(f"{file}: got a file that cannot be read ({reason}); allowed are checkpoints of a run") from None
+            raise ValueError(f"{file}: got an unreadable file ({reason}); allowed are checkpoints of a run") from None
         if not isinstance(state, dict):
             raise ValueError(f"{file}: got {type(state).__name__}; allowed are checkpoints of a run")
         return state

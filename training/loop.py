@@ -67,7 +67,7 @@ class Training(ABC):
                 self.done, self.steps, self.seconds = state[self.unit], state["steps"], state["seconds"]
             except (KeyError, RuntimeError, TypeError) as error:
                 file = self.folder.path / CHECKPOINT
-                raise ValueError(f"{file}: got a checkpoint of another kind of run; allowed are those of this one") from error
+                raise ValueError(f"{file}: got a checkpoint of another kind; allowed are those of this run") from error
             self._recent = state.get("recent", [])
         self.folder.keep_rows(lambda row: row.get("step", 0) <= self.steps)
 
