@@ -87,7 +87,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path):
     with open(out / "log.jsonl", "a") as handle:
         handle.write('{"step": 119, "loss"')  # a line that the kill cut off
     again = Regression(RunFolder(out, OPTIONS), 360)
-    assert 20 <= again.steps < 120
+    assert 0 < again.steps < 120
     again.train()
     assert again.steps == whole.steps == 120 and again.done == 360
     for mine, wanted in zip(again.model.parameters(), whole.model.parameters(), strict=True):
