@@ -93,6 +93,10 @@ def run_decoder(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: got both or neither; allowed is exactly one of the two")
+    given = inputs_embeds if input_ids is None else input_ids
+    assert given is not None
+    if given.shape[1] == 0:
+        raise ValueError("input_ids: got a prompt without tokens; allowed are prompts of at least one token")
     with all_or_nothing(past_key_values):
         cache = None
         if use_cache or past_key_values is not None:
@@ -103,7 +107,7 @@ def run_decoder(
             if cache is None:
                 raise ValueError("prefill_chunk_size: got a size with use_cache=False; allowed is use_cache=True")
 
-        hidden = inputs_embeds if input_ids is None else decoder.embed_tokens(input_ids)
+        hidden = given if input_ids is None else decoder.embed_tokens(input_ids)
         assert hidden is not None
         past = cache.get_seq_length() if cache is not None else 0
         shift = None if cache is None else cache.layers[0].shift
