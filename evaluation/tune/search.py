@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Sequence
@@ -66,10 +67,11 @@ def tune(
     drawn = built_in(tokenizer, samples, length, seed, text) if data is None else from_file(tokenizer, Path(data))
     if not drawn:
         raise ValueError(f"data: got no prompts in {data}; allowed are files with one or more")
+    prompts = hashlib.sha256("\0".join(sample.prompt.text + sample.answer for sample in drawn).encode()).hexdigest()
     settings = {
         "model": str(model.config.name_or_path), "samples": len(drawn), "length": length, "budgets": list(budgets),
         "target": target, "data": None if data is None else str(data), "seed": seed, "new": max_new_tokens,
-        "dtype": str(model.dtype), "ways": list(SCORES),
+        "dtype": str(model.dtype), "ways": list(SCORES), "prompts": prompts,
     }  # fmt: skip
     store = _Store(None if folder is None else Path(folder), settings)
     work = _Tuning(model, tokenizer, drawn, store, max_new_tokens, progress)
