@@ -67,13 +67,13 @@ def built_in(tokenizer: Any, count: int, length: int, seed: int = 0, text: str |
     """
     check_integer("samples", count, 1)
     check_integer("length", length, 200)
-    sentences = _sentences(STORY.read_text() if text is None else text)
+    sentences = sentences_of(STORY.read_text() if text is None else text)
     return [
         _sample(tokenizer, sentences, random.Random(seed * 100_003 + i), KINDS[i % 3], length) for i in range(count)
     ]
 
 
-def _sentences(text: str) -> list[str]:
+def sentences_of(text: str) -> list[str]:
     found = [part.strip() for part in re.split(r"(?<=[.!?])\s+", text) if part.strip()]
     if len(found) < 10:
         raise ValueError(f"text: got {len(found)} sentences; allowed are texts of 10 or more")
