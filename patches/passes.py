@@ -50,7 +50,7 @@ class Pass:
         cache: where keys and values go, or None.
         seen: tokens the model will have read after this pass.
         chunk_size: tokens that go through the layers together; None for all.
-        kwargs: further arguments of the layers.
+        kwargs: for each layer, its further arguments.
         transient: entries made now leave the cache as soon as their layer has run.
         hidden_from: `(batch,)` if set, cached entries from this position on are not seen; only while transient.
     """
@@ -60,7 +60,7 @@ class Pass:
     cache: Cache | None
     seen: int
     chunk_size: int | None
-    kwargs: dict[str, Any]
+    kwargs: Sequence[dict[str, Any]]
     transient: bool = False
     hidden_from: Tensor | None = None
 
@@ -109,7 +109,7 @@ class Pass:
 
     def _run(self, index: int, hidden: Tensor, chunk: Chunk, kept: KeptLayer | None) -> Tensor:
         mask = chunk.masks.make(index, hidden, chunk.incoming, kept, self.seen)
-        kwargs = self.kwargs
+        kwargs = self.kwargs[index]
         if self.run.observes(index):
             kwargs = kwargs | {"observer": partial(self._observe, index, hidden, chunk)}
         if kept is not None:
@@ -119,7 +119,7 @@ class Pass:
             attention_mask=mask,
             # only the rotary tables carry positions: attention kernels read gaps in position_ids as packed sequences
             position_ids=None,
-            position_embeddings=tuple(part[:, chunk.start : chunk.stop] for part in chunk.tokens.rotary),
+            position_embeddings=chunk.tokens.rotary.rows(index, chunk.start, chunk.stop),
             past_key_values=self.cache,
             use_cache=self.cache is not None,
             **kwargs,
