@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from distill.patches.cache import adopt
+from distill.patches.cache import KeptLayer, adopt
 from distill.patches.checks import check_integer
 from distill.patches.guard import all_or_nothing, refuse_torn
 from distill.patches.parallel import head_ranks
@@ -250,6 +250,11 @@ def _read(prompt: Pass, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
         selections.append(_selection(last, retention, alive))
     if prompt.cache is not None:
         prompt.run.review(partial(_replay, prompt, tokens))
+        trimmed: dict[tuple[int, int], Any] = {}
+        for layer in prompt.cache.layers:
+            # only now, since a failed call on a filled cache is undone, for which what it held must still be there
+            if isinstance(layer, KeptLayer) and not layer.record_past:
+                layer.trim(trimmed)
     return alive, selections
 
 

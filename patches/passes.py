@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Cache
 
 from distill.patches.cache import Incoming, KeptLayer
-from distill.patches.masks import Masks
+from distill.patches.masks import Masks, sliding_window
 from distill.patches.run import Decoder, Observation, Run, Tokens
 from distill.patches.selection import indices_of
 
@@ -26,6 +26,7 @@ class Chunk:
         tokens: all tokens alive.
         incoming: what the cache layers are told about their new entries.
         masks: makes the attention masks of these layers.
+        trimmed: what these layers share when entries beyond their windows are dropped.
     """
 
     tokens: Tokens
@@ -33,6 +34,7 @@ class Chunk:
     stop: int
     incoming: Incoming
     masks: Masks
+    trimmed: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     @property
     def last(self) -> bool:
@@ -95,6 +97,8 @@ class Pass:
             indices = self.run.evict(index, kept) if chunk.last else None
             if indices is not None:
                 kept.keep(indices)
+            if chunk.last and self.seen == chunk.tokens.count and not kept.record_past:
+                kept.trim(chunk.trimmed)
             return hidden
         # a second layer that shares the entries takes the new ones, and is thrown away with them
         scratch = copy(kept)
@@ -113,7 +117,7 @@ class Pass:
         if self.run.observes(index):
             kwargs = kwargs | {"observer": partial(self._observe, index, hidden, chunk)}
         if kept is not None:
-            kept.incoming = chunk.incoming
+            kept.incoming, kept.window = chunk.incoming, sliding_window(self.decoder.config, index)
         return self.decoder.layers[index](
             hidden,
             attention_mask=mask,

@@ -92,6 +92,23 @@ class _StandIn:
         return self._call(args[0] if args else kwargs.pop("hidden_states"), kwargs)
 
 
+class _Stands(nn.ModuleList):
+    """The stand-ins of all layers; a module without children, since stand-ins are none."""
+
+    def __init__(self, stands: list[_StandIn]) -> None:
+        super().__init__()
+        self.__dict__["stands"] = stands
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.stands[index]
+
+    def __iter__(self) -> Any:
+        return iter(self.stands)
+
+    def __len__(self) -> int:
+        return len(self.stands)
+
+
 class _Recorder:
     """What the stand-ins of all layers note."""
 
@@ -148,7 +165,7 @@ def around_layers(decoder: Any, forward: Callable[..., Any], loop: Callable[[Sta
     recorder = _Recorder(decoder.layers, inputs, loop)
     view = object.__new__(type(decoder))
     view.__dict__.update(decoder.__dict__)
-    view.__dict__["_modules"] = decoder._modules | {"layers": recorder.stands}
+    view.__dict__["_modules"] = decoder._modules | {"layers": _Stands(recorder.stands)}
     # a mask of four dimensions is handed on as it is, so that no mask is made that the loop does not use
     mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=given.device)
     # the decorators of `forward` record what layers return; the caller of the loop does that already
