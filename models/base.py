@@ -17,6 +17,7 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from distill.models.saving import auto_map, write_card_and_module
 from distill.models.using import CONFIGURED, Override, PolicyMixin
+from distill.models.verify import check_architecture
 from distill.patches.attention import observe_attention
 from distill.patches.cache import holds_kept_layers
 from distill.patches.decoder import DecoderOutput, Selection, extended, run_decoder
@@ -123,6 +124,8 @@ class DistillCausalLMMixin(PolicyMixin):
     """A stock causal LM that can run under a policy. Without one, its `forward` is the stock one."""
 
     decoder_class: ClassVar[type[DistillModelMixin]]
+    #: values of the config of the tiny model by which the architecture is checked, see `distill.models.verify`
+    tiny: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -134,7 +137,11 @@ class DistillCausalLMMixin(PolicyMixin):
         """The stock `from_pretrained`. A GGUF file is read by the stock class, and the model is then adopted.
 
         Transformers finds the weights in such a file by names that it knows for the stock class only.
+
+        Raises:
+            ValueError: the architecture does not compute what the stock one does.
         """
+        check_architecture(cls)
         if gguf_file is None:
             return super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
         config, loading_info = kwargs.pop("config", None), kwargs.get("output_loading_info", False)

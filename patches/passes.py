@@ -113,7 +113,7 @@ class Pass:
 
     def _run(self, index: int, hidden: Tensor, chunk: Chunk, kept: KeptLayer | None) -> Tensor:
         mask = chunk.masks.make(index, hidden, chunk.incoming, kept, self.seen)
-        kwargs = self.kwargs[index]
+        kwargs, rotary = self.kwargs[index], chunk.tokens.rotary
         if self.run.observes(index):
             kwargs = kwargs | {"observer": partial(self._observe, index, hidden, chunk)}
         if kept is not None:
@@ -121,9 +121,9 @@ class Pass:
         return self.decoder.layers[index](
             hidden,
             attention_mask=mask,
-            # only the rotary tables carry positions: attention kernels read gaps in position_ids as packed sequences
-            position_ids=None,
-            position_embeddings=chunk.tokens.rotary.rows(index, chunk.start, chunk.stop),
+            # None where the rotary tables say it all: attention kernels read gaps in position_ids as packed sequences
+            position_ids=rotary.positions(index, chunk.start, chunk.stop),
+            position_embeddings=rotary.rows(index, chunk.start, chunk.stop),
             past_key_values=self.cache,
             use_cache=self.cache is not None,
             **kwargs,

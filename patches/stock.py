@@ -12,7 +12,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -30,10 +31,14 @@ class Rotary:
         tables: the different ones; each is a tuple of tensors `(batch or 1, tokens, rotary_dim)`, such as cosines and
             sines, or one tensor.
         used: for each layer, the index of its table; `None` where a layer is given none.
+        places: `(batch or 1, tokens, 1)` the positions that the tables are for.
+        counting: for each layer, whether its attention reads positions itself, beside its table.
     """
 
     tables: tuple[Any, ...]
     used: tuple[int | None, ...]
+    places: Tensor
+    counting: tuple[bool, ...]
 
     def of(self, layer_idx: int) -> Any:
         """The table of one layer."""
@@ -45,9 +50,14 @@ class Rotary:
         table = self.of(layer_idx)
         return None if table is None else _each(table, lambda part: part[:, start:stop])
 
+    def positions(self, layer_idx: int, start: int, stop: int) -> Tensor | None:
+        """Positions `(batch or 1, stop - start)`, if the attention of this layer reads them."""
+        return self.places[:, start:stop, 0] if self.counting[layer_idx] else None
+
     def map(self, function: Callable[[Tensor], Tensor]) -> Rotary:
         """All tables, after a function of one tensor."""
-        return Rotary(tuple(_each(table, function) for table in self.tables), self.used)
+        tables = tuple(_each(table, function) for table in self.tables)
+        return replace(self, tables=tables, places=function(self.places))
 
 
 def _each(table: Any, function: Callable[[Tensor], Tensor]) -> Any:
@@ -144,7 +154,15 @@ class _Recorder:
         places = {key: index for index, key in enumerate(tables)}
         used = tuple(places.get(id(kwargs.get("position_embeddings"))) for kwargs in self.given)
         rest = tuple({name: value for name, value in given.items() if name not in _OURS} for given in self.given)
-        return Start(self.hidden, Rotary(tuple(tables.values()), used), rest)
+        counting = tuple(_counts(type(stand.self_attn)) for stand in self.stands)
+        rotary = Rotary(tuple(tables.values()), used, self.known["position_ids"][..., None], counting)
+        return Start(self.hidden, rotary, rest)
+
+
+@cache
+def _counts(attention: type) -> bool:
+    """Whether the `forward` of this class has an argument of its own for positions."""
+    return "position_ids" in inspect.signature(attention.forward).parameters  # type: ignore[attr-defined]
 
 
 def around_layers(decoder: Any, forward: Callable[..., Any], loop: Callable[[Start], Tensor], **inputs: Any) -> Any:
