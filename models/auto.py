@@ -19,8 +19,8 @@ _LATENT = "whose cache holds keys and values of other sizes than its config says
 #: why known architectures are refused
 _REFUSED = {
     _STATE: "qwen3_next qwen3_5 qwen3_5_text qwen3_5_moe qwen3_5_moe_text mamba mamba2 falcon_mamba falcon_h1 jamba "
-    "bamba zamba zamba2 nemotron_h granitemoehybrid lfm2 lfm2_moe recurrent_gemma kimi_linear olmo_hybrid minimax rwkv "
-    "xlstm bailing_hybrid zaya",
+    "bamba zamba zamba2 nemotron_h granitemoehybrid lfm2 lfm2_moe recurrent_gemma kimi_linear olmo_hybrid minimax "
+    "rwkv xlstm bailing_hybrid zaya",
     _OTHERS: "gemma3n gemma3n_text gemma4 gemma4_text",
     _LATENT: "deepseek_v2 deepseek_v3 deepseek_v32 minicpm3 youtu longcat_flash",
     "whose layers do not hand arguments on to their attention": "stablelm nemotron gpt_neox falcon gpt2 gptj",
@@ -72,8 +72,8 @@ def load(path: Any, policy: Any = CONFIGURED, **kwargs: Any) -> Any:
         kwargs: passed on to `from_pretrained` (`dtype`, `device_map`, `attn_implementation`, `revision`, `gguf_file`,
             ...).
     Raises:
-        ValueError: an architecture that is not supported, or does not compute what the stock one does, or a policy that
-            cannot run on it.
+        ValueError: an architecture that is not supported or does not compute what the stock one does, or a policy
+            that cannot run on it.
     """
     places = {name: kwargs[name] for name in _PLACES if name in kwargs}
     values, _ = PreTrainedConfig.get_config_dict(path, **places)

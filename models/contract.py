@@ -29,7 +29,7 @@ def make_architecture(model_type: str, module: str) -> tuple[Any, Any, Any] | No
     names = [table.get(model_type) for table in tables]
     if not all(isinstance(name, str) and hasattr(transformers, name) for name in names):
         return None
-    stock_config, stock_model, stock_causal_lm = (getattr(transformers, name) for name in names)  # type: ignore[arg-type]
+    stock_config, stock_model, stock_causal_lm = (getattr(transformers, name) for name in names)
 
     def made(stock: type, mixin: type, **attributes: Any) -> Any:
         words = {"__module__": module, "__doc__": f"{stock.__name__} that can run under a policy."}

@@ -58,17 +58,14 @@ def stock_class(cls: Any) -> Any:
     return next(base for base in cls.__mro__ if not issubclass(base, mixins))
 
 
-def tiny_config(config_class: Any, **changes: Any) -> Any:
-    """A config of this class for a model of a few thousand weights, with every type of layer it has.
+def tiny_values(config_class: Any) -> dict[str, Any]:
+    """Arguments of a config class for a model of a few thousand weights, with every type of layer it has.
 
     Factors whose default is 1, under which leaving them out would not show, get another value.
-
-    Args:
-        config_class: stock or ours.
-        changes: values that a class needs beside `SIZES`.
     """
     default = config_class()
-    fixed = {name for name, value in inspect.getmembers(config_class) if isinstance(value, property) and not value.fset}
+    properties = inspect.getmembers(config_class, lambda member: isinstance(member, property))
+    fixed = {name for name, value in properties if value.fset is None}
     values = {name: value for name, value in SIZES.items() if hasattr(default, name) and name not in fixed}
     types = getattr(default, "layer_types", None)
     if types and "layer_types" not in fixed:
@@ -77,7 +74,7 @@ def tiny_config(config_class: Any, **changes: Any) -> Any:
     for name, value in vars(default).items():
         if re.search("mult|scal", name) and isinstance(value, float) and value == 1:
             values[name] = 1.5
-    return config_class(**values | changes)
+    return values
 
 
 def randomize(model: nn.Module) -> None:
@@ -95,7 +92,7 @@ def check_architecture(causal_lm: Any) -> None:
     that the stock model has. This is done once a process.
 
     Args:
-        causal_lm: the causal LM class; its attribute `tiny` has values for `tiny_config`.
+        causal_lm: the causal LM class; its attribute `tiny` has values for `tiny_values`.
     Raises:
         ValueError: the logits differ, or the stock model cannot be run with our layer loop; the message says which.
     """
@@ -121,13 +118,13 @@ def _difference(config: Any, causal_lm: Any, changes: dict[str, Any]) -> str | N
     """How ours differs from stock, or `None`."""
     policy = PromptDistill([1], [LENGTH])
     try:
-        tiny = tiny_config(stock_class(config), **changes)
+        tiny = stock_class(config)(**tiny_values(stock_class(config)) | changes)
         stock = stock_class(causal_lm)._from_config(tiny, attn_implementation="eager", dtype=torch.float32).eval()
     except Exception as error:
         return f"of which no tiny model can be built ({type(error).__name__}: {error}); pass `tiny=` what it needs"
     randomize(stock)
     try:
-        same = tiny_config(config, **changes)
+        same = config(**tiny_values(config) | changes)
         ours = causal_lm._from_config(same, attn_implementation="eager", dtype=torch.float32).eval()
         ours.load_state_dict(stock.state_dict())
     except Exception as error:
@@ -145,7 +142,9 @@ def _difference(config: Any, causal_lm: Any, changes: dict[str, Any]) -> str | N
         for where, one, other in zip(("the prompt", "the token behind it"), got, expected, strict=True):
             if not torch.equal(one, other):
                 most = float((one - other).abs().max())
-                return f"whose logits of {where} differ from stock's by up to {most:.3g} with {implementation} attention"
+                return (
+                    f"whose logits of {where} differ from stock's by up to {most:.3g} with {implementation} attention"
+                )
     return None
 
 

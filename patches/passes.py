@@ -15,7 +15,7 @@ from transformers import Cache
 from distill.patches.cache import Incoming, KeptLayer
 from distill.patches.masks import Masks, sliding_window
 from distill.patches.run import Decoder, Observation, Run, Tokens
-from distill.patches.selection import indices_of
+from distill.patches.selection import Softmax, indices_of
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,18 @@ class Pass:
         )
 
     def _observe(
-        self, index: int, hidden: Tensor, chunk: Chunk, module: Any, query: Tensor, key: Tensor, value: Tensor
+        self,
+        index: int,
+        hidden: Tensor,
+        chunk: Chunk,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        softmax: Softmax,
     ) -> None:
         layer, tokens = self.decoder.layers[index], chunk.tokens
-        seen = Observation(layer, hidden, module, query, key, value, chunk.start, chunk.stop, tokens)
+        seen = Observation(layer, hidden, module, query, key, value, softmax, chunk.start, chunk.stop, tokens)
         self.run.observe(index, seen)
 
 

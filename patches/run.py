@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from distill.patches.cache import PADDING, KeptLayer
+from distill.patches.selection import Softmax
 from distill.patches.stock import Rotary, Start
 
 
@@ -149,6 +150,7 @@ class Observation:
         module: its attention module.
         query: `(batch, heads, stop - start, head_dim)`, rotated.
         key, value: `(batch, kv_heads, held + stop, head_dim)`; entries from before this call come first.
+        softmax: how this layer makes probabilities of products of queries and keys.
         tokens: the tokens alive at this layer.
     """
 
@@ -158,6 +160,7 @@ class Observation:
     query: Tensor
     key: Tensor
     value: Tensor
+    softmax: Softmax
     start: int
     stop: int
     tokens: Tokens

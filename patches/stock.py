@@ -110,13 +110,13 @@ class _Stands(nn.ModuleList):
         self.__dict__["stands"] = stands
 
     def __getitem__(self, index: Any) -> Any:
-        return self.stands[index]
+        return self.__dict__["stands"][index]
 
     def __iter__(self) -> Any:
-        return iter(self.stands)
+        return iter(self.__dict__["stands"])
 
     def __len__(self) -> int:
-        return len(self.stands)
+        return len(self.__dict__["stands"])
 
 
 class _Recorder:
@@ -154,15 +154,15 @@ class _Recorder:
         places = {key: index for index, key in enumerate(tables)}
         used = tuple(places.get(id(kwargs.get("position_embeddings"))) for kwargs in self.given)
         rest = tuple({name: value for name, value in given.items() if name not in _OURS} for given in self.given)
-        counting = tuple(_counts(type(stand.self_attn)) for stand in self.stands)
+        counting = tuple(_counts(type(stand.self_attn).forward) for stand in self.stands)
         rotary = Rotary(tuple(tables.values()), used, self.known["position_ids"][..., None], counting)
         return Start(self.hidden, rotary, rest)
 
 
 @cache
-def _counts(attention: type) -> bool:
-    """Whether the `forward` of this class has an argument of its own for positions."""
-    return "position_ids" in inspect.signature(attention.forward).parameters  # type: ignore[attr-defined]
+def _counts(forward: Callable[..., Any]) -> bool:
+    """Whether this `forward` of an attention class has an argument of its own for positions."""
+    return "position_ids" in inspect.signature(forward).parameters
 
 
 def around_layers(decoder: Any, forward: Callable[..., Any], loop: Callable[[Start], Tensor], **inputs: Any) -> Any:
