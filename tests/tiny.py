@@ -11,7 +11,7 @@ import distill
 from distill.models.verify import randomize, tiny_values
 
 #: a window that no test reaches unless it says so, for the architectures that have one
-WINDOW = {"sliding_window": 64}
+WINDOW = {"sliding_window": 128}
 #: every supported architecture, with the settings in which its tiny model differs from `SIZES`
 ARCHITECTURES: dict[str, dict] = dict.fromkeys(distill.architectures(), WINDOW) | {
     "llama": {},
