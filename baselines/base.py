@@ -92,7 +92,7 @@ class Entries:
     @property
     def scaling(self) -> float:
         """The factor that attention logits are multiplied by, usually `1 / sqrt(head_dim)`."""
-        return self.seen.module.scaling
+        return self.seen.softmax.scaling
 
     def attention(self) -> Tensor:
         """Attention probabilities of the collected last queries: `(batch, heads, queries, entries)`, float32.
@@ -100,7 +100,7 @@ class Entries:
         Needs a policy whose `queries` is at least 1.
         """
         visible = visible_keys(self.collected.asked, self.positions, self.window)  # (..., queries, entries)
-        return attention_rows(self.collected.query, self.key, self.scaling, visible)
+        return attention_rows(self.collected.query, self.key, self.seen.softmax, visible)
 
     def attention_mean(self) -> Tensor:
         """The mean of `attention()` over its queries: `(batch, heads, entries)`, float32.
@@ -108,7 +108,7 @@ class Entries:
         It is computed in blocks of queries, so that the probabilities of all of them are never in memory at once.
         """
         query, asked = self.collected.query, self.collected.asked
-        total = column_sums(query, self.key, self.scaling, asked, self.positions, self.window, aligned=False)
+        total = column_sums(query, self.key, self.seen.softmax, asked, self.positions, self.window, aligned=False)
         return total / query.shape[2]
 
     def column_sums(self) -> Tensor:
@@ -118,7 +118,7 @@ class Entries:
             `(batch, heads, entries)`, float32.
         """
         query = self.seen.query
-        return column_sums(query, self.key, self.scaling, self.asked, self.positions, self.window, aligned=True)
+        return column_sums(query, self.key, self.seen.softmax, self.asked, self.positions, self.window, aligned=True)
 
     def by_set(self, scores: Tensor) -> tuple[Entries, Tensor]:
         """These entries and their scores with equal numbers of heads, wherever either has more than one.

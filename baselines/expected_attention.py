@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +11,7 @@ from distill.baselines.base import Budgeted, Entries
 from distill.patches.checks import check_flag, check_integer, check_number
 from distill.patches.policy import register
 from distill.patches.selection import BLOCK
+from distill.patches.stock import tables_at
 
 #: the largest `future_positions`: rotary tables of all these positions are made, so memory sets a limit
 MOST_POSITIONS = 2**20
@@ -77,7 +77,7 @@ class ExpectedAttention(Budgeted):
     def collect(self, entries: Entries, so_far: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Statistics of the queries read so far, before rotary embedding and without the sinks; see `_statistics`."""
         seen = entries.seen
-        tables = (table.to(seen.query.device) for table in seen.tokens.rotary)
+        tables = (table.to(seen.query.device) for table in seen.tokens.rotary.of(entries.layer_idx))
         cos, sin = (table[:, None, seen.start : seen.stop].float() for table in tables)
         square = cos**2 + sin**2  # 1, apart from longrope's factor and rounding
         query = _rotate(seen.query.float(), cos / square, -sin / square)  # (batch, heads, chunk, head_dim)
@@ -107,8 +107,7 @@ class ExpectedAttention(Budgeted):
         """Cosines and sines, averaged over the positions after the last entry: two tensors `(batch, 1, 1, 1, dim)`."""
         last = entries.positions.amax((1, 2))
         positions = last[:, None] + torch.arange(1, self.future_positions + 1, device=last.device)
-        rotary = copy.deepcopy(entries.call.decoder.rotary_emb)
-        tables = rotary(entries.key.new_empty(0, dtype=torch.float32), position_ids=positions)
+        tables = tables_at(entries.call.decoder, positions, entries.layer_idx)
         return tuple(table.mean(1)[:, None, None, None] for table in tables)
 
 

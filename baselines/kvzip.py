@@ -263,7 +263,7 @@ class _Replay(Run):
             inputs = seen.layer.input_layernorm(seen.hidden).float().norm(dim=-1)  # (batch, read)
             weights = norms, 1 / inputs.masked_fill(~valid, 1)
         keys = torch.cat([entries_at(seen.key, index), seen.key[:, :, -read:]], dim=2)
-        best = column_maxima(seen.query, keys, seen.module.scaling, index >= 0, valid, weights)  # (..., chunk + sinks)
+        best = column_maxima(seen.query, keys, seen.softmax, index >= 0, valid, weights)  # (..., chunk + sinks)
         longest, kv_heads = int(self.outer.lengths.max()), keys.shape[1]
         where = rank.gather(2, chunk.clamp(min=0)).masked_fill(chunk < 0, longest).expand(-1, kv_heads, -1)
         scores = self.outer.scores.setdefault(layer_idx, best.new_zeros(len(best), kv_heads, longest + 1))

@@ -3,6 +3,8 @@
 Importing this package registers the architectures with Transformers' Auto classes.
 """
 
+from distill.models import architectures as _architectures
+from distill.models.architectures import *  # noqa: F403
 from distill.models.auto import architectures, load, register_architecture
 from distill.models.llama import DistillLlamaConfig, DistillLlamaForCausalLM, DistillLlamaModel
 from distill.models.mistral import DistillMistralConfig, DistillMistralForCausalLM, DistillMistralModel
@@ -31,4 +33,5 @@ __all__ = [
     "architectures",
     "load",
     "register_architecture",
+    *_architectures.__all__,
 ]

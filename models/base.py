@@ -5,6 +5,7 @@ An architecture is its stock config, base model and causal LM, each subclassed t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,11 +17,13 @@ from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
 from distill.models.saving import auto_map, write_card_and_module
 from distill.models.using import CONFIGURED, Override, PolicyMixin
+from distill.models.verify import check_architecture
 from distill.patches.attention import observe_attention
 from distill.patches.cache import holds_kept_layers
-from distill.patches.decoder import DecoderOutput, Selection, run_decoder
+from distill.patches.decoder import DecoderOutput, Selection, extended, run_decoder
 from distill.patches.guard import all_or_nothing
 from distill.patches.policy import Policy
+from distill.patches.stock import Start, around_layers
 
 
 @dataclass
@@ -69,6 +72,7 @@ class DistillModelMixin(PolicyMixin):
         align: bool = False,
         every_row: str | None = None,
         mesh: Any = None,
+        report: Callable[[DecoderOutput], None] | None = None,
         **kwargs: Any,
     ) -> Any:
         """The stock `forward`, under a policy.
@@ -76,6 +80,7 @@ class DistillModelMixin(PolicyMixin):
         Args:
             policy: for this call only: a `Policy`, its name, its JSON form, or `None` for exactly the stock model.
             prompt_ends, ..., mesh: as in `distill.patches.decoder.run_decoder`.
+            report: called with the output under a policy, since a causal LM hands on only the fields that it knows.
         """
         kwargs |= {
             "input_ids": input_ids,
@@ -88,7 +93,7 @@ class DistillModelMixin(PolicyMixin):
         chosen = self._resolve(policy)
         if chosen is None and prefill_chunk_size is None and not holds_kept_layers(past_key_values):
             return super().forward(**kwargs)  # type: ignore[misc]
-        return run_decoder(
+        output = run_decoder(
             self,
             policy=chosen,
             prompt_ends=prompt_ends,
@@ -101,12 +106,26 @@ class DistillModelMixin(PolicyMixin):
             mesh=mesh or self._device_mesh,  # type: ignore[attr-defined]
             **kwargs,
         )
+        if report is not None:
+            report(output)
+        return output
+
+    def around_layers(self, loop: Callable[[Start], Tensor], **inputs: Any) -> Any:
+        """What the stock model does around its layers, with `loop` in their place: it runs the stock `forward`.
+
+        Override this for an architecture whose stock `forward` cannot be run with other layers; see
+        `distill.patches.run.Decoder`.
+        """
+        stock = super().forward.__func__  # type: ignore[misc]
+        return around_layers(self, stock, loop, **inputs)
 
 
 class DistillCausalLMMixin(PolicyMixin):
     """A stock causal LM that can run under a policy. Without one, its `forward` is the stock one."""
 
     decoder_class: ClassVar[type[DistillModelMixin]]
+    #: values of the config of the tiny model by which the architecture is checked, see `distill.models.verify`
+    tiny: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
@@ -118,7 +137,11 @@ class DistillCausalLMMixin(PolicyMixin):
         """The stock `from_pretrained`. A GGUF file is read by the stock class, and the model is then adopted.
 
         Transformers finds the weights in such a file by names that it knows for the stock class only.
+
+        Raises:
+            ValueError: the architecture does not compute what the stock one does.
         """
+        check_architecture(cls)
         if gguf_file is None:
             return super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
         config, loading_info = kwargs.pop("config", None), kwargs.get("output_loading_info", False)
@@ -198,8 +221,12 @@ class DistillCausalLMMixin(PolicyMixin):
             )
         last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         return_dict = kwargs.pop("return_dict", None)
+        heard: list[DecoderOutput] = []
         with all_or_nothing(past_key_values):
-            outputs = self.model(  # type: ignore[attr-defined]
+            output = super().forward(  # type: ignore[misc]
+                **inputs,
+                labels=labels,
+                logits_to_keep=logits_to_keep,
                 policy=chosen,
                 prompt_ends=prompt_ends,
                 after_prompt=after_prompt,
@@ -209,14 +236,17 @@ class DistillCausalLMMixin(PolicyMixin):
                 align=last > 0,
                 every_row=self._needing_every_row(labels, logits_to_keep, partial_logits),
                 mesh=self._device_mesh,  # type: ignore[attr-defined]
-                **inputs,
+                report=heard.append,
+                return_dict=True,
                 **kwargs,
             )
-            output = self._head(outputs, labels, logits_to_keep, kwargs)
-            if return_dict or (return_dict is None and self.config.return_dict):
-                return output
-            # code that unpacks a tuple expects the stock fields and no others
-            return tuple(value for name, value in output.items() if name not in ("positions", "selections"))
+            if not (return_dict or (return_dict is None and self.config.return_dict)):
+                return output.to_tuple()  # code that unpacks a tuple expects the stock fields and no others
+            positions = heard[0].positions
+            assert positions is not None
+            rows: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            selections = heard[0].selections
+            return extended(DistillCausalLMOutput, output, positions=positions[:, rows], selections=selections)
 
     def _needing_every_row(self, labels: Any, logits_to_keep: int | Tensor, partial_logits: bool) -> str | None:
         """The name of an argument that needs the logits of all tokens, dropped or not; `None` if none does."""
@@ -224,27 +254,6 @@ class DistillCausalLMMixin(PolicyMixin):
             return "labels"
         partial = partial_logits or self._partial_logits()
         return "logits_to_keep" if isinstance(logits_to_keep, Tensor) or not (logits_to_keep or partial) else None
-
-    def _head(
-        self, outputs: DecoderOutput, labels: Tensor | None, logits_to_keep: int | Tensor, kwargs: Any
-    ) -> DistillCausalLMOutput:
-        """Computes the logits, and the loss if there are labels, from the output of the base model."""
-        hidden, positions = outputs.last_hidden_state, outputs.positions
-        assert hidden is not None and positions is not None
-        rows: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(hidden[:, rows, :])  # type: ignore[attr-defined]
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)  # type: ignore[attr-defined]
-        return DistillCausalLMOutput(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-            positions=positions[:, rows],
-            selections=outputs.selections,
-        )
 
     @torch.no_grad()
     def generate(self, *args: Any, policy: Any = CONFIGURED, **kwargs: Any) -> Any:

@@ -113,11 +113,11 @@ class PromptDistillRun(Run):
         real = seen.tokens.valid.to(columns.device)
         asks = asks & (columns >= 0) & real.gather(1, columns.clamp(min=0))  # (batch, window)
         visible = (keys <= columns[..., None]) & real[:, None] & asks[..., None]  # (batch, window, tokens)
-        scaling, most = seen.module.scaling, self.policy.scoring == "max"
+        softmax, most = seen.softmax, self.policy.scoring == "max"
         if self.policy.scoring == "raw":
-            local = mean_logits(queries, seen.own_key, scaling, visible)
+            local = mean_logits(queries, seen.own_key, softmax, visible)
         else:
-            local = attention_mean(queries, seen.own_key, scaling, visible, most)
+            local = attention_mean(queries, seen.own_key, softmax, visible, most)
         return self.call.reduce(local, most=True) if most else self.call.reduce(local) / self.call.ranks
 
     def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:

@@ -12,17 +12,21 @@ the stock name. A layer that is not observed pays for one dictionary look-up.
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from distill.patches.selection import Softmax
+
 OBSERVED = "observed"
 
-Observer = Callable[[Any, Tensor, Tensor, Tensor], None]
+Observer = Callable[[Any, Tensor, Tensor, Tensor, Softmax], None]
 
 
 class ObservedConfig:
@@ -81,7 +85,7 @@ def observed_attention(
     Args:
         query: `(batch, heads, queries, head_dim)`, after rotary embedding.
         key, value: `(batch, kv_heads, keys, head_dim)`, the cached entries first.
-        observer: called with `(module, query, key, value)`; `None` costs nothing.
+        observer: called with `(module, query, key, value, softmax)`; `None` costs nothing.
     """
     stock = module.config.stock
     name = stock._attn_implementation
@@ -90,8 +94,21 @@ def observed_attention(
     view = _AsStock(module, stock, query.shape[1] // key.shape[1])
     output = attention(view, query, key, value, attention_mask, **kwargs)
     if observer is not None:
-        observer(module, query, key, value)
+        observer(module, query, key, value, _softmax_of(attention, module, kwargs))
     return output
+
+
+def _softmax_of(attention: Callable[..., Any], module: Any, kwargs: dict[str, Any]) -> Softmax:
+    """What the attention function makes probabilities by, as far as it reads what the module gives it."""
+    scaling, softcap = kwargs.get("scaling"), kwargs.get("softcap")
+    if softcap is not None and "softcap" not in _arguments(attention):  # torch's own attention has none
+        softcap = None
+    return Softmax(module.scaling if scaling is None else scaling, softcap, kwargs.get("s_aux"))
+
+
+@cache
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
 
 
 AttentionInterface.register(OBSERVED, observed_attention)

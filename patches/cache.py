@@ -17,6 +17,8 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from distill.patches.selection import indices_of
+
 PADDING = -1
 
 
@@ -91,6 +93,9 @@ class KeptLayer(DynamicLayer):
         notes: a policy's numbers per entry, `(batch, heads, held)`; they follow the entries, new ones get 0.
         state: what else a policy remembers from call to call; tensors have the batch first and follow its rows.
         torn: a call that wrote to this layer failed and could not be undone; further calls are refused.
+        window: width of the layer's sliding window in tokens, or `None`.
+        trimmed: nothing is held that the next token does not see through the window.
+        record_past: entries that the window has left stay until `crop`, which assisted decoding calls after each step.
     """
 
     keys, values = _Entries(), _Entries()
@@ -104,7 +109,8 @@ class KeptLayer(DynamicLayer):
         self.incoming: Incoming | None = None
         self.seen, self.settled, self.repeats = 0, 0, 1
         self.lost_at = torch.zeros((), dtype=torch.long)
-        self.padded = self.ragged = self.torn = False
+        self.padded = self.ragged = self.torn = self.trimmed = self.record_past = False
+        self.window: int | None = None
         self.shift: Tensor | None = None
         self.notes: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {}
@@ -152,6 +158,7 @@ class KeptLayer(DynamicLayer):
         values = torch.cat([self.values, value_states], dim=-2)
         self.layout, self.seen = incoming.after(self.layout), incoming.seen
         self.padded = self.padded or incoming.padded
+        self.trimmed = False
         self.notes = {name: F.pad(note, (0, new)) for name, note in self.notes.items()}
         self.keys, self.values = keys, values
         return keys, values
@@ -208,7 +215,10 @@ class KeptLayer(DynamicLayer):
         """
         if tokens_to_remove > 0:
             raise ValueError(f"tokens_to_remove: got {tokens_to_remove}; allowed are integers <= 0")
-        if tokens_to_remove == 0 or self.layout is None:
+        if self.layout is None:
+            return
+        if tokens_to_remove == 0:
+            self.trim({})
             return
         count = -int(tokens_to_remove)  # Transformers may pass a tensor
         last = self.layout[..., -count:]
@@ -220,6 +230,39 @@ class KeptLayer(DynamicLayer):
             )
         self._map(lambda entries: entries[:, :, :-count])
         self.seen -= count
+        self.trim({})
+
+    def activate_past_recording(self) -> None:
+        """From now on, entries that the window leaves stay until `crop`."""
+        self.record_past = True
+
+    def trim(self, shared: dict[tuple[int, int], tuple[Tensor, Tensor | None, dict[int, Any]]]) -> None:
+        """Drops the entries that no later token sees through the layer's sliding window; a stock layer does so too.
+
+        Args:
+            shared: pass one dict to all layers of a model, and those that hold the same entries share their positions.
+        """
+        if self.window is None or self.layout is None or self.trimmed:
+            return
+        key = (id(self.layout), self.window)
+        if key not in shared:
+            shared[key] = self.layout, self._beyond(self.window), {}
+        _, indices, layouts = shared[key]
+        if indices is not None:
+            self.keep(indices, layouts)
+            self.settled = self.seen
+        self.trimmed = True
+
+    def _beyond(self, window: int) -> Tensor | None:
+        """Indices of the entries that the next token sees, as for `keep`; `None` if nothing can be dropped."""
+        assert self.layout is not None
+        if self.shift is not None:  # positions are counted anew, so the window is one of entries
+            stays = self.real & (self.real.flip(-1).cumsum(-1).flip(-1) < window)
+        else:
+            newest = self.layout.amax((1, 2), keepdim=True)
+            stays = self.real & (self.layout > newest + 1 - window)
+        indices = indices_of(stays)
+        return None if indices.shape[-1] == self.held and torch.equal(stays, self.real) else indices
 
     def reset(self) -> None:
         """Empties the layer."""
@@ -313,6 +356,7 @@ def _check_adoptable(layer: CacheLayerMixin) -> None:
 
 def _adopt_layer(layer: CacheLayerMixin, mask: Tensor | None, layouts: dict[int, Tensor]) -> KeptLayer:
     kept = KeptLayer()
+    kept.record_past = getattr(layer, "record_past", False)
     seen = layer.get_seq_length()
     if seen:
         assert isinstance(layer.keys, Tensor) and isinstance(layer.values, Tensor)

@@ -7,18 +7,20 @@ leaves nothing in the cache).
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import ModelOutput
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from distill.patches.cache import adopt
+from distill.patches.cache import KeptLayer, adopt
 from distill.patches.checks import check_integer
 from distill.patches.guard import all_or_nothing, refuse_torn
 from distill.patches.parallel import head_ranks
@@ -26,6 +28,7 @@ from distill.patches.passes import Pass, truncate
 from distill.patches.policy import Policy
 from distill.patches.run import Call, Decoder, Retention, Run, Tokens
 from distill.patches.selection import indices_of
+from distill.patches.stock import Start, prepare
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,24 @@ class DecoderOutput(BaseModelOutputWithPast):
 
     positions: Tensor | None = None
     selections: tuple[Selection, ...] | None = None
+
+
+M = TypeVar("M", bound=ModelOutput)
+
+
+def extended(cls: type[M], stock: ModelOutput, **fields: Any) -> M:
+    """An output of class `cls`: what `stock` holds, also where `cls` has no such field, and the given fields."""
+    own = {field.name for field in dataclasses.fields(cls)}
+    values = dict(stock.items()) | fields
+    output = cls(**{name: value for name, value in values.items() if name in own})
+    for field in dataclasses.fields(stock):
+        if field.name in own:
+            continue
+        if field.name in values:
+            output[field.name] = values[field.name]
+        else:
+            setattr(output, field.name, None)
+    return output
 
 
 @merge_with_config_defaults
@@ -93,6 +114,10 @@ def run_decoder(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: got both or neither; allowed is exactly one of the two")
+    given = inputs_embeds if input_ids is None else input_ids
+    assert given is not None
+    if given.shape[1] == 0:
+        raise ValueError("input_ids: got a prompt without tokens; allowed are prompts of at least one token")
     with all_or_nothing(past_key_values):
         cache = None
         if use_cache or past_key_values is not None:
@@ -103,57 +128,56 @@ def run_decoder(
             if cache is None:
                 raise ValueError("prefill_chunk_size: got a size with use_cache=False; allowed is use_cache=True")
 
-        hidden = inputs_embeds if input_ids is None else decoder.embed_tokens(input_ids)
-        assert hidden is not None
+        batch, count = given.shape[:2]
         past = cache.get_seq_length() if cache is not None else 0
+        if attention_mask is not None and attention_mask.shape not in ((batch, count), (batch, past + count)):
+            raise ValueError(
+                f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed under a policy are ({batch}, "
+                f"{count}) and ({batch}, {past + count}): a policy builds the 4D masks of its stages itself"
+            )
+        if position_ids is None:
+            position_ids = torch.arange(past, past + count, device=given.device)[None]
         shift = None if cache is None else cache.layers[0].shift
-        tokens = _tokens(decoder, hidden, attention_mask, position_ids, past, shift)
-        tokens.ends = _prompt_ends(tokens, prompt_ends, after_prompt, protect)
-        question = _question(question_tokens, tokens)
-        call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh), question)
-        run = (policy.begin(call) if policy is not None else None) or Run()
-        _check_rows(run, every_row, tokens.count)
-        _check_recording(run, tokens.count, prefill_chunk_size, decoder.config, kwargs)
-        prompt = Pass(decoder, run, cache, past + tokens.count, prefill_chunk_size, kwargs)
-        tokens, selections = _read(prompt, tokens)
-        hidden = decoder.norm(tokens.hidden)
+        rotated = position_ids if shift is None else position_ids - shift.to(position_ids.device)[:, None]
+        left: list[Any] = []
+
+        def layers(start: Start) -> Tensor:
+            tokens = _tokens(start, attention_mask, position_ids)
+            tokens.ends = _prompt_ends(tokens, prompt_ends, after_prompt, protect)
+            question = _question(question_tokens, tokens)
+            call = Call(decoder, tokens, past, cache, input_ids, *head_ranks(mesh), question)
+            run = (policy.begin(call) if policy is not None else None) or Run()
+            _check_rows(run, every_row, count)
+            _check_recording(run, count, prefill_chunk_size, decoder.config, kwargs)
+            prompt = Pass(decoder, run, cache, past + count, prefill_chunk_size, start.kwargs)
+            left.extend(_read(prompt, tokens))
+            return left[0].hidden
+
+        around = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": rotated}
+        output = decoder.around_layers(layers, **around, **kwargs)
+    tokens, selections = left
+    hidden = output.last_hidden_state
     positions = tokens.positions.masked_fill(~tokens.valid, -1)
     if align and tokens.padded:
         index = indices_of(tokens.valid)
         where = index.clamp(min=0)
         hidden = hidden.gather(1, where.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
         positions = positions.gather(1, where).masked_fill(index < 0, -1)
-    return DecoderOutput(
-        last_hidden_state=hidden, past_key_values=cache, positions=positions, selections=tuple(selections)
-    )
+    found = {"last_hidden_state": hidden, "past_key_values": cache}
+    return extended(DecoderOutput, output, **found, positions=positions, selections=tuple(selections))
 
 
-def _tokens(
-    decoder: Decoder,
-    hidden: Tensor,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    past: int,
-    shift: Tensor | None,
-) -> Tokens:
+def _tokens(start: Start, attention_mask: Tensor | None, position_ids: Tensor) -> Tokens:
     """The tokens of this call before the first layer; where each row's prompt ends is not known yet."""
+    hidden = start.hidden
     batch, count = hidden.shape[:2]
-    if attention_mask is not None and attention_mask.shape not in ((batch, count), (batch, past + count)):
-        raise ValueError(
-            f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed under a policy are ({batch}, {count}) "
-            f"and ({batch}, {past + count}): a policy builds the 4D masks of its stages itself"
-        )
-    if position_ids is None:
-        position_ids = torch.arange(past, past + count, device=hidden.device)[None]
-    rotated = position_ids if shift is None else position_ids - shift.to(position_ids.device)[:, None]
-    rotary = decoder.rotary_emb(hidden, position_ids=rotated)
     if attention_mask is None:
         valid = torch.ones(batch, count, dtype=torch.bool, device=hidden.device)
     else:
         valid = attention_mask[:, -count:].to(hidden.device, torch.bool)
     padded = attention_mask is not None and not bool(valid.all())
     ends = torch.full((batch,), count - 1, device=hidden.device)
-    return Tokens(hidden, position_ids.expand(batch, -1), valid, padded, rotary, ends)
+    return Tokens(hidden, position_ids.expand(batch, -1), valid, padded, start.rotary, ends)
 
 
 def _prompt_ends(tokens: Tokens, given: Tensor | int | None, after_prompt: int, protect: int) -> Tensor:
@@ -231,6 +255,11 @@ def _read(prompt: Pass, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
         selections.append(_selection(last, retention, alive))
     if prompt.cache is not None:
         prompt.run.review(partial(_replay, prompt, tokens))
+        trimmed: dict[tuple[int, int], Any] = {}
+        for layer in prompt.cache.layers:
+            # only now, since a failed call on a filled cache is undone, for which what it held must still be there
+            if isinstance(layer, KeptLayer) and not layer.record_past:
+                layer.trim(trimmed)
     return alive, selections
 
 
@@ -245,7 +274,7 @@ def _scouted(prompt: Pass, tokens: Tokens, selections: list[Selection]) -> Token
     tokens.hidden = embedded
     before, tokens = tokens, tokens.at(indices_of(retention.keep & tokens.valid))
     renumbered = (tokens.valid.cumsum(1) - 1).clamp(min=0)
-    tokens.rotary = prompt.decoder.rotary_emb(tokens.hidden, position_ids=renumbered)
+    tokens.rotary = prepare(prompt.decoder, inputs_embeds=tokens.hidden, position_ids=renumbered).rotary
     read, held = (alive.positions.masked_fill(~alive.valid, -1).amax(1) for alive in (before, tokens))
     for layer in [] if prompt.cache is None else prompt.cache.layers:
         layer.shift = read - (tokens.valid.sum(1) - 1)
@@ -257,12 +286,11 @@ def _scouted(prompt: Pass, tokens: Tokens, selections: list[Selection]) -> Token
 
 def _replay(prompt: Pass, tokens: Tokens, input_ids: Tensor, valid: Tensor, run: Run) -> None:
     """Reads `input_ids` `(batch, tokens)` behind the prompt of each row, under `run`; the cache stays as it is."""
-    hidden = prompt.decoder.embed_tokens(input_ids)
     behind = (tokens.positions * tokens.prompt).amax(1) + 1
     positions = behind[:, None] + (valid.cumsum(1) - 1).clamp(min=0)
-    rotary = prompt.decoder.rotary_emb(hidden, position_ids=positions)
+    start = prepare(prompt.decoder, input_ids=input_ids, position_ids=positions)
     ends = torch.full_like(behind, input_ids.shape[1] - 1)
-    further = Tokens(hidden, positions, valid, not bool(valid.all()), rotary, ends)
+    further = Tokens(start.hidden, positions, valid, not bool(valid.all()), start.rotary, ends)
     follows = bool((tokens.valid & ~tokens.prompt).any())
     replay = replace(
         prompt,

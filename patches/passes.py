@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import Cache
 
 from distill.patches.cache import Incoming, KeptLayer
-from distill.patches.masks import Masks
+from distill.patches.masks import Masks, sliding_window
 from distill.patches.run import Decoder, Observation, Run, Tokens
-from distill.patches.selection import indices_of
+from distill.patches.selection import Softmax, indices_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Chunk:
         tokens: all tokens alive.
         incoming: what the cache layers are told about their new entries.
         masks: makes the attention masks of these layers.
+        trimmed: what these layers share when entries beyond their windows are dropped.
     """
 
     tokens: Tokens
@@ -33,6 +34,7 @@ class Chunk:
     stop: int
     incoming: Incoming
     masks: Masks
+    trimmed: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     @property
     def last(self) -> bool:
@@ -50,7 +52,7 @@ class Pass:
         cache: where keys and values go, or None.
         seen: tokens the model will have read after this pass.
         chunk_size: tokens that go through the layers together; None for all.
-        kwargs: further arguments of the layers.
+        kwargs: for each layer, its further arguments.
         transient: entries made now leave the cache as soon as their layer has run.
         hidden_from: `(batch,)` if set, cached entries from this position on are not seen; only while transient.
     """
@@ -60,7 +62,7 @@ class Pass:
     cache: Cache | None
     seen: int
     chunk_size: int | None
-    kwargs: dict[str, Any]
+    kwargs: Sequence[dict[str, Any]]
     transient: bool = False
     hidden_from: Tensor | None = None
 
@@ -95,6 +97,8 @@ class Pass:
             indices = self.run.evict(index, kept) if chunk.last else None
             if indices is not None:
                 kept.keep(indices)
+            if chunk.last and self.seen == chunk.tokens.count and not kept.record_past:
+                kept.trim(chunk.trimmed)
             return hidden
         # a second layer that shares the entries takes the new ones, and is thrown away with them
         scratch = copy(kept)
@@ -109,27 +113,35 @@ class Pass:
 
     def _run(self, index: int, hidden: Tensor, chunk: Chunk, kept: KeptLayer | None) -> Tensor:
         mask = chunk.masks.make(index, hidden, chunk.incoming, kept, self.seen)
-        kwargs = self.kwargs
+        kwargs, rotary = self.kwargs[index], chunk.tokens.rotary
         if self.run.observes(index):
             kwargs = kwargs | {"observer": partial(self._observe, index, hidden, chunk)}
         if kept is not None:
-            kept.incoming = chunk.incoming
+            kept.incoming, kept.window = chunk.incoming, sliding_window(self.decoder.config, index)
         return self.decoder.layers[index](
             hidden,
             attention_mask=mask,
-            # only the rotary tables carry positions: attention kernels read gaps in position_ids as packed sequences
-            position_ids=None,
-            position_embeddings=tuple(part[:, chunk.start : chunk.stop] for part in chunk.tokens.rotary),
+            # None where the rotary tables say it all: attention kernels read gaps in position_ids as packed sequences
+            position_ids=rotary.positions(index, chunk.start, chunk.stop),
+            position_embeddings=rotary.rows(index, chunk.start, chunk.stop),
             past_key_values=self.cache,
             use_cache=self.cache is not None,
             **kwargs,
         )
 
     def _observe(
-        self, index: int, hidden: Tensor, chunk: Chunk, module: Any, query: Tensor, key: Tensor, value: Tensor
+        self,
+        index: int,
+        hidden: Tensor,
+        chunk: Chunk,
+        module: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        softmax: Softmax,
     ) -> None:
         layer, tokens = self.decoder.layers[index], chunk.tokens
-        seen = Observation(layer, hidden, module, query, key, value, chunk.start, chunk.stop, tokens)
+        seen = Observation(layer, hidden, module, query, key, value, softmax, chunk.start, chunk.stop, tokens)
         self.run.observe(index, seen)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from distill.patches.cache import PADDING, KeptLayer
+from distill.patches.selection import Softmax
+from distill.patches.stock import Rotary, Start
 
 
 class Attention(Protocol):
@@ -31,21 +33,26 @@ class Layer(Protocol):
 
 
 class Decoder(Protocol):
-    """The parts of a stock base model that the layer loop uses.
+    """The parts of a base model that the layer loop uses.
 
     Attributes:
         config: the model's.
-        embed_tokens: token ids `(batch, tokens)` to hidden states `(batch, tokens, hidden)`.
-        rotary_emb: `rotary_emb(hidden, position_ids=...)` gives `(cos, sin)`, each `(batch, tokens, rotary_dim)`.
         layers: the decoder layers, in order.
-        norm: what the hidden states of the last layer go through.
     """
 
     config: Any
-    embed_tokens: Callable[[Tensor], Tensor]
-    rotary_emb: Callable[..., tuple[Tensor, Tensor]]
     layers: Sequence[Layer]
-    norm: Callable[[Tensor], Tensor]
+
+    def around_layers(self, loop: Callable[[Start], Tensor], **inputs: Any) -> Any:
+        """Does what the model does around its layers, with `loop` in their place.
+
+        Args:
+            loop: given what the layers begin with, runs them: `(batch, any number of tokens, hidden)`.
+            inputs: `input_ids` or `inputs_embeds`, `position_ids` `(batch or 1, tokens)`, and what the caller passed
+                on.
+        Returns:
+            the output of the stock model, with what the loop returned as its hidden states.
+        """
 
 
 @dataclass
@@ -57,7 +64,7 @@ class Tokens:
         positions: `(batch, tokens)` original positions.
         valid: bool `(batch, tokens)`; False for padding.
         padded: whether any entry of `valid` is False.
-        rotary: `(cos, sin)`, each `(batch, tokens, rotary_dim)`, at the original positions.
+        rotary: the rotary tables of all layers, at the original positions.
         ends: `(batch,)` column of the last prompt token: it and all after it are never dropped.
     """
 
@@ -65,7 +72,7 @@ class Tokens:
     positions: Tensor
     valid: Tensor
     padded: bool
-    rotary: tuple[Tensor, Tensor]
+    rotary: Rotary
     ends: Tensor
 
     @property
@@ -99,7 +106,7 @@ class Tokens:
             positions=self.positions.gather(1, index),
             valid=real,
             padded=not bool(real.all()),
-            rotary=(rows(self.rotary[0]), rows(self.rotary[1])),
+            rotary=self.rotary.map(rows),
             ends=(indices.shape[1] - kept_after).clamp(max=indices.shape[1] - 1),
         )
 
@@ -143,6 +150,7 @@ class Observation:
         module: its attention module.
         query: `(batch, heads, stop - start, head_dim)`, rotated.
         key, value: `(batch, kv_heads, held + stop, head_dim)`; entries from before this call come first.
+        softmax: how this layer makes probabilities of products of queries and keys.
         tokens: the tokens alive at this layer.
     """
 
@@ -152,6 +160,7 @@ class Observation:
     query: Tensor
     key: Tensor
     value: Tensor
+    softmax: Softmax
     start: int
     stop: int
     tokens: Tokens

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,6 +12,30 @@ from torch import Tensor
 BLOCK = 16384
 # elements of a block of attention probabilities that are summed up at a time
 ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Softmax:
+    """How a layer's attention makes probabilities of the products of queries and keys.
+
+    Attributes:
+        scaling: what the products are multiplied by, usually `1 / sqrt(head_dim)`.
+        softcap: c, if logits x are squeezed into c tanh(x / c).
+        sinks: `(heads,)` logits of an entry beside all others, which takes its share of the probability.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+
+    def logits(self, products: Tensor) -> Tensor:
+        """Attention logits, of products of any shape, which are overwritten."""
+        logits = products.mul_(self.scaling)
+        return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
+
+
+def _softmax(given: Softmax | float) -> Softmax:
+    return given if isinstance(given, Softmax) else Softmax(given)
 
 
 def pool(scores: Tensor, kernel: int, how: str = "avg") -> Tensor:
@@ -86,31 +112,39 @@ def indices_of(keep: Tensor) -> Tensor:
     return order.masked_fill(~keep.gather(-1, order), -1)
 
 
-def mean_logits(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
+def mean_logits(query: Tensor, key: Tensor, softmax: Softmax | float, visible: Tensor) -> Tensor:
     """Attention logits, averaged over heads and over those of the queries that see the key.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
+        softmax: that of the layer, or its scaling.
         visible: bool, `(batch, queries, keys)`.
     Returns:
         `(batch, keys)` in float32; zero where no query sees the key.
     """
     batch, heads, queries, dim = query.shape
-    groups = query.float().view(batch, key.shape[1], -1, queries, dim).sum(2)  # (batch, kv_heads, queries, head_dim)
-    total = torch.cat(
-        [torch.einsum("bhqd,bhkd->bqk", groups, block.float()) for block in key.split(BLOCK, dim=2)], dim=-1
-    )
+    softmax = _softmax(softmax)
+    groups = query.float().view(batch, key.shape[1], -1, queries, dim)  # (batch, kv_heads, group, queries, head_dim)
+    blocks = key.split(BLOCK, dim=2)
+    if softmax.softcap is None:  # a sum of products is the product of the sum
+        summed = groups.sum(2)
+        total = torch.cat([torch.einsum("bhqd,bhkd->bqk", summed, block.float()) for block in blocks], dim=-1)
+        total = softmax.logits(total)
+    else:
+        logits = [softmax.logits(torch.einsum("bhgqd,bhkd->bhgqk", groups, block.float())) for block in blocks]
+        total = torch.cat([block.sum((1, 2)) for block in logits], dim=-1)
     seen = visible.sum(1)
-    return (total * visible).sum(1) * scaling / heads / seen.clamp(min=1)
+    return (total * visible).sum(1) / heads / seen.clamp(min=1)
 
 
-def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) -> Tensor:
+def attention_rows(query: Tensor, key: Tensor, softmax: Softmax | float, visible: Tensor) -> Tensor:
     """Attention probabilities of a few queries, softmax in float32.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
+        softmax: that of the layer, or its scaling.
         visible: bool, `(batch, queries, keys)` or `(batch, 1 or kv_heads, queries, keys)`.
     Returns:
         `(batch, heads, queries, keys)` in float32; a query that sees nothing has zeros.
@@ -119,18 +153,24 @@ def attention_rows(query: Tensor, key: Tensor, scaling: float, visible: Tensor) 
     grouped = query.float().reshape(batch, key.shape[1], -1, dim)
     parts = [grouped @ block.float().transpose(2, 3) for block in key.split(BLOCK, dim=2)]
     logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-    logits = logits.mul_(scaling).view(batch, key.shape[1], -1, queries, key.shape[2])
+    softmax = _softmax(softmax)
+    logits = softmax.logits(logits).view(batch, key.shape[1], -1, queries, key.shape[2])
     visible = visible[:, None, None] if visible.dim() == 3 else visible[:, :, None]
-    rows = logits.masked_fill_(~visible, torch.finfo(logits.dtype).min).softmax(-1) * visible
+    logits = logits.masked_fill_(~visible, torch.finfo(logits.dtype).min)
+    if softmax.sinks is not None:
+        sinks = softmax.sinks.to(logits).view(1, key.shape[1], -1, 1, 1).expand(batch, -1, -1, queries, -1)
+        logits = torch.cat([logits, sinks], dim=-1)
+    rows = logits.softmax(-1)[..., : key.shape[2]] * visible
     return rows.view(batch, heads, queries, -1)
 
 
-def attention_mean(query: Tensor, key: Tensor, scaling: float, visible: Tensor, most: bool) -> Tensor:
+def attention_mean(query: Tensor, key: Tensor, softmax: Softmax | float, visible: Tensor, most: bool) -> Tensor:
     """Attention probabilities of a few queries, put together over heads and queries, in blocks of queries.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
+        softmax: that of the layer, or its scaling.
         visible: bool, `(batch, queries, keys)`; a query that sees nothing does not count.
         most: the largest probability of any head and query, in place of the mean.
     Returns:
@@ -141,7 +181,7 @@ def attention_mean(query: Tensor, key: Tensor, scaling: float, visible: Tensor, 
     size = max(ELEMENTS // (batch * heads * key.shape[2]), 1)
     for block in range(0, queries, size):
         part = slice(block, block + size)
-        rows = attention_rows(query[:, :, part], key, scaling, visible[:, part])  # (batch, heads, block, keys)
+        rows = attention_rows(query[:, :, part], key, softmax, visible[:, part])  # (batch, heads, block, keys)
         found = torch.maximum(found, rows.amax((1, 2))) if most else found + rows.mean(1).sum(1)
     asking = visible.any(-1).sum(1).clamp(min=1)  # (batch,)
     return found if most else found / asking[:, None]
@@ -153,13 +193,20 @@ def reach(scores: Tensor, tail: int) -> Tensor:
 
 
 def column_sums(
-    query: Tensor, key: Tensor, scaling: float, asked: Tensor, positions: Tensor, window: int | None, aligned: bool
+    query: Tensor,
+    key: Tensor,
+    softmax: Softmax | float,
+    asked: Tensor,
+    positions: Tensor,
+    window: int | None,
+    aligned: bool,
 ) -> Tensor:
     """Sums of the columns of the causal attention matrix, in blocks of queries: linear memory in the keys.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
+        softmax: that of the layer, or its scaling.
         asked: `(batch, queries)` positions of the queries, `-1` for those that do not count.
         positions: `(batch, 1 or kv_heads, keys)` positions of the keys, `-1` for those that do not count.
         window: width of a sliding window in tokens.
@@ -174,14 +221,14 @@ def column_sums(
         stop = min(start + size, queries)
         past = key.shape[2] - queries + stop if aligned else key.shape[2]
         visible = visible_keys(asked[:, start:stop], positions[..., :past], window)
-        total[..., :past] += attention_rows(query[:, :, start:stop], key[:, :, :past], scaling, visible).sum(2)
+        total[..., :past] += attention_rows(query[:, :, start:stop], key[:, :, :past], softmax, visible).sum(2)
     return total
 
 
 def column_maxima(
     query: Tensor,
     key: Tensor,
-    scaling: float,
+    softmax: Softmax | float,
     known: Tensor,
     valid: Tensor,
     weights: tuple[Tensor, Tensor] | None = None,
@@ -191,6 +238,7 @@ def column_maxima(
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, earlier + queries, head_dim)`, those of the queries, which attend causally, last.
+        softmax: that of the layer, or its scaling.
         known: bool `(batch, 1 or kv_heads, earlier)`: which of the earlier keys count.
         valid: bool `(batch, queries)`: which queries, and keys of theirs, count.
         weights: factors of the probabilities: `(batch, kv_heads, heads per KV head, earlier)` and `(batch, queries)`.
@@ -207,7 +255,7 @@ def column_maxima(
         own = own[:, None].expand(-1, known.shape[1], -1, -1)
         visible = torch.cat([known[:, :, None].expand(-1, -1, len(asking), -1), own], dim=-1)
         visible = visible & valid[:, None, asking, None]
-        rows = attention_rows(query[:, :, asking], key, scaling, visible)[..., :earlier].unflatten(1, (kv_heads, -1))
+        rows = attention_rows(query[:, :, asking], key, softmax, visible)[..., :earlier].unflatten(1, (kv_heads, -1))
         if weights is not None:
             rows = rows * weights[0][:, :, :, None] * weights[1][:, None, None, asking, None]
         best = torch.maximum(best, rows.amax((2, 3)))

@@ -5,18 +5,23 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
 
-import distill  # noqa: F401  (registers the classes)
+import distill
+from distill.models.verify import randomize, tiny_values
 
+#: a window that no test reaches unless it says so, for the architectures that have one
+WINDOW = {"sliding_window": 128}
 #: every supported architecture, with the settings in which its tiny model differs from `SIZES`
-ARCHITECTURES: dict[str, dict] = {
+ARCHITECTURES: dict[str, dict] = dict.fromkeys(distill.architectures(), WINDOW) | {
     "llama": {},
     "mistral": {"sliding_window": None},
     "phi3": {},
     "qwen2": {},
     "qwen3": {"head_dim": 16},
 }
+#: those whose stock models have no attention implementation sdpa
+EAGER_ONLY = {arch for arch in ARCHITECTURES if not MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[arch]]._supports_sdpa}
 IMPLEMENTATIONS = ["eager", "sdpa"]
 VOCABULARY = 97
 LAYERS, HEADS, KV_HEADS = 4, 4, 2
@@ -36,22 +41,24 @@ SIZES = {
 }
 
 
+def _sizes(arch):
+    """Arguments of the config of an architecture's tiny model."""
+    if ARCHITECTURES[arch] is not WINDOW:
+        return SIZES | ARCHITECTURES[arch]
+    values = tiny_values(CONFIG_MAPPING[arch]) | {"head_dim": SIZES["hidden_size"] // HEADS}
+    shared = {name: value for name, value in (SIZES | WINDOW).items() if name in values and name != "bos_token_id"}
+    return values | shared
+
+
 def tiny_pair(arch, policy=None, implementation="sdpa", dtype=torch.float32, seed=0, **changes):
     """`(stock, ours)`: two causal LMs in eval mode with equal weights; ours under `policy`."""
-    sizes = SIZES | ARCHITECTURES.get(arch, {}) | changes
+    implementation = "eager" if arch in EAGER_ONLY else implementation
     torch.manual_seed(seed)
-    stock = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(arch, **sizes), attn_implementation=implementation, dtype=dtype
-    )
-    with torch.no_grad():
-        for weight in stock.parameters():
-            if weight.dim() == 1:  # of norms: all of them 1 until now, under which the keys of some have equal norms
-                weight.uniform_(0.5, 1.5)
-    ours = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(f"distill_{arch}", **sizes, policy=policy),
-        attn_implementation=implementation,
-        dtype=dtype,
-    )
+    config = CONFIG_MAPPING[arch](**_sizes(arch) | changes)
+    stock = AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=dtype)
+    randomize(stock)  # equal norms would give the keys of some architectures equal norms
+    config = CONFIG_MAPPING[f"distill_{arch}"](**_sizes(arch) | changes, policy=policy)
+    ours = AutoModelForCausalLM.from_config(config, attn_implementation=implementation, dtype=dtype)
     ours.load_state_dict(stock.state_dict())
     return stock.eval(), ours.eval()
 

@@ -71,8 +71,14 @@ def _naive_attention(module, query, key, value, mask, scaling, **kwargs):
         part.repeat_interleave(heads // part.shape[1], dim=1) for part in (keys, values, key, value, real)
     )
     logits = (query @ torch.cat([keys, key], dim=2).mT).float() * scaling
+    if kwargs.get("softcap") is not None:
+        logits = kwargs["softcap"] * torch.tanh(logits / kwargs["softcap"])
     real = torch.cat([real, real.new_ones(*real.shape[:2], 1)], dim=-1)[:, :, None]
-    weights = logits.masked_fill(~real, -torch.inf).softmax(-1).to(value.dtype)
+    logits = logits.masked_fill(~real, -torch.inf)
+    if kwargs.get("s_aux") is not None:
+        sinks = kwargs["s_aux"].float().view(1, heads, 1, 1).expand(len(logits), -1, -1, -1)
+        logits = torch.cat([logits, sinks], dim=-1)
+    weights = logits.softmax(-1)[..., : real.shape[-1]].to(value.dtype)
     return (weights @ torch.cat([values, value], dim=2)).transpose(1, 2), None
 
 

@@ -40,11 +40,13 @@ class Law:
 
     Attributes:
         cheap: it takes a few forward calls, and is tried more often, see `cells`.
+        everywhere: all of the few methods are tried on each architecture.
         implementations: the attention implementations it is tried on.
     """
 
     holds: Callable[[Case], None]
     cheap: bool = False
+    everywhere: bool = False
     implementations: tuple[str, ...] = ("sdpa",)
 
 
@@ -65,7 +67,8 @@ def cells() -> list[tuple[str, str, str, str]]:
     """`(law, method, architecture, implementation)` of every test of the matrix.
 
     All laws hold for all methods, each on one of `SOME` (cheap laws: on all of them); and on all architectures, each
-    for `PER_ARCHITECTURE` of the few methods (cheap laws: for all of them). Which ones is different from law to law.
+    for `PER_ARCHITECTURE` of the few methods (those that say `everywhere`: for all of them). Which ones is different
+    from law to law.
     """
     found = []
     for number, (name, law) in enumerate(LAWS.items()):
@@ -74,7 +77,7 @@ def cells() -> list[tuple[str, str, str, str]]:
             wanted = SOME if law.cheap else (SOME[(place + number) % len(SOME)],)
             pairs |= {(method, arch) for arch in wanted}
         for place, arch in enumerate(ARCHITECTURES):
-            few = range(len(FEW)) if law.cheap else range(PER_ARCHITECTURE)
+            few = range(len(FEW)) if law.everywhere else range(PER_ARCHITECTURE)
             pairs |= {(FEW[(place + number + offset) % len(FEW)], arch) for offset in few}
         found += [(name, *pair, kernel) for pair in sorted(pairs) for kernel in law.implementations]
     return found

@@ -49,7 +49,7 @@ def off_and_a_budget_that_suffices_are_stock(case):
         assert torch.equal(greedy(model, ids, mask), tokens)
 
 
-@law(implementations=BOTH)
+@law(everywhere=True)
 @torch.no_grad()
 def generate_is_the_loop_and_bytes_are_predicted(case):
     """`generate` is the loop with explicit positions, each step is attention on the cache, which is as predicted."""

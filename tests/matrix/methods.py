@@ -120,7 +120,7 @@ METHODS: dict[str, Method] = {
 }
 
 #: the methods that run on every architecture: one of each way to drop tokens
-FEW = ("promptdistill-two-truncated", "snapkv", "adakv", "gemfilter")
+FEW = ("promptdistill-two-truncated", "snapkv", "adakv", "gemfilter", "h2o", "kvzip")
 
 _LIKE_OTHERS = (
     "promptdistill-adaptive",
