@@ -259,7 +259,7 @@ class KeptLayer(DynamicLayer):
         if self.shift is not None:  # positions are counted anew, so the window is one of entries
             stays = self.real & (self.real.flip(-1).cumsum(-1).flip(-1) < window)
         else:
-            newest = self.layout.amax((1, 2), keepdim=True)
+            newest = last_positions(self.layout).amax(1)[:, None, None]
             stays = self.real & (self.layout > newest + 1 - window)
         indices = indices_of(stays)
         return None if indices.shape[-1] == self.held and torch.equal(stays, self.real) else indices

@@ -186,7 +186,8 @@ class _Case:
                     then = held(old)[row]
                     then = [head for head in then for _ in range(max(len(sets) // len(then), 1))]
                     sets = [head for head in sets for _ in range(max(len(then) // len(sets), 1))]
-                    if not all(set(a) <= set(b) for a, b in zip(then, sets, strict=True)):
+                    left = -1 if layer.window is None else int(where[row].max()) + 1 - layer.window
+                    if not all({p for p in a if p > left} <= set(b) for a, b in zip(then, sets, strict=True)):
                         raise Fault(f"{self}: what an earlier call left is gone from layer {index}")
         if number == 0 and turn.policy is not None:
             self.check_counts(turn, cache, turn.policy)
