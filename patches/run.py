@@ -20,6 +20,7 @@ class Attention(Protocol):
 
     config: Any
     scaling: float
+    num_key_value_groups: int
     o_proj: nn.Linear
 
 
