@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.patches.cache import entries_at
 from distill.patches.checks import check_budget, check_flag, check_integer, check_token_ids, check_uneven
+from distill.patches.masks import left_to_window, most_held
 from distill.patches.policy import Policy, register
 from distill.patches.run import Call, Observation, Run
 from distill.patches.selection import column_maxima, indices_of, projected_norms, top_jointly
@@ -62,6 +63,8 @@ class KVzip(Policy):
         overlap: number of last tokens of the chunk before that are given after `continuation`.
         prefix: number of first tokens that are not repeated, such as the opening of a chat template. They have no
             score, so those that are not sinks are dropped first.
+        windows: whether layers with a sliding window compete too where the window is shorter than the prompt and other
+            layers of the model see all of it. By default their cache holds what the window holds.
     """
 
     name = "kvzip"
@@ -76,6 +79,7 @@ class KVzip(Policy):
     suffix: tuple[int, ...] = ()
     overlap: int = 8
     prefix: int = 0
+    windows: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_budget("budget", self.budget)
@@ -83,6 +87,7 @@ class KVzip(Policy):
             check_integer(name, getattr(self, name), least)
         check_flag("layerwise", self.layerwise)
         check_flag("plus", self.plus)
+        check_flag("windows", self.windows)
         for name in ("instruction", "continuation", "suffix"):
             check_token_ids(name, getattr(self, name))
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -121,13 +126,20 @@ class KVzip(Policy):
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
         """As for every method. Unless `layerwise` is set, only the sum over the layers is exact."""
-        layers, entries = config.num_hidden_layers, length * config.num_key_value_heads
+        entries, competing = length * config.num_key_value_heads, self.competing(length, config)
+        held = [most_held(config, i, length) * config.num_key_value_heads for i in range(config.num_hidden_layers)]
         if length == 1:  # the last token of a prompt is never dropped
-            return [entries] * layers
-        if self.layerwise:
-            return [entries - self.cut(entries, length)] * layers
+            return held
+        layers = len(competing)
         total = layers * entries - self.cut(layers * entries, length)
-        return [total // layers + (layer < total % layers) for layer in range(layers)]
+        for place, layer in enumerate(competing):
+            share = total // layers + (place < total % layers)
+            held[layer] = min(held[layer], entries - self.cut(entries, length) if self.layerwise else share)
+        return held
+
+    def competing(self, length: int, config: Any) -> list[int]:
+        """The layers from which entries of a prompt are dropped."""
+        return [i for i in range(config.num_hidden_layers) if self.windows or not left_to_window(config, i, length)]
 
     def begin(self, call: Call) -> Run | None:
         if call.cache is None or not bool(call.tokens.droppable.any()):
@@ -153,7 +165,8 @@ class KVzip(Policy):
         sinks.
         """
         for length in call.tokens.prompt.sum(1).tolist():
-            heads = call.decoder.config.num_key_value_heads * (1 if self.layerwise else call.layers)
+            layers = 1 if self.layerwise else len(self.competing(call.past + call.tokens.count, call.decoder.config))
+            heads = call.decoder.config.num_key_value_heads * layers
             kept = length * heads - self.cut(length * heads, length)
             if kept < min(length * heads, self.sinks * heads):
                 raise ValueError(
@@ -178,6 +191,7 @@ class _KVzipRun(Run):
         self.lengths = tokens.prompt.sum(1)
         self.first = tokens.positions.masked_fill(~tokens.prompt, tokens.positions.max() + 1).amin(1)
         self.layers: Any = call.cache.layers  # type: ignore[union-attr]
+        self.competing = policy.competing(call.past + tokens.count, call.decoder.config)
         self.scores: dict[int, Tensor] = {}
 
     def rank(self, layout: Tensor) -> Tensor:
@@ -195,17 +209,18 @@ class _KVzipRun(Run):
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         for start in range(self.policy.prefix, int(self.lengths.max()), self.policy.chunk_size):
             replay(*self.repetition(start), _Replay(self, start))
-        ranks = [self.rank(layer.layout).expand(-1, layer.keys.shape[1], -1) for layer in self.layers]
+        layers = [self.layers[index] for index in self.competing]
+        ranks = [self.rank(layer.layout).expand(-1, layer.keys.shape[1], -1) for layer in layers]
         scores = [
             self.scores[index].gather(2, rank.clamp(min=0)).masked_fill(rank < self.policy.sinks, torch.inf)
-            for index, rank in enumerate(ranks)
+            for index, rank in zip(self.competing, ranks, strict=True)
         ]
         size = 1 if self.policy.layerwise else len(ranks)
         for first in range(0, len(ranks), size):
             part = slice(first, first + size)
             own = [rank >= 0 for rank in ranks[part]]
             marks = top_jointly(scores[part], own, self.counts(ranks[part]))
-            for layer, chosen, mine in zip(self.layers[part], marks, own, strict=True):
+            for layer, chosen, mine in zip(layers[part], marks, own, strict=True):
                 layer.keep(indices_of(chosen | (layer.real & ~mine)))
 
     def repetition(self, start: int) -> tuple[Tensor, Tensor]:
@@ -246,7 +261,7 @@ class _Replay(Run):
         self.outer, self.start = outer, start
 
     def observes(self, layer_idx: int) -> bool:
-        return True
+        return layer_idx in self.outer.competing
 
     def observe(self, layer_idx: int, seen: Observation) -> None:
         policy, (_, heads, read, _) = self.outer.policy, seen.query.shape

@@ -121,10 +121,12 @@ def a_second_prompt_leaves_the_first_alone(case):
     """A conversation in two calls: what was held stays, the new prompt is cut by itself; the positions are true."""
     model, method = case.model(), case.method
     ids, cache = prompt(LENGTH), DynamicCache()
-    first = model.generate(ids, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    settings = {"past_key_values": cache, "max_new_tokens": 4, "do_sample": False}
+    first = model.generate(ids, **settings)
     before = [held(layer)[0] for layer in cache.layers]
     longer = torch.cat([first, prompt(LENGTH, seed=5)], dim=1)
-    second = model.generate(longer, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    real = torch.ones_like(longer)  # without a mask, `generate` takes what looks like the padding token for padding
+    second = model.generate(longer, attention_mask=real, **settings)
     assert second.shape[1] == longer.shape[1] + 4
     predicted, added = model.config.policy.entries_kept(LENGTH + 1, model.config), []
     for layer, old in zip(cache.layers, before, strict=True):
