@@ -273,7 +273,9 @@ class _Replay(Run):
         weights = None
         if policy.plus:
             norms = projected_norms(entries_at(seen.value, index), seen.module.o_proj.weight, heads, 2)
-            inputs = seen.layer.input_layernorm(seen.hidden).float().norm(dim=-1)  # (batch, read)
+            # where a layer normalises its output instead, queries are made of the hidden state itself
+            normalised = getattr(seen.layer, "input_layernorm", lambda hidden: hidden)(seen.hidden)
+            inputs = normalised.float().norm(dim=-1)  # (batch, read)
             weights = norms, 1 / inputs.masked_fill(~valid, 1)
         keys = torch.cat([entries_at(seen.key, index), seen.key[:, :, -read:]], dim=2)
         best = column_maxima(seen.query, keys, seen.softmax, index >= 0, valid, weights)  # (..., chunk + sinks)

@@ -221,7 +221,7 @@ def test_under_a_window_shorter_than_the_prompt_bytes_are_predicted(arch, method
 def test_a_layer_that_sees_a_part_cannot_choose_among_all(arch):
     ours = lasting_pair(arch, sliding_window=8)[1]
     for policy in (PromptDistill([0], [5]), GemFilter(5, 2), PromptDistill("adaptive", [5], candidates=[0, 1])):
-        with pytest.raises(ValueError, match="sees 8 tokens through a sliding window.* that see all: 1, 3"):
+        with pytest.raises(ValueError, match=r"sees 8 tokens through a sliding window.* that see all: 1, 3"):
             prefill(ours, prompt(20), policy=policy)
         prefill(ours, prompt(8), policy=policy)
     assert PromptDistill("adaptive", [5]).layers_of(ours.config) == (1,)

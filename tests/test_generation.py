@@ -174,8 +174,8 @@ def test_a_sliding_window_follows_the_original_positions(arch, implementation):
     # only one token of the window survives besides the last: the last layers must not see the earlier ones
     policy = PromptDistill([1], [8], sinks=7, recent=1)
     out = ours(ids, policy=policy, use_cache=True, logits_to_keep=1)
-    positions = out.past_key_values.layers[3].positions[0]
-    assert positions.tolist() == [0, 1, 2, 3, 4, 5, 6, 38, 39]
+    assert out.selections[0].positions[0].tolist() == [0, 1, 2, 3, 4, 5, 6, 38, 39]
+    assert out.past_key_values.layers[3].positions[0].tolist() == [38, 39]  # the next token sees no others
     changed = ids.clone()
     changed[0, :5] = prompt(5, seed=9)
     # tokens 0 to 4 reach token 39 through two full layers at most 22 positions back: not at all
