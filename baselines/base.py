@@ -11,7 +11,7 @@ once for all of them, by these rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from distill.patches.cache import KeptLayer
 from distill.patches.checks import check_budget
-from distill.patches.masks import sliding_window
+from distill.patches.masks import left_to_window, most_held, sliding_window
 from distill.patches.policy import Policy, as_policy, budget_tokens
 from distill.patches.run import Call, Observation, Run, Tokens
 from distill.patches.selection import attention_rows, column_sums, indices_of, protect, top, visible_keys
@@ -144,7 +144,13 @@ class Eviction(Policy):
 
     A subclass defines `scores` and a `budget`: the entries kept per row and head, as a number of tokens or as a
     fraction of the row's tokens, rounded down. It overrides the other properties and methods where it differs.
+
+    Args:
+        windows: whether layers with a sliding window are cut too where the window is shorter than the prompt and other
+            layers of the model see all of it. By default their cache holds what the window holds.
     """
+
+    windows: bool = field(default=False, kw_only=True)
 
     @property
     def reserved(self) -> int:
@@ -231,7 +237,18 @@ class Eviction(Policy):
     def entries_kept(self, length: int, config: Any) -> list[int]:
         layers, lengths = config.num_hidden_layers, torch.tensor([[length]])
         counts = [min(length, int(self.quota(layer, lengths, layers))) for layer in range(layers)]
-        return [count * self.cache_heads(config, cut=count < length) for count in counts]
+        return [
+            self.windowed(count * self.cache_heads(config, cut=count < length), layer, length, config)
+            for layer, count in enumerate(counts)
+        ]
+
+    def windowed(self, count: int, layer_idx: int, length: int, config: Any) -> int:
+        """How many entries a layer keeps, over all heads, that would keep `count` if it saw all `length` tokens."""
+        window = sliding_window(config, layer_idx)
+        if window is None or window >= length:
+            return count
+        held = most_held(config, layer_idx, length) * config.num_key_value_heads
+        return held if not self.windows and left_to_window(config, layer_idx, length) else min(count, held)
 
     def cache_heads(self, config: Any, cut: bool = True) -> int:
         """How many heads the cache of a layer has.
@@ -347,7 +364,8 @@ class EvictionRun(Run):
         self._lengths: tuple[Tokens, Tensor] | None = None
 
     def observes(self, layer_idx: int) -> bool:
-        return True
+        length = self.call.past + self.call.tokens.count
+        return self.policy.windows or not left_to_window(self.call.decoder.config, layer_idx, length)
 
     def observe(self, layer_idx: int, seen: Observation) -> None:
         if not self.cuts(layer_idx, seen.tokens):

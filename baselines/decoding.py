@@ -8,6 +8,7 @@ from typing import Any, cast
 from distill.baselines.base import Eviction
 from distill.baselines.stepwise import StepRun
 from distill.patches.checks import check_integer
+from distill.patches.masks import most_held
 from distill.patches.policy import Policy, as_policy, register
 from distill.patches.run import Call, Run
 
@@ -58,7 +59,8 @@ class Decoding(Policy):
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
         # nothing is dropped when the prompt is read
-        return [config.num_key_value_heads * length] * config.num_hidden_layers
+        layers = range(config.num_hidden_layers)
+        return [config.num_key_value_heads * most_held(config, layer, length) for layer in layers]
 
     def begin(self, call: Call) -> Run | None:
         if call.cache is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,7 @@ from distill.baselines.base import Budgeted, Entries
 from distill.patches.checks import check_flag, check_integer, check_number
 from distill.patches.policy import register
 from distill.patches.selection import BLOCK
-from distill.patches.stock import tables_at
+from distill.patches.stock import rotation, tables_at
 
 #: the largest `future_positions`: rotary tables of all these positions are made, so memory sets a limit
 MOST_POSITIONS = 2**20
@@ -36,12 +37,12 @@ class ExpectedAttention(Budgeted):
     https://arxiv.org/abs/2510.00636. Defaults and equations are those of kvpress 0.5.5
     (`compression_ratio=1 - budget`).
 
-    To get queries before rotary embedding, those that attention was given are rotated back; no projection is computed
-    a second time. Some rotary embeddings (longrope, dynamic scaling) choose their frequencies by the largest position
-    they are asked for. kvpress asks the model's rotary module for the future positions. So R may have the long
-    frequencies while the keys of the prompt, which is still below the boundary, have the short ones. The same is done
-    here: a prompt that is so near the boundary will be continued with long frequencies. But a copy of the module is
-    asked, and the model's own tables stay as they are.
+    To get queries before rotary embedding, those that attention was given are rotated back; how the model rotates is
+    found out with one token. Layers that do not rotate are scored as they are. Some rotary embeddings (longrope,
+    dynamic scaling) choose their frequencies by the largest position they are asked for. kvpress asks the model's
+    rotary module for the future positions. So R may have the long frequencies while the keys of the prompt, which is
+    still below the boundary, have the short ones. The same is done here: a prompt that is so near the boundary will be
+    continued with long frequencies. But a copy of the module is asked, and the model's own tables stay as they are.
 
     Args:
         sinks: number of first tokens that are always kept, within the budget, and left out of mean and covariance.
@@ -77,20 +78,27 @@ class ExpectedAttention(Budgeted):
     def collect(self, entries: Entries, so_far: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Statistics of the queries read so far, before rotary embedding and without the sinks; see `_statistics`."""
         seen = entries.seen
-        tables = (table.to(seen.query.device) for table in seen.tokens.rotary.of(entries.layer_idx))
-        cos, sin = (table[:, None, seen.start : seen.stop].float() for table in tables)
-        square = cos**2 + sin**2  # 1, apart from longrope's factor and rounding
-        query = _rotate(seen.query.float(), cos / square, -sin / square)  # (batch, heads, chunk, head_dim)
+        query, rotate, tables = seen.query.float(), self._rotation(entries), self._tables(entries)
+        if rotate is not None:
+            cos, sin = (table[:, seen.start : seen.stop].to(query.device).float() for table in tables)
+            square = cos**2 + sin**2  # 1, apart from longrope's factor and rounding
+            query = rotate(query, cos / square, -sin / square)  # (batch, heads, chunk, head_dim)
         rank = entries.rank[:, 0, -entries.asked.shape[1] :]  # (batch, chunk)
         found = _statistics(query, (entries.asked >= 0) & (rank >= self.sinks))
         return found if so_far is None else _merged(so_far, found)
 
     def scores(self, entries: Entries) -> Tensor:
-        collected, groups = entries.collected, (entries.key.shape[1], -1)
-        tables = self._future_tables(entries)
-        mean = _rotate(collected["mean"][:, :, None].unflatten(1, groups), *tables).mT  # (..., dim, 1)
+        collected, groups, rotate = entries.collected, (entries.key.shape[1], -1), self._rotation(entries)
+        mean = collected["mean"][:, :, None]  # (batch, heads, 1, dim)
         covariance = collected["spread"] / collected["count"].clamp(min=1)[:, None, None, None]
-        covariance = _rotate(_rotate(covariance.unflatten(1, groups), *tables).mT, *tables)  # (..., dim, dim)
+        if rotate is not None:
+            tables = self._future_tables(entries)
+            mean = rotate(mean, *tables)
+            covariance = rotate(rotate(covariance, *tables).mT, *tables)
+        mean, covariance = (
+            mean.unflatten(1, groups).mT,
+            covariance.unflatten(1, groups),
+        )  # (batch, kv_heads, group, ...)
         blocks = []
         for block in entries.key.split(BLOCK, dim=2):
             key = block.float()[:, :, None]  # (batch, kv_heads, 1, block, head_dim)
@@ -103,19 +111,28 @@ class ExpectedAttention(Budgeted):
         scores = logits.softmax(-1).mean(2)  # (batch, kv_heads, entries)
         return (scores + self.epsilon) * entries.value.float().norm(dim=-1) if self.use_vnorm else scores
 
+    def _tables(self, entries: Entries) -> tuple[Tensor, Tensor]:
+        """Cosines and sines by which the layer's tokens were rotated, each `(batch or 1, tokens, dim)`."""
+        tables = entries.seen.tokens.rotary.of(entries.layer_idx)
+        if not isinstance(tables, tuple) or len(tables) != 2:
+            raise ValueError(
+                f"model: got layer {entries.layer_idx} without cosines and sines for {self.name}, which turns queries "
+                "back; allowed are models with rotary embedding by both"
+            )
+        return tables
+
+    def _rotation(self, entries: Entries) -> Callable[..., Tensor] | None:
+        """How the layer rotates queries, `None` if it does not."""
+        seen, (cos, sin) = entries.seen, self._tables(entries)
+        last = slice(seen.stop - 1, seen.stop)
+        return rotation(seen.module, seen.hidden[:, -1:], cos[:, last], sin[:, last])
+
     def _future_tables(self, entries: Entries) -> tuple[Tensor, ...]:
-        """Cosines and sines, averaged over the positions after the last entry: two tensors `(batch, 1, 1, 1, dim)`."""
+        """Cosines and sines, averaged over the positions after the last entry: two tensors `(batch, 1, dim)`."""
         last = entries.positions.amax((1, 2))
         positions = last[:, None] + torch.arange(1, self.future_positions + 1, device=last.device)
         tables = tables_at(entries.call.decoder, positions, entries.layer_idx)
-        return tuple(table.mean(1)[:, None, None, None] for table in tables)
-
-
-def _rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Applies rotary embedding to the last dimension, or to its first part if the tables are narrower."""
-    turning, rest = vectors[..., : cos.shape[-1]], vectors[..., cos.shape[-1] :]
-    first, second = turning.chunk(2, dim=-1)
-    return torch.cat([turning * cos + torch.cat([-second, first], dim=-1) * sin, rest], dim=-1)
+        return tuple(table.mean(1, keepdim=True) for table in tables)
 
 
 def _statistics(query: Tensor, counted: Tensor) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.baselines.base import Entries, EvictionRun
 from distill.baselines.snapkv import SnapKV
 from distill.patches.checks import check_budget, check_integer
+from distill.patches.masks import check_sees_all
 from distill.patches.policy import Policy, budget_tokens, register
 from distill.patches.run import Call, Retention, Run, Tokens
 from distill.patches.selection import protect, top
@@ -105,9 +106,11 @@ class FastKV(SnapKV):
     def entries_kept(self, length: int, config: Any) -> list[int]:
         layers, reach = config.num_hidden_layers, self.tokens_reaching(length, config)
         counts = [min(n, int(self.quota(layer, torch.tensor([[n]]), layers))) for layer, n in enumerate(reach)]
-        return [c * self.cache_heads(config, cut=c < n) for c, n in zip(counts, reach, strict=True)]
+        kept = [c * self.cache_heads(config, cut=c < n) for c, n in zip(counts, reach, strict=True)]
+        return [self.windowed(count, layer, length, config) for layer, count in enumerate(kept)]
 
     def begin(self, call: Call) -> Run | None:
+        check_sees_all("tsp_layer", self.tsp_layer, call.decoder.config, call.past + call.tokens.count)
         return _FastKVRun(self, call) if super().begin(call) is not None else None
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.patches.checks import check_budget, check_integer, check_kernel
+from distill.patches.masks import check_sees_all, most_held
 from distill.patches.policy import Policy, budget_tokens, register
 from distill.patches.run import Call, Observation, Retention, Run, Tokens
 from distill.patches.selection import last_rows, mean_logits, smooth, top
@@ -61,12 +62,14 @@ class GemFilter(Policy):
         return [kept] * config.num_hidden_layers
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
-        return [config.num_key_value_heads * count for count in self.tokens_reaching(length, config)]
+        counts = enumerate(self.tokens_reaching(length, config))
+        return [config.num_key_value_heads * most_held(config, layer, count) for layer, count in counts]
 
     def begin(self, call: Call) -> Run | None:
         lengths = call.tokens.prompt.sum(1)
         if call.past or bool((budget_tokens(self.budget, lengths) >= lengths).all()):
             return None
+        check_sees_all("layer", self.layer, call.decoder.config, call.tokens.count)
         return _GemFilterRun(self, call)
 
 

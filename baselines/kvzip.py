@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from distill.patches.cache import entries_at
 from distill.patches.checks import check_budget, check_flag, check_integer, check_token_ids, check_uneven
+from distill.patches.masks import left_to_window, most_held
 from distill.patches.policy import Policy, register
 from distill.patches.run import Call, Observation, Run
 from distill.patches.selection import column_maxima, indices_of, projected_norms, top_jointly
@@ -63,6 +64,8 @@ class KVzip(Policy):
         overlap: number of last tokens of the chunk before that are given after `continuation`.
         prefix: number of first tokens that are not repeated, such as the opening of a chat template. They have no
             score, so those that are not sinks are dropped first.
+        windows: whether layers with a sliding window compete too where the window is shorter than the prompt and other
+            layers of the model see all of it. By default their cache holds what the window holds.
     """
 
     name = "kvzip"
@@ -77,6 +80,7 @@ class KVzip(Policy):
     suffix: tuple[int, ...] = ()
     overlap: int = 8
     prefix: int = 0
+    windows: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         check_budget("budget", self.budget)
@@ -84,6 +88,7 @@ class KVzip(Policy):
             check_integer(name, getattr(self, name), least)
         check_flag("layerwise", self.layerwise)
         check_flag("plus", self.plus)
+        check_flag("windows", self.windows)
         for name in ("instruction", "continuation", "suffix"):
             check_token_ids(name, getattr(self, name))
             object.__setattr__(self, name, tuple(getattr(self, name)))
@@ -127,16 +132,25 @@ class KVzip(Policy):
         return self.entries_left(length, [length] * config.num_hidden_layers, config)
 
     def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
-        heads = config.num_key_value_heads
+        heads, competing = config.num_key_value_heads, self.competing(length, config)
         entries = [tokens * heads for tokens in reaching]
+        # layers that do not compete hold what their window does
+        left = [min(count, most_held(config, layer, length) * heads) for layer, count in enumerate(entries)]
         if self.layerwise:
-            return [self.kept(count, length, heads) for count in entries]
-        total, left = self.kept(sum(entries), length, heads * len(entries)), [0] * len(entries)
+            for layer in competing:
+                left[layer] = min(left[layer], self.kept(entries[layer], length, heads))
+            return left
+        total = self.kept(sum(entries[layer] for layer in competing), length, heads * len(competing))
         # shared out evenly, as far as a layer has so many
-        for place, layer in enumerate(sorted(range(len(entries)), key=entries.__getitem__)):
-            left[layer] = min(entries[layer], total // (len(entries) - place))
-            total -= left[layer]
+        for place, layer in enumerate(sorted(competing, key=entries.__getitem__)):
+            share = min(entries[layer], total // (len(competing) - place))
+            left[layer] = min(left[layer], share)
+            total -= share
         return left
+
+    def competing(self, length: int, config: Any) -> list[int]:
+        """The layers from which entries of a prompt are dropped."""
+        return [i for i in range(config.num_hidden_layers) if self.windows or not left_to_window(config, i, length)]
 
     def begin(self, call: Call) -> Run | None:
         if call.cache is None or not bool(call.tokens.droppable.any()):
@@ -173,6 +187,7 @@ class _KVzipRun(Run):
         self.lengths = tokens.prompt.sum(1)
         self.first = tokens.positions.masked_fill(~tokens.prompt, tokens.positions.max() + 1).amin(1)
         self.layers: Any = call.cache.layers  # type: ignore[union-attr]
+        self.competing = policy.competing(call.past + tokens.count, call.decoder.config)
         self.scores: dict[int, Tensor] = {}
 
     def rank(self, layout: Tensor) -> Tensor:
@@ -190,10 +205,13 @@ class _KVzipRun(Run):
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         for start in range(self.policy.prefix, int(self.lengths.max()), self.policy.chunk_size):
             replay(*self.repetition(start), _Replay(self, start))
-        ranks = [self.rank(layer.layout).expand(-1, layer.keys.shape[1], -1) for layer in self.layers]
-        size = 1 if self.policy.layerwise else len(ranks)
-        for first in range(0, len(ranks), size):
-            part = range(first, first + size)
+        ranks = {
+            index: self.rank(self.layers[index].layout).expand(-1, self.layers[index].keys.shape[1], -1)
+            for index in self.competing
+        }
+        size = 1 if self.policy.layerwise else len(self.competing)
+        for first in range(0, len(self.competing), size):
+            part = self.competing[first : first + size]
             own, counts = [ranks[index] >= 0 for index in part], self.counts([ranks[index] for index in part])
             room = counts // sum(mine.shape[1] for mine in own)  # (batch,) entries a head, on average
             marks = top_jointly([self._with_sinks(index, ranks[index], room) for index in part], own, counts)
@@ -248,7 +266,7 @@ class _Replay(Run):
         self.outer, self.start = outer, start
 
     def observes(self, layer_idx: int) -> bool:
-        return True
+        return layer_idx in self.outer.competing
 
     def observe(self, layer_idx: int, seen: Observation) -> None:
         policy, (_, heads, read, _) = self.outer.policy, seen.query.shape

@@ -84,7 +84,8 @@ class StepRun(EvictionRun):
         return bool((quota < entries.lengths).any())
 
     def evict(self, layer_idx: int, layer: KeptLayer) -> Tensor | None:
-        layer.settled = layer.seen
+        if self.observes(layer_idx):
+            layer.settled = layer.seen
         keep = self.kept.pop(layer_idx, None)
         return None if keep is None else indices_of(keep)
 

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
 def arguments(cls: type[Policy]) -> list[str]:
     """The arguments of a method, as they would be written in Python."""
     written = []
-    for field in dataclasses.fields(cls):
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True):
         required = field.default is field.default_factory is dataclasses.MISSING
         written.append(
             field.name if required else f"{field.name}={getattr(field.default, 'name', repr(field.default))}"

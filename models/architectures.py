@@ -39,7 +39,6 @@ MODEL_TYPES = (
     "olmo2",
     "olmo3",
     "olmoe",
-    "phi",
     "phimoe",
     "qwen2_moe",
     "qwen3_moe",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 
 from distill.models.using import CONFIGURED
 from distill.models.verify import check_architecture
@@ -23,7 +24,7 @@ _REFUSED = {
     "rwkv xlstm bailing_hybrid zaya",
     _OTHERS: "gemma3n gemma3n_text gemma4 gemma4_text",
     _LATENT: "deepseek_v2 deepseek_v3 deepseek_v32 minicpm3 youtu longcat_flash",
-    "whose layers do not hand arguments on to their attention": "stablelm nemotron gpt_neox falcon gpt2 gptj",
+    "whose layers or attention are laid out in another way": "stablelm nemotron gpt_neox falcon gpt2 gptj phi",
     "whose attention runs in chunks of fixed places": "llama4 llama4_text",
     "which reads images too; its text model is of type 'gemma3_text'": "gemma3",
 }
@@ -50,7 +51,19 @@ def register_architecture(
     AutoConfig.register(config.model_type, config, exist_ok=True)
     AutoModel.register(config, model, exist_ok=True)
     AutoModelForCausalLM.register(config, causal_lm, exist_ok=True)
+    _read_weights_as_stock(config)
     _ARCHITECTURES[config.stock_model_type] = config
+
+
+def _read_weights_as_stock(config: Any) -> None:
+    """Gives our `model_type` the stock one's rules by which tensors of a checkpoint become those of the model.
+
+    Experts, for example, stand one by one in a checkpoint and together in the model. Without the rules they would be
+    missing, and random.
+    """
+    rules = get_checkpoint_conversion_mapping(config.stock_model_type)
+    if rules is not None:
+        register_checkpoint_conversion_mapping(config.model_type, rules, overwrite=True)
 
 
 def architectures() -> list[str]:

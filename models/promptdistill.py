@@ -21,6 +21,7 @@ from distill.patches.checks import (
     check_number,
     shown,
 )
+from distill.patches.masks import check_sees_all, full_layers, most_held
 from distill.patches.policy import Policy, budget_tokens, policy, register
 from distill.patches.run import Call, Run
 
@@ -79,7 +80,8 @@ class PromptDistill(Policy):
             for the other tokens alone, and a fraction is a fraction of those. With False (the paper), all share the
             budget.
         candidates: for `"adaptive"`: indices of the layers that may be chosen, ascending; the last one is chosen if no
-            earlier one is. The default is all layers from a quarter of the depth on, without the last two.
+            earlier one is. The default is all layers from a quarter of the depth on, without the last two;
+            those with a sliding window are left out if there are others.
         threshold: for `"adaptive"`: a layer is chosen if the ranks of its best tokens have changed little over the
             last `aggregate` layers (at least 2): by less than this share of the number of tokens to keep, on average.
             The idea is that of ASL, https://arxiv.org/abs/2601.07667.
@@ -156,7 +158,9 @@ class PromptDistill(Policy):
         if not self.adaptive:
             return tuple(self.selection_layers)  # type: ignore[arg-type]
         depth = config.num_hidden_layers
-        return tuple(self.candidates) or tuple(range(depth // 4, max(depth - 2, depth // 4 + 1)))
+        late = range(depth // 4, max(depth - 2, depth // 4 + 1))
+        # a layer with a sliding window sees a part of the prompt, so others are better where there are any
+        return tuple(self.candidates) or tuple(i for i in late if i in full_layers(config)) or tuple(late)
 
     def check(self, config: Any) -> None:
         last, layers = config.num_hidden_layers - 1, self.layers_of(config)
@@ -180,7 +184,7 @@ class PromptDistill(Policy):
         alive, held = self._alive(length), self.tokens_reaching(length, config)
         for selected, last in enumerate(self.truncating(self._fixed_layers(config)), 1):
             held[: last + 1] = [min(count, alive[selected]) for count in held[: last + 1]]
-        return [config.num_key_value_heads * count for count in held]
+        return [config.num_key_value_heads * most_held(config, layer, count) for layer, count in enumerate(held)]
 
     def _fixed_layers(self, config: Any) -> tuple[int, ...]:
         """The selection layers; if the layer is chosen for each prompt, the last one that may be chosen."""
@@ -217,6 +221,9 @@ class PromptDistill(Policy):
     def begin(self, call: Call) -> Run | None:
         if call.tokens.count == 1 or not bool(call.tokens.droppable.any()):
             return None
+        for layer in self.layers_of(call.decoder.config):
+            name = "candidates" if self.adaptive else "selection_layers"
+            check_sees_all(name, layer, call.decoder.config, call.past + call.tokens.count)
         return PromptDistillRun(self, call)
 
 

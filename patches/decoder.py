@@ -229,6 +229,11 @@ def _check_recording(run: Run, count: int, chunk: int | None, config: Any, kwarg
                 f"{name}: got True; allowed is False where layers run more than once a call, as under this policy or "
                 "with prefill_chunk_size: what they return would no longer be one entry a layer"
             )
+    if run.shortens and kwargs.get("output_router_logits", getattr(config, "output_router_logits", False)):
+        raise ValueError(
+            "output_router_logits: got True; allowed is False under a policy that drops tokens between layers, where "
+            "the loss of the routers would count other tokens in each layer"
+        )
 
 
 def _read(prompt: Pass, tokens: Tokens) -> tuple[Tokens, list[Selection]]:

@@ -36,6 +36,38 @@ def sliding_window(config: Any, layer_idx: int) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
+def left_to_window(config: Any, layer_idx: int, length: int) -> bool:
+    """Whether a layer sees less than a prompt of this length, through a sliding window, while other layers see all."""
+    window = sliding_window(config, layer_idx)
+    return window is not None and window < length and bool(full_layers(config))
+
+
+def most_held(config: Any, layer_idx: int, count: int) -> int:
+    """How many of `count` tokens a layer's cache holds at most: as many as the next token sees, without itself."""
+    window = sliding_window(config, layer_idx)
+    return count if window is None else min(count, window - 1)
+
+
+def full_layers(config: Any) -> list[int]:
+    """The layers that have no sliding window."""
+    return [layer for layer in range(config.num_hidden_layers) if sliding_window(config, layer) is None]
+
+
+def check_sees_all(name: str, layer_idx: int, config: Any, length: int) -> None:
+    """Raises a `ValueError` if a layer that is to choose among all tokens of a prompt sees only the last of them.
+
+    Args:
+        name: the argument of the policy that names the layer.
+        length: tokens of the prompt.
+    """
+    if left_to_window(config, layer_idx, length):
+        raise ValueError(
+            f"{name}: got layer {layer_idx}, which sees {sliding_window(config, layer_idx)} tokens through a sliding "
+            f"window, while the prompt has {length}; allowed are those that see all: "
+            f"{', '.join(map(str, full_layers(config)))}"
+        )
+
+
 class Masks:
     """Makes the masks of one stage; layers that hold the same entries share one."""
 

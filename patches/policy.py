@@ -183,7 +183,7 @@ def policy(name: str, **arguments: Any) -> Policy:
 
 def _made(name: Any, arguments: dict[str, Any], depth: int) -> Policy:
     cls = policy_class(name)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True)}
     unknown = sorted(str(argument) for argument in arguments if argument not in fields)
     if unknown:
         raise ValueError(f"{unknown[0]}: got an argument that {name} does not have; allowed are {', '.join(fields)}")

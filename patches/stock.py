@@ -10,6 +10,7 @@ came out of it to the stock `forward`.
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -207,6 +208,46 @@ def prepare(decoder: Any, **inputs: Any) -> Start:
     except _Prepared as prepared:
         return prepared.start
     raise ValueError(f"model: got a {type(decoder).__name__} without layers; allowed are models that have some")
+
+
+def rotation(module: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Callable[..., Tensor] | None:
+    """How a layer rotates its queries: a function of vectors, cosines and sines; `None` if it does not.
+
+    It is found by running the attention on one token, with its tables and with ones that turn nothing.
+
+    Args:
+        module: an attention module that can be observed.
+        hidden: `(batch, 1, hidden)`, the token.
+        cos, sin: `(batch or 1, 1, rotary_dim)`.
+    Raises:
+        ValueError: queries are changed in another way, or once more after they have been rotated.
+    """
+    seen: list[Tensor] = []
+    for tables in ((torch.ones_like(cos), torch.zeros_like(sin)), (cos, sin)):
+        module(
+            hidden_states=hidden,
+            position_embeddings=tables,
+            attention_mask=None,
+            position_ids=torch.zeros(1, 1, dtype=torch.long, device=hidden.device),
+            past_key_values=None,
+            observer=lambda _, query, *rest: seen.append(query.float()),
+        )
+    plain, turned = seen
+    if torch.equal(plain, turned):
+        return None
+    function = getattr(sys.modules[type(module).__module__], "apply_rotary_pos_emb", None)
+    if function is not None:
+
+        def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+            return function(vectors, vectors, cos, sin)[0]
+
+        error = (rotate(plain, cos.float(), sin.float()) - turned).abs().max()
+        if bool(error <= 0.02 * turned.abs().max()):  # bfloat16 has 8 bits
+            return rotate
+    raise ValueError(
+        f"model: got {type(module).__name__}, whose queries are not simply rotated; allowed are models whose "
+        "attention rotates queries last, by a function apply_rotary_pos_emb of its module"
+    )
 
 
 def tables_at(decoder: Any, positions: Tensor, layer_idx: int) -> Any:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, DynamicCache
 
 import distill
-from distill import SnapKV
+from distill import H2O, AdaKV, GemFilter, KVzip, PromptDistill, SnapKV
 from distill.baselines.base import Budgeted, last_queries
 from distill.models import (
     DistillGraniteConfig,
@@ -26,9 +28,11 @@ from distill.models import (
 from distill.models.architectures import MODEL_TYPES
 from distill.models.auto import _ARCHITECTURES
 from distill.models.verify import tiny_values
+from distill.patches.masks import full_layers
 from distill.patches.meter import cache_bytes
 
-from .tiny import ARCHITECTURES, lasting_pair, padded, prefill, prompt, tiny_pair
+from .matrix.caches import entries, naive_step
+from .tiny import ARCHITECTURES, greedy, lasting_pair, padded, prefill, prompt, tiny_pair
 
 #: those that have layers with a sliding window
 WINDOWED = [
@@ -135,7 +139,7 @@ class Looking(Budgeted):
 def test_scores_are_the_probabilities_of_eager_attention(arch, window):
     """Sinks, soft-caps, scalings, norms of queries and keys, windows: within 1e-5, in every layer, beside padding."""
     changes = {} if window is None else {"sliding_window": window}
-    stock, ours = lasting_pair(arch, Looking(8), implementation="eager", **changes)
+    stock, ours = lasting_pair(arch, Looking(8, windows=True), implementation="eager", **changes)
     ids, mask = padded([prompt(30), prompt(17, seed=2)], "left")
     expected = stock(ids, attention_mask=mask, output_attentions=True).attentions
     Looking.found.clear()
@@ -172,3 +176,73 @@ def test_routers_are_returned_with_their_loss(arch):
     assert torch.equal(got.aux_loss, expected.aux_loss) and torch.equal(got.loss, expected.loss)
     assert len(got.router_logits) == len(expected.router_logits) > 0
     assert all(torch.equal(one, other) for one, other in zip(got.router_logits, expected.router_logits, strict=True))
+
+
+HYBRID = ["gemma3_text", "gpt_oss", "cohere2", "olmo3", "exaone4"]
+METHODS_ON_WINDOWS = {
+    "snapkv": SnapKV(12, 4),
+    "snapkv on windows": SnapKV(5, 4, windows=True),
+    "h2o": H2O(12, 4),
+    "adakv": AdaKV(SnapKV(12, 4)),
+    "kvzip": KVzip(12, 16, 2),
+    "promptdistill": PromptDistill([1], [12], cache_truncation_end=1),
+    "gemfilter": GemFilter(12, 1),
+}
+
+
+@pytest.mark.parametrize("method", METHODS_ON_WINDOWS)
+@pytest.mark.parametrize("arch", HYBRID)
+@torch.no_grad()
+def test_under_a_window_shorter_than_the_prompt_bytes_are_predicted(arch, method):
+    """Layers with a window hold what it holds, the others what the method keeps; decoding is attention on that."""
+    policy, window = METHODS_ON_WINDOWS[method], 8
+    stock, ours = lasting_pair(arch, policy, sliding_window=window)
+    assert full_layers(ours.config) == [1, 3]
+    ids = prompt(40)
+    out = prefill(ours, ids, past_key_values=DynamicCache())
+    cache, predicted = out.past_key_values, policy.entries_kept(40, ours.config)
+    found = [entries(layer) for layer in cache.layers]
+    if method == "kvzip":
+        assert sum(found) == sum(predicted)
+    elif method in ("promptdistill", "gemfilter", "snapkv on windows"):
+        assert all(count <= most for count, most in zip(found, predicted, strict=True))
+    else:
+        assert found == predicted
+    assert found[0] <= 2 * (window - 1) and found[1] < 2 * 40
+    for step in range(3):
+        token, where = out.logits[:, -1].argmax(-1, keepdim=True), torch.tensor([[40 + step]])
+        expected = naive_step(stock, cache, token, where)
+        out = prefill(ours, token, past_key_values=cache, position_ids=where)
+        torch.testing.assert_close(out.logits[:, -1], expected, atol=2e-4, rtol=2e-4)
+        assert cache.layers[0].held <= window - 1
+
+
+@pytest.mark.parametrize("arch", HYBRID)
+def test_a_layer_that_sees_a_part_cannot_choose_among_all(arch):
+    ours = lasting_pair(arch, sliding_window=8)[1]
+    for policy in (PromptDistill([0], [5]), GemFilter(5, 2), PromptDistill("adaptive", [5], candidates=[0, 1])):
+        with pytest.raises(ValueError, match=r"sees 8 tokens through a sliding window.* that see all: 1, 3"):
+            prefill(ours, prompt(20), policy=policy)
+        prefill(ours, prompt(8), policy=policy)
+    assert PromptDistill("adaptive", [5]).layers_of(ours.config) == (1,)
+
+
+@torch.no_grad()
+def test_assisted_decoding_takes_candidates_back_from_under_a_window():
+    ours = lasting_pair("gemma3_text", SnapKV(12, 4), sliding_window=8)[1]
+    assistant = lasting_pair("gemma3_text", seed=7, sliding_window=8)[1]
+    ids = prompt(40)
+    assert torch.equal(greedy(ours, ids, assistant_model=assistant, new=12), greedy(ours, ids, new=12))
+
+
+def test_router_losses_are_refused_where_layers_see_other_tokens():
+    ours = lasting_pair("mixtral")[1]
+    with pytest.raises(ValueError, match="output_router_logits: got True; allowed is False"):
+        prefill(ours, prompt(20), policy=PromptDistill([1], [5]), output_router_logits=True)
+
+
+def test_no_architecture_is_named_in_patches():
+    rooms = Path(distill.__file__).resolve().parents[1] / "patches"
+    words = "|".join(sorted({arch.split("_")[0] for arch in ARCHITECTURES} - {"gpt"}))
+    for path in rooms.glob("*.py"):
+        assert not re.search(rf"\b({words})\d*\b", path.read_text(), re.IGNORECASE), path.name

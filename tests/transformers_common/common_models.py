@@ -84,10 +84,9 @@ for _name, _reason in LEFT_OUT.items():
 
 
 def _test_class(stock_model_type: str) -> type:
-    architecture = transformers.CONFIG_MAPPING[stock_model_type].__name__.removesuffix("Config")
-    suffixes = ("Config", "Model", "ForCausalLM")
-    stock = [getattr(transformers, architecture + suffix) for suffix in suffixes]
-    ours = [getattr(distill.models, f"Distill{architecture}{suffix}") for suffix in suffixes]
+    config = transformers.CONFIG_MAPPING[stock_model_type]
+    stock = [config, transformers.MODEL_MAPPING[config], transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config]]
+    ours = [getattr(distill.models, f"Distill{cls.__name__}") for cls in stock]
     config, model, causal_lm = stock if STOCK else ours
     if not STOCK:
         _make_known(ours, stock)
