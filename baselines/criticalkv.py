@@ -74,7 +74,7 @@ class CriticalKV(Wrapper):
     def scores(self, entries: Entries) -> Tensor:
         base = self.policy.scores(entries)
         heads = entries.seen.query.shape[1]
-        norms = projected_norms(entries.value, entries.seen.module.o_proj.weight, heads, 1)
+        norms = projected_norms(entries.value, entries.seen.output_weight, heads, 1)
         norms = norms.flatten(1, 2) if base.shape[1] == heads else norms.mean(2)
         scores = (base + self.epsilon) * norms  # (batch, kv_heads or heads, entries)
         entries, scores = entries.by_set(scores)

@@ -277,10 +277,8 @@ class _Replay(Run):
         index, valid = torch.cat([chunk, first], dim=-1), seen.tokens.valid.to(seen.key.device)
         weights = None
         if policy.plus:
-            norms = projected_norms(entries_at(seen.value, index), seen.module.o_proj.weight, heads, 2)
-            # where a layer normalises its output instead, queries are made of the hidden state itself
-            normalised = getattr(seen.layer, "input_layernorm", lambda hidden: hidden)(seen.hidden)
-            inputs = normalised.float().norm(dim=-1)  # (batch, read)
+            norms = projected_norms(entries_at(seen.value, index), seen.output_weight, heads, 2)
+            inputs = seen.attended.float().norm(dim=-1)  # (batch, read)
             weights = norms, 1 / inputs.masked_fill(~valid, 1)
         keys = torch.cat([entries_at(seen.key, index), seen.key[:, :, -read:]], dim=2)
         best = column_maxima(seen.query, keys, seen.softmax, index >= 0, valid, weights)  # (..., chunk + sinks)

@@ -14,6 +14,10 @@ from distill.patches.cache import PADDING, KeptLayer
 from distill.patches.selection import Softmax
 from distill.patches.stock import Rotary, Start
 
+#: what architectures call the output projection of attention, and the norm before attention
+OUTPUT_PROJECTIONS = ("o_proj", "dense", "out_proj")
+INPUT_NORMS = ("input_layernorm", "attention_layernorm")
+
 
 class Attention(Protocol):
     """The parts of an attention module that methods read."""
@@ -28,7 +32,6 @@ class Layer(Protocol):
     """The parts of a decoder layer that methods read."""
 
     self_attn: nn.Module
-    input_layernorm: Callable[[Tensor], Tensor]
 
     def __call__(self, hidden: Tensor, **kwargs: Any) -> Tensor: ...
 
@@ -170,6 +173,29 @@ class Observation:
     def complete(self) -> bool:
         """Whether the keys of all tokens alive at this layer are there."""
         return self.stop == self.tokens.count
+
+    @property
+    def output_weight(self) -> Tensor:
+        """Weight of the attention module's output projection, `(hidden, heads * head_dim)`.
+
+        Raises:
+            ValueError: the module has none under a known name.
+        """
+        for name in OUTPUT_PROJECTIONS:
+            if hasattr(self.module, name):
+                return getattr(self.module, name).weight
+        raise ValueError(
+            f"policy: got one that weighs values by the output projection, which a {type(self.module).__name__} does "
+            f"not have; allowed are modules with {' or '.join(OUTPUT_PROJECTIONS)}"
+        )
+
+    @property
+    def attended(self) -> Tensor:
+        """What the attention module was given, `(batch, stop - start, hidden)`: `hidden`, after the norm before it."""
+        for name in INPUT_NORMS:
+            if hasattr(self.layer, name):
+                return getattr(self.layer, name)(self.hidden)
+        return self.hidden  # some architectures only normalise what comes out of attention
 
     @property
     def own_key(self) -> Tensor:

@@ -94,9 +94,14 @@ def naive_step(stock, cache, token, positions):
         positions: `(batch, 1)`, the original ones.
     """
     _PAST.clear()
-    for index, layer in enumerate(cache.layers):
-        _PAST[index] = (layer.keys, layer.values, layer.real)
     shift = cache.layers[0].shift
+    for index, layer in enumerate(cache.layers):
+        seen = layer.real
+        if layer.window is not None and shift is None:
+            seen = seen & (layer.layout > positions[:, None] - layer.window)
+        elif layer.window is not None:  # counted anew: the window is one of entries
+            seen = seen & (seen.flip(-1).cumsum(-1).flip(-1) < layer.window)
+        _PAST[index] = (layer.keys, layer.values, seen)
     rotary = positions if shift is None else positions - shift[:, None]
     chosen = stock.config._attn_implementation
     stock.set_attn_implementation("naive_step")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from distill import Policy
 from distill.baselines.base import Eviction
+from distill.patches.run import Run
 
 from ..tiny import ARCHITECTURES, IMPLEMENTATIONS, greedy, lasting_pair, padded, prefill, prompt
 from . import failures, laws  # noqa: F401  (they add their laws)
@@ -33,6 +35,41 @@ def test_off_is_stock(arch, implementation):
         assert len(got.get(key) or ()) == len(expected.get(key) or ())
         assert all(torch.equal(a, b) for a, b in zip(got.get(key) or (), expected.get(key) or (), strict=True))
     assert torch.equal(greedy(ours, ids, mask), greedy(stock, ids, mask))
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_what_attention_was_given_and_its_output_projection_are_found(arch):
+    found, given = {}, {}
+
+    class Watch(Run):
+        def observes(self, layer_idx):
+            return True
+
+        def observe(self, layer_idx, seen):
+            found[layer_idx] = seen
+
+    class Watching(Policy):
+        name = "watching"
+
+        def begin(self, call):
+            return Watch()
+
+    model = lasting_pair(arch)[1]
+    layers = enumerate(model.model.layers)
+    handles = [
+        layer.self_attn.register_forward_pre_hook(
+            lambda module, args, kwargs, index=index: given.update({index: kwargs.get("hidden_states", *args)}),
+            with_kwargs=True,
+        )
+        for index, layer in layers
+    ]
+    prefill(model, prompt(9), policy=Watching())
+    for handle in handles:
+        handle.remove()
+    for index, seen in found.items():
+        assert torch.equal(seen.attended, given[index])
+        heads, dim = seen.query.shape[1], seen.value.shape[3]
+        assert seen.output_weight.shape == (model.config.hidden_size, heads * dim)
 
 
 def scorers():
