@@ -147,7 +147,13 @@ def register(cls: P) -> P:
 def _discover() -> None:
     """Imports what installed packages declare as entry points of the group `distill.methods`, once."""
     for entry in entry_points(group="distill.methods"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:
+            raise ValueError(
+                f"distill.methods: got the entry point {entry.name!r} of an installed package, which fails with "
+                f"{type(error).__name__}: {error}; allowed are modules that can be imported ({entry.value})"
+            ) from error
 
 
 def policies() -> list[str]:
