@@ -6,7 +6,7 @@ SETUP := $(VENV)/.ready
 # the oldest Transformers that pyproject.toml allows
 OLDEST ?= 5.17.0
 
-.PHONY: demo test lint pytest common oldest clean
+.PHONY: demo test lint pytest common oldest fuzz clean
 
 demo: $(SETUP)
 	$(PY) -m distill.mini.demo
@@ -15,6 +15,11 @@ test: lint pytest
 
 pytest: $(SETUP)
 	$(PY) -m pytest -n 2 tests
+
+# random cases, as long as one likes: make fuzz SECONDS=1800
+SECONDS ?= 60
+fuzz: $(SETUP)
+	$(PY) -m tests.fuzz --seconds $(SECONDS)
 
 lint: $(SETUP)
 	$(PY) -m ruff check .

@@ -81,8 +81,6 @@ class ChunkKV(Wrapper):
 
     def select(self, entries: Entries, scores: Tensor) -> Tensor:
         lengths, real = entries.lengths, entries.real
-        # heads that hold different entries already, as another policy may have left them, choose each for itself
-        one_set = lengths.shape[1] == 1
         quota = self.quota(entries.layer_idx, lengths, entries.call.layers)
         protected = self.protected(entries)
         protected = torch.zeros_like(real) if protected is None else protected & real
@@ -92,7 +90,12 @@ class ChunkKV(Wrapper):
         count = self.chunks(entries.layer_idx, lengths, entries.call.layers)
         always = (chunks.sum(protected) == chunks.sizes) & (chunks.sizes > 0)
         short, cut = lengths < self.chunk_length, lengths > quota
-        joined = entries.call.reduce(lifted.sum(1, keepdim=True)) if one_set else lifted
+        joined = entries.call.reduce(lifted.sum(1, keepdim=True))
+        if (
+            lengths.shape[1] > 1
+        ):  # heads that hold different entries, as another policy left them, choose each by itself
+            alike = (entries.positions == entries.positions[:, :1]).flatten(1).all(1)  # (batch,)
+            joined = torch.where(alike[:, None, None], joined, lifted)
         means = chunks.sum(joined) / chunks.sizes.clamp(min=1)
         best = top(protect(means, always, count), chunks.sizes > 0, count)
         keep = (chunks.spread(best) | ~cut[..., None]) & real

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.baselines.base import Eviction, Wrapper
 from distill.patches.cache import KeptLayer
 from distill.patches.checks import check_list, shown
 from distill.patches.policy import Policy, as_policy, register
@@ -23,7 +24,8 @@ class Compose(Policy):
 
     Each policy has its own budget. One that drops cache entries within a layer (SnapKV) only sees the tokens that
     reach this layer, after others (PromptDistill) have dropped some; if its budget is a fraction, it is a fraction of
-    those. Where several policies choose at the same layer, a token or entry is kept only if all of them keep it.
+    those. Where several policies choose at the same layer, a token or entry is kept only if all of them keep it;
+    where no entry is, the last one that any of them keeps is kept.
 
     Args:
         policies: two or more.
@@ -38,7 +40,11 @@ class Compose(Policy):
 
     def __init__(self, *given: Any, policies: Any = ()) -> None:
         check_list("policies", policies, "policies")
-        members = tuple(as_policy(value) for value in (*given, *policies))
+        values = (*given, *policies)
+        try:
+            members = tuple(as_policy(value) for value in values)
+        except ValueError as error:
+            raise ValueError(f"policies: got {shown(values)}, one of which is no policy ({error})") from error
         if len(members) < 2 or None in members:
             raise ValueError(f"policies: got {shown(members)}; allowed are two or more policies")
         object.__setattr__(self, "policies", members)
@@ -53,14 +59,33 @@ class Compose(Policy):
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
         """As for every method, but an upper bound where several members drop entries of the same layer."""
-        reach = self.tokens_reaching(length, config)
-        kept = []
+        reach, kept = self.tokens_reaching(length, config), []
         for member in self.policies:
-            if member.tokens_reaching(length, config) != [length] * len(reach):
-                kept.append(member.entries_kept(length, config))
-            else:  # it drops no tokens itself, so it sees what the others let through
-                kept.append([member.entries_kept(tokens, config)[layer] for layer, tokens in enumerate(reach)])
-        return [min(counts) for counts in zip(*kept, strict=True)]
+            lets_through = member.tokens_reaching(length, config) == [length] * len(reach)
+            # one that drops nothing between layers sees what the others let through
+            left = member.entries_left(length, reach, config) if lets_through else member.entries_kept(length, config)
+            kept.append(left)
+        whole = [tokens * config.num_key_value_heads for tokens in reach]
+        return [
+            self._common(counts, most, config) for counts, most in zip(zip(*kept, strict=True), whole, strict=True)
+        ]
+
+    def _common(self, counts: tuple[int, ...], whole: int, config: Any) -> int:
+        """The most entries of a layer that all members can keep.
+
+        Args:
+            counts: how many each of them keeps.
+            whole: how many there are.
+        """
+        if all(count == whole for count in counts):
+            return whole
+        per_query_head = [_per_query_head(member) for member in self.policies]
+        # one set per query head widens the cache, and what the others keep is then there once per query head
+        wider = config.num_attention_heads // config.num_key_value_heads if any(per_query_head) else 1
+        return min(
+            count if apart and count != whole else count * wider
+            for count, apart in zip(counts, per_query_head, strict=True)
+        )
 
     def with_budget(self, budget: int | float) -> Compose:
         """These policies, each with the given budget."""
@@ -113,12 +138,23 @@ class _ComposedRun(Run):
             return wanted[0] if wanted else None
         marks = [_marks(indices, layer.held) for indices in wanted]
         heads = max(mark.shape[1] for mark in marks)
-        common = [mark.repeat_interleave(heads // mark.shape[1], dim=1) for mark in marks]
-        return indices_of(torch.stack(common).all(0))
+        each = torch.stack([mark.repeat_interleave(heads // mark.shape[1], dim=1) for mark in marks])
+        common, some = each.all(0), each.any(0)  # (batch, 1 or heads, held)
+        last = some & (some.flip(-1).cumsum(-1).flip(-1) == 1)
+        return indices_of(common | (last & ~common.flatten(1).any(1)[:, None, None]))
 
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         for run in self.runs:
             run.review(replay)
+
+
+def _per_query_head(policy: Policy) -> bool:
+    """Whether a policy may keep one set of entries per query head."""
+    if isinstance(policy, Compose):
+        return any(map(_per_query_head, policy.policies))
+    if isinstance(policy, Wrapper) and _per_query_head(policy.policy):
+        return True
+    return isinstance(policy, Eviction) and policy.granularity == "query_head"
 
 
 def _marks(indices: Tensor, held: int) -> Tensor:

@@ -54,7 +54,8 @@ class KVzip(Policy):
         budget: entries kept per row, averaged over layers and heads: an integer, or a fraction (float in (0, 1)) of
             the prompt's entries.
         chunk_size: tokens of the prompt in a chunk.
-        sinks: number of first tokens that all heads keep, within the budget.
+        sinks: number of first tokens that all heads keep, within the budget. Where the fraction of a short prompt is
+            smaller than that, the last of them are kept.
         layerwise: with True, the heads of each layer compete only with one another, and all layers keep the same
             number.
         plus: with True (KVzip+), the probability of entry j and token i is multiplied by ||v_j W_O^h|| / ||x_i||
@@ -112,30 +113,39 @@ class KVzip(Policy):
             for token in getattr(self, name):
                 check_integer(name, token, 0, config.vocab_size - 1)
 
-    def cut(self, entries: int, length: int) -> int:
-        """How many entries are dropped.
+    def kept(self, entries: int, length: int, heads: int) -> int:
+        """How many entries stay. As in all methods, at least one entry per head does, on average.
 
         Args:
-            entries: how many entries compete: `length` times the number of heads in question.
+            entries: how many entries compete: `length` times `heads`, or fewer where another policy drops some too.
             length: tokens of the prompt.
+            heads: number of heads that compete, over all layers in question.
         """
         if isinstance(self.budget, int):
-            return entries - entries * min(self.budget, length) // max(length, 1)
-        # 1 - 0.9 is 0.09999999999999998; rounding makes it 0.1 again
-        return int(entries * round(1 - self.budget, 12))
+            kept = entries * min(self.budget, length) // max(length, 1)
+        else:  # 1 - 0.9 is 0.09999999999999998; rounding makes it 0.1 again
+            kept = entries - int(entries * round(1 - self.budget, 12))
+        return max(kept, min(entries, heads))
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
         """As for every method. Unless `layerwise` is set, only the sum over the layers is exact."""
-        entries, competing = length * config.num_key_value_heads, self.competing(length, config)
-        held = [most_held(config, i, length) * config.num_key_value_heads for i in range(config.num_hidden_layers)]
-        if length == 1:  # the last token of a prompt is never dropped
-            return held
-        layers = len(competing)
-        total = layers * entries - self.cut(layers * entries, length)
-        for place, layer in enumerate(competing):
-            share = total // layers + (place < total % layers)
-            held[layer] = min(held[layer], entries - self.cut(entries, length) if self.layerwise else share)
-        return held
+        return self.entries_left(length, [length] * config.num_hidden_layers, config)
+
+    def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
+        heads, competing = config.num_key_value_heads, self.competing(length, config)
+        left = [most_held(config, layer, tokens) * heads for layer, tokens in enumerate(reaching)]
+        entries = {layer: reaching[layer] * heads for layer in competing}
+        if self.layerwise:
+            return [
+                min(count, self.kept(entries[layer], length, heads)) if layer in entries else count
+                for layer, count in enumerate(left)
+            ]
+        total = self.kept(sum(entries.values()), length, heads * len(entries))
+        # shared out evenly, as far as a layer has so many
+        for place, layer in enumerate(sorted(entries, key=entries.__getitem__)):
+            share = min(entries[layer], total // (len(entries) - place))
+            left[layer], total = min(left[layer], share), total - share
+        return left
 
     def competing(self, length: int, config: Any) -> list[int]:
         """The layers from which entries of a prompt are dropped."""
@@ -157,22 +167,7 @@ class KVzip(Policy):
             raise ValueError(
                 "policy: got kvzip, which compares all heads; allowed are models without tensor parallelism"
             )
-        self._check_sinks(call)
         return _KVzipRun(self, call)
-
-    def _check_sinks(self, call: Call) -> None:
-        """Raises a `ValueError`, before anything is read, if the budget keeps fewer entries of a row than it has
-        sinks.
-        """
-        for length in call.tokens.prompt.sum(1).tolist():
-            layers = 1 if self.layerwise else len(self.competing(call.past + call.tokens.count, call.decoder.config))
-            heads = call.decoder.config.num_key_value_heads * layers
-            kept = length * heads - self.cut(length * heads, length)
-            if kept < min(length * heads, self.sinks * heads):
-                raise ValueError(
-                    f"budget: got {self.budget}, which leaves {kept} entries of a prompt of {length} tokens, fewer "
-                    f"than the {self.sinks * heads} of its sinks; allowed are larger budgets, or fewer sinks"
-                )
 
 
 class _KVzipRun(Run):
@@ -209,19 +204,25 @@ class _KVzipRun(Run):
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         for start in range(self.policy.prefix, int(self.lengths.max()), self.policy.chunk_size):
             replay(*self.repetition(start), _Replay(self, start))
-        layers = [self.layers[index] for index in self.competing]
-        ranks = [self.rank(layer.layout).expand(-1, layer.keys.shape[1], -1) for layer in layers]
-        scores = [
-            self.scores[index].gather(2, rank.clamp(min=0)).masked_fill(rank < self.policy.sinks, torch.inf)
-            for index, rank in zip(self.competing, ranks, strict=True)
-        ]
+        ranks = [self.rank(self.layers[i].layout).expand(-1, self.layers[i].keys.shape[1], -1) for i in self.competing]
         size = 1 if self.policy.layerwise else len(ranks)
         for first in range(0, len(ranks), size):
-            part = slice(first, first + size)
-            own = [rank >= 0 for rank in ranks[part]]
-            marks = top_jointly(scores[part], own, self.counts(ranks[part]))
-            for layer, chosen, mine in zip(layers[part], marks, own, strict=True):
+            part = range(first, first + size)
+            own, counts = [ranks[place] >= 0 for place in part], self.counts([ranks[place] for place in part])
+            room = counts // sum(mine.shape[1] for mine in own)  # (batch,) entries a head, on average
+            scores = [self._with_sinks(self.competing[place], ranks[place], room) for place in part]
+            marks = top_jointly(scores, own, counts)
+            for place, chosen, mine in zip(part, marks, own, strict=True):
+                layer = self.layers[self.competing[place]]
                 layer.keep(indices_of(chosen | (layer.real & ~mine)))
+
+    def _with_sinks(self, index: int, rank: Tensor, room: Tensor) -> Tensor:
+        """Scores `(batch, heads, held)` of a layer's entries; the sinks win, the last of them where few have room."""
+        scores = self.scores[index].gather(2, rank.clamp(min=0))
+        sinks = self.lengths.clamp(max=self.policy.sinks).to(rank.device)  # (batch,)
+        first = (sinks - room.to(rank.device)).clamp(min=0)
+        wins = (rank < sinks[:, None, None]) & (rank >= first[:, None, None])
+        return scores.masked_fill(wins, torch.inf)
 
     def repetition(self, start: int) -> tuple[Tensor, Tensor]:
         """The tokens that are read to score the chunk that begins at prompt token `start`.
@@ -251,7 +252,8 @@ class _KVzipRun(Run):
         """
         entries = torch.stack([(rank >= 0).sum((1, 2)).cpu() for rank in ranks]).sum(0)
         rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)
-        return torch.tensor([count - self.policy.cut(count, length) for count, length in rows])
+        heads = sum(rank.shape[1] for rank in ranks)
+        return torch.tensor([self.policy.kept(count, length, heads) for count, length in rows])
 
 
 class _Replay(Run):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from distill.baselines.base import Entries, Eviction, EvictionRun, Queries
-from distill.patches.cache import KeptLayer
+from distill.patches.cache import KeptLayer, entries_at
 from distill.patches.policy import Policy
 from distill.patches.run import Call, Observation
 from distill.patches.selection import indices_of
@@ -50,7 +51,26 @@ class StepRun(EvictionRun):
         entries.collected = self.policy.collect(entries, self._recall(layer))
         self._remember(layer, entries.collected)
         if seen.complete and self._due(layer, tokens.count) and self._too_many(entries):
-            self.kept[layer_idx] = self.choose(entries)
+            self.kept[layer_idx] = self._without_fillers(entries) if layer.padded else self.choose(entries)
+
+    def _without_fillers(self, entries: Entries) -> Tensor:
+        """As `choose`, where fillers lie between entries, as those behind a short prompt and before the next one do.
+
+        Neighbouring entries must stand next to each other to be scored, so the fillers are moved to the front.
+        """
+        order = entries.real.to(torch.uint8).argsort(dim=-1, stable=True)  # (batch, 1 or heads, entries)
+        collected = entries.collected
+        if self.policy.accumulates:
+            collected = entries_at(collected[..., None], order)[..., 0]
+        packed = replace(
+            entries,
+            key=entries_at(entries.key, order),
+            value=entries_at(entries.value, order),
+            positions=entries.positions.gather(2, order),
+            collected=collected,
+        )
+        keep = self.choose(packed)
+        return torch.zeros_like(keep).scatter(2, order.repeat_interleave(keep.shape[1] // order.shape[1], dim=1), keep)
 
     def _due(self, layer: KeptLayer, new: int) -> bool:
         counter = f"calls since {self.mark}"

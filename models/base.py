@@ -240,13 +240,13 @@ class DistillCausalLMMixin(PolicyMixin):
                 return_dict=True,
                 **kwargs,
             )
-        if not (return_dict or (return_dict is None and self.config.return_dict)):
-            return output.to_tuple()  # code that unpacks a tuple expects the stock fields and no others
-        positions = heard[0].positions
-        assert positions is not None
-        rows: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        selections = heard[0].selections
-        return extended(DistillCausalLMOutput, output, positions=positions[:, rows], selections=selections)
+            if not (return_dict or (return_dict is None and self.config.return_dict)):
+                return output.to_tuple()  # code that unpacks a tuple expects the stock fields and no others
+            positions = heard[0].positions
+            assert positions is not None
+            rows: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            selections = heard[0].selections
+            return extended(DistillCausalLMOutput, output, positions=positions[:, rows], selections=selections)
 
     def _needing_every_row(self, labels: Any, logits_to_keep: int | Tensor, partial_logits: bool) -> str | None:
         """The name of an argument that needs the logits of all tokens, dropped or not; `None` if none does."""

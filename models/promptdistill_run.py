@@ -42,6 +42,7 @@ class PromptDistillRun(Run):
         self.scored = self._scored_layers()
         self.queries: dict[int, Tensor] = {}
         self.scores: dict[int, Tensor] = {}
+        self.scored_tokens: Tokens | None = None
         self.chosen = False
 
     def _asking(self) -> Tensor:
@@ -80,6 +81,8 @@ class PromptDistillRun(Run):
         self.queries[layer_idx] = queries  # (batch, heads, window, head_dim)
         if seen.complete:
             del self.queries[layer_idx]
+            if self.scored_tokens is not seen.tokens:  # some have been dropped since, perhaps by another policy
+                self.scores, self.scored_tokens = {}, seen.tokens
             if self.policy.scoring == "random":
                 self.scores[layer_idx] = self._random(layer_idx, seen.tokens)
             else:

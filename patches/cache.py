@@ -175,6 +175,10 @@ class KeptLayer(DynamicLayer):
         if indices.dim() == 2:
             indices = indices[:, None]
         keys, values = self.keys, self.values
+        if (
+            1 < indices.shape[1] < keys.shape[1]
+        ):  # one set per KV head, and a cache that holds each of these repeatedly
+            indices = indices.repeat_interleave(keys.shape[1] // indices.shape[1], dim=1)
         shared = {} if shared is None else shared
         if id(self.layout) not in shared:
             layout = entries_at(self.layout[..., None], indices)[..., 0].masked_fill(
@@ -182,13 +186,13 @@ class KeptLayer(DynamicLayer):
             )
             # the old layout is kept alive with the new one: an id is unique only among living objects
             shared[id(self.layout)] = (self.layout, layout)
-        last = self.layout.amax(-1)  # (batch, 1 or heads)
+        last = last_positions(self.layout)
         self.repeats *= max(indices.shape[1] // keys.shape[1], 1)
         self.notes = {name: entries_at(note[..., None], indices)[..., 0] for name, note in self.notes.items()}
         self.layout = shared[id(self.layout)][1]
         # there may be more heads now than before: each then stands for a part of an earlier one
         last = last.repeat_interleave(self.layout.shape[1] // last.shape[1], dim=1)
-        gone = (self.layout.amax(-1) != last).any() if self.held else torch.ones_like(last[0, 0])
+        gone = (last_positions(self.layout) != last).any()
         self.lost_at = torch.maximum(self.lost_at.to(gone.device), gone.long() * self.seen)
         counts = self.real.sum(-1)
         self.padded = bool((counts < self.held).any())
@@ -255,7 +259,7 @@ class KeptLayer(DynamicLayer):
         if self.shift is not None:  # positions are counted anew, so the window is one of entries
             stays = self.real & (self.real.flip(-1).cumsum(-1).flip(-1) < window)
         else:
-            newest = self.layout.amax((1, 2), keepdim=True)
+            newest = last_positions(self.layout).amax(1)[:, None, None]
             stays = self.real & (self.layout > newest + 1 - window)
         indices = indices_of(stays)
         return None if indices.shape[-1] == self.held and torch.equal(stays, self.real) else indices
@@ -287,6 +291,11 @@ class KeptLayer(DynamicLayer):
         self._map(function)
         self.shift = None if self.shift is None else function(self.shift)
         self.state = {name: function(v) if isinstance(v, Tensor) else v for name, v in self.state.items()}
+
+
+def last_positions(layout: Tensor) -> Tensor:
+    """The largest position in each row and head, `(batch, 1 or heads)`; `-1` where there is none."""
+    return F.pad(layout, (1, 0), value=PADDING).amax(-1)
 
 
 def entries_at(entries: Tensor, indices: Tensor) -> Tensor:

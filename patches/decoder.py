@@ -114,6 +114,10 @@ def run_decoder(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: got both or neither; allowed is exactly one of the two")
+    given = inputs_embeds if input_ids is None else input_ids
+    assert given is not None
+    if given.shape[1] == 0:
+        raise ValueError("input_ids: got a prompt without tokens; allowed are prompts of at least one token")
     with all_or_nothing(past_key_values):
         cache = None
         if use_cache or past_key_values is not None:
@@ -124,8 +128,6 @@ def run_decoder(
             if cache is None:
                 raise ValueError("prefill_chunk_size: got a size with use_cache=False; allowed is use_cache=True")
 
-        given = inputs_embeds if input_ids is None else input_ids
-        assert given is not None
         batch, count = given.shape[:2]
         past = cache.get_seq_length() if cache is not None else 0
         if attention_mask is not None and attention_mask.shape not in ((batch, count), (batch, past + count)):
@@ -247,11 +249,14 @@ def _read(prompt: Pass, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
         retention = prompt.run.retain(last, alive)
         if retention is None:
             continue
-        indices = indices_of(retention.keep & alive.valid)
-        if indices.shape[1] < alive.count:
-            before, alive = alive, alive.at(indices)
-            if retention.truncate and prompt.cache is not None:
-                truncate(prompt.cache.layers[: last + 1], before, alive)
+        keep = retention.keep & alive.valid
+        indices = indices_of(keep)
+        # where the longest row keeps all of its tokens, another may not
+        if indices.shape[1] < alive.count or bool((keep < alive.valid).any()):
+            alive = alive.at(indices)
+        # also where another policy has dropped the tokens: layers so far may still hold them
+        if retention.truncate and prompt.cache is not None and alive is not tokens:
+            truncate(prompt.cache.layers[: last + 1], tokens, alive)
         selections.append(_selection(last, retention, alive))
     if prompt.cache is not None:
         prompt.run.review(partial(_replay, prompt, tokens))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from distill.patches.cache import KeptLayer, entries_at
+from distill.patches.cache import KeptLayer, entries_at, last_positions
 from distill.patches.selection import indices_of
 
 _TENSORS = ("_keys", "_values")
@@ -83,7 +83,7 @@ def _earlier(layer: KeptLayer, was: dict[str, Any]) -> tuple[Any, Any]:
     if not keys.shape[2] == values.shape[2] == now.shape[-1]:
         return None, None
     # entries were dropped: those from before are still there if they can be found by their positions
-    last = old.amax(-1, keepdim=True).repeat_interleave(now.shape[1] // old.shape[1], dim=1)
+    last = last_positions(old).repeat_interleave(now.shape[1] // old.shape[1], dim=1)[..., None]
     index = indices_of((now >= 0) & (now <= last))
     found = entries_at(now[..., None], index)[..., 0].masked_fill(index < 0, -1)
     repeated = layer.repeats // was["repeats"]

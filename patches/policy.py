@@ -51,6 +51,15 @@ class Policy:
         """
         raise NotImplementedError(f"{type(self).__name__} does not say how many entries it keeps")
 
+    def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
+        """As `entries_kept`, where another policy lets fewer tokens through.
+
+        Args:
+            length, config: as in `entries_kept`.
+            reaching: how many tokens of the prompt reach each layer.
+        """
+        return [self.entries_kept(tokens, config)[layer] for layer, tokens in enumerate(reaching)]
+
     def tokens_reaching(self, length: int, config: Any) -> list[int]:
         """How many tokens of a prompt each layer of a model computes; arguments as in `entries_kept`."""
         return [length] * config.num_hidden_layers
@@ -82,7 +91,7 @@ class Policy:
             return policy(cls.name, **arguments | {"budget": budget})
         inner = arguments.get("policy")
         if isinstance(inner, dict) and "name" in inner:
-            rest = {name: value for name, value in inner.items() if name != "name"}
+            rest = {name: value for name, value in inner.items() if name not in ("name", "module", "budget")}
             return policy(cls.name, **arguments | {"policy": policy_class(inner["name"]).from_budget(budget, **rest)})
         return policy(cls.name, **arguments).with_budget(budget)
 
@@ -107,11 +116,17 @@ def _to_json(value: Any) -> Any:
     return [_to_json(item) for item in value] if isinstance(value, tuple) else value
 
 
-def _from_json(value: Any, depth: int) -> Any:
-    if isinstance(value, list) and any(isinstance(item, dict) for item in value):
-        check_list("policies", value, "policies")
-        return tuple(as_policy(item, depth) for item in value)
-    return as_policy(value, depth) if isinstance(value, dict) else value
+def _from_json(argument: str, value: Any, depth: int) -> Any:
+    """The value of an argument; in place of a dictionary, and of each one in a list, the policy that it describes."""
+    try:
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            check_list(argument, value, "policies")
+            return tuple(as_policy(item, depth) for item in value)
+        return as_policy(value, depth) if isinstance(value, dict) else value
+    except ValueError as error:
+        if argument == "policy":
+            raise
+        raise ValueError(f"{argument}: got {shown(value)}, which is not a policy ({error})") from error
 
 
 P = TypeVar("P", bound=type[Policy])
@@ -176,7 +191,7 @@ def _made(name: Any, arguments: dict[str, Any], depth: int) -> Policy:
     missing = [n for n in required if n not in arguments]
     if missing:
         raise ValueError(f"{missing[0]}: got nothing, and {name} has no default for it; see `distill methods {name}`")
-    return cls(**{argument: _from_json(value, depth + 1) for argument, value in arguments.items()})
+    return cls(**{argument: _from_json(argument, value, depth + 1) for argument, value in arguments.items()})
 
 
 def as_policy(value: Any, depth: int = 0) -> Policy | None:

@@ -20,6 +20,7 @@ class Attention(Protocol):
 
     config: Any
     scaling: float
+    num_key_value_groups: int
     o_proj: nn.Linear
 
 
@@ -172,8 +173,13 @@ class Observation:
 
     @property
     def own_key(self) -> Tensor:
-        """Keys of this call's tokens only: `(batch, kv_heads, stop, head_dim)`."""
-        return self.key[:, :, -self.stop :]
+        """Keys of this call's tokens only: `(batch, kv_heads, stop, head_dim)`, one per KV head of the model."""
+        return self.key[:, :: self.repeats, -self.stop :]
+
+    @property
+    def repeats(self) -> int:
+        """How often the cache holds the keys of a KV head: more than once where it keeps one set per query head."""
+        return self.module.num_key_value_groups * self.key.shape[1] // self.query.shape[1]
 
     @property
     def prompt_positions(self) -> Tensor:
@@ -182,8 +188,8 @@ class Observation:
 
     @property
     def own_value(self) -> Tensor:
-        """Values of this call's tokens only: `(batch, kv_heads, stop, head_dim)`."""
-        return self.value[:, :, -self.stop :]
+        """Values of this call's tokens only: `(batch, kv_heads, stop, head_dim)`, one per KV head of the model."""
+        return self.value[:, :: self.repeats, -self.stop :]
 
 
 @dataclass

@@ -1,6 +1,7 @@
-"""Input-level pruning: text in, shorter text out, to an exact budget, keeping what must be kept. CPU, no network.
+"""Input-level pruning: shortens a text to an exact budget of tokens, and keeps what must be kept. Runs on a CPU,
+offline.
 
-Names are imported on first use, so that `distill prune --help` answers without PyTorch.
+Names are imported on first use, so that `distill prune --help` need not wait for PyTorch.
 """
 
 from __future__ import annotations

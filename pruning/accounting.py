@@ -1,4 +1,5 @@
-"""Who spent the tokens of a result: each kept unit and line break is paid by the first mask that asked for it."""
+"""Which mask spent the tokens of a result: each kept unit and line break is charged to the first mask that wants
+it."""
 
 from __future__ import annotations
 
@@ -15,10 +16,14 @@ from distill.pruning.units import cover
 def mask_use(
     draft: Draft, gap_cost: np.ndarray, anchors: Sequence[Anchor], keep: np.ndarray, gaps: np.ndarray
 ) -> dict[str, MaskUse]:
-    """What each mask of `MASK_ORDER` asked for and paid, where the units `keep` (bool [n]) and the gaps `gaps` (bool
-    [n + 1]) stay.
+    """What each mask of `MASK_ORDER` asked for, and the tokens it is charged.
 
-    `gap_cost`: float [n + 1], what each gap costs in tokens of the original text.
+    Args:
+        draft: the text, its units and what they cost.
+        gap_cost: float `(n + 1,)`, what each gap costs in tokens of the original text.
+        anchors: what the masks asked for.
+        keep: bool `(n,)`, the units that stay.
+        gaps: bool `(n + 1,)`, the gaps that stay.
     """
     units = draft.units
     paid = np.zeros(len(units), dtype=bool)

@@ -1,41 +1,46 @@
-"""The budget: what was asked for, and the solver that meets it as the target's own tokenizer counts.
+"""The budget: how many tokens may stay, and the solver that chooses which units stay within it.
 
-Tokens of a pruned text are not a sum over its units (removing a word changes how its neighbours split), so the solver
-counts rebuilt texts. Units are ranked once; the solver looks for the longest prefix of that ranking whose text fits,
-guided by per-unit prices, then fills what is left with lower-ranked units that still fit.
+The tokens of a shortened text are not the sum of its units' tokens, because removing a word changes how the tokenizer
+splits its neighbours. So the solver counts real shortened texts. Units are ranked once, best first. The solver looks
+for the most units, taken from the top of that ranking, whose text still fits, and then adds lower-ranked units that
+fit into what is left. Prices (what each unit costs in the original text) tell it where to look first.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from distill.pruning.checks import BadArgument, Unfit, number, whole
 from distill.pruning.names import DEFAULT_RATE
 from distill.pruning.tokenization import Counter
 from distill.pruning.units import Layout, Units, join, kept_gaps, rebuild
 
-FILL_TRIES = 48
-LONG = 50_000  # characters; beyond, a handful of tokens is far below a per mille and each count costs milliseconds
+FILL_TRIES = 48  # how many lower-ranked units are tried for the last free tokens
+# a count takes milliseconds on texts of more characters than this, and a few free tokens no longer matter there
+LONG = 50_000
 LONG_FILL_TRIES = 4
 
 
-class BudgetError(ValueError):
-    """The anchors alone need more tokens than the budget has."""
+class BudgetError(Unfit):
+    """What must stay needs more tokens than the budget has."""
 
 
 class BudgetWarning(UserWarning):
-    """A result is over its budget: anchors, or the one unit that is always left, need more than was asked for."""
+    """A result has more tokens than its budget, because what must stay needs more (or its one last unit does)."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What was asked for; exactly one of the three is set.
+    """What the caller asked for; exactly one of the three is set.
 
-    `rate`: share of tokens to keep, in (0, 1]. `target_tokens`: tokens to keep, at least 1. `threshold`: the score, in
-    [0, 1], from which on a unit is kept, however many that are, and at least one.
+    Args:
+        rate: share of the tokens to keep, above 0 and up to 1.
+        target_tokens: the most tokens to keep, from 1.
+        threshold: keep every unit whose score is at least this, from 0 to 1; the best unit is kept in any case.
     """
 
     rate: float | None = None
@@ -43,7 +48,7 @@ class Budget:
     threshold: float | None = None
 
     def tokens(self, original: int) -> int | None:
-        """The most tokens the result may have, for a text of `original` tokens; None with a threshold."""
+        """The most tokens that the result of a text of `original` tokens may have; None with a threshold."""
         if self.target_tokens is not None:
             return self.target_tokens
         return None if self.rate is None else math.floor(self.rate * original + 1e-9)
@@ -54,22 +59,22 @@ class Budget:
         return self.rate == 1 or self.threshold == 0
 
 
-def _number(name: str, value: object, allowed: str, ok: Callable[[float], bool]) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not ok(float(value)):
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
-    return float(value)
-
-
 def make_budget(
     rate: float | None = None,
     reduce_rate: float | None = None,
     target_tokens: int | None = None,
     threshold: float | None = None,
 ) -> Budget:
-    """The budget meant by the arguments; `rate=0.5` if none is given.
+    """The budget that the arguments of a call mean.
 
-    `reduce_rate` is the share to remove, in [0, 1). Raises ValueError if more than one is given or one is out of
-    range.
+    Args:
+        rate: share of the tokens to keep; 0.5 if no argument is given.
+        reduce_rate: share of the tokens to remove, from 0 and below 1.
+        target_tokens: the most tokens to keep.
+        threshold: the least score that is kept.
+
+    Raises:
+        ValueError: more than one argument is given, or one is out of range.
     """
     given = {
         name: value
@@ -82,26 +87,33 @@ def make_budget(
         if value is not None
     }
     if len(given) > 1:
-        raise ValueError(f"give only one of rate, reduce_rate, target_tokens and threshold; got {', '.join(given)}")
+        first, *others = given
+        raise BadArgument(
+            first,
+            f"a value beside {' and '.join(others)}",
+            "only one of rate, reduce_rate, target_tokens and threshold",
+        )
     if reduce_rate is not None:
-        removed = _number("reduce_rate", reduce_rate, "in [0, 1), the share to remove", lambda v: 0 <= v < 1)
+        removed = number("reduce_rate", reduce_rate, 0, 1, below=True, meaning="the share to remove")
         return Budget(rate=1 - removed)
     if target_tokens is not None:
-        tokens = _number(
-            "target_tokens", target_tokens, "a whole number of at least 1", lambda v: v >= 1 and v == int(v)
-        )
-        return Budget(target_tokens=int(tokens))
+        return Budget(target_tokens=whole("target_tokens", target_tokens, 1))
     if threshold is not None:
-        return Budget(threshold=_number("threshold", threshold, "in [0, 1]", lambda v: 0 <= v <= 1))
+        return Budget(threshold=number("threshold", threshold, 0, 1))
     kept = DEFAULT_RATE if rate is None else rate
-    return Budget(rate=_number("rate", kept, "in (0, 1], the share to keep", lambda v: 0 < v <= 1))
+    return Budget(rate=number("rate", kept, 0, 1, above=True, meaning="the share to keep"))
 
 
 @dataclass(frozen=True)
 class Draft:
-    """One text on its way: its units, those that must stay, and what each costs.
+    """A text that is being shortened: its units, which of them must stay, and what each of them costs.
 
-    `forced`: bool [n]; `forced_gaps`: bool [n + 1]; `cost`: float [n], tokens of each unit in the original text.
+    Args:
+        units: the `n` units of the text.
+        forced: bool `(n,)`, the units that must stay.
+        forced_gaps: bool `(n + 1,)`, the gaps (white space) that must stay.
+        cost: float `(n,)`, tokens of each unit in the original text.
+        layout: what happens to line breaks, see `Distill`.
     """
 
     units: Units
@@ -111,22 +123,30 @@ class Draft:
     layout: Layout = "keep"
 
     def spans(self, keep: np.ndarray) -> list[tuple[int, int]]:
-        """The character spans that stay when the units of `keep` (bool [n]) do."""
+        """The character spans `[start, end)` that stay when the units of `keep`, bool `(n,)`, stay."""
         return rebuild(self.units, keep, self.forced_gaps, self.layout)
 
     def gaps(self, keep: np.ndarray) -> np.ndarray:
-        """Which gaps stay when the units of `keep` (bool [n]) do; bool [n + 1]."""
+        """The gaps that stay when the units of `keep`, bool `(n,)`, stay; bool `(n + 1,)`."""
         return kept_gaps(self.units, keep, self.forced_gaps, self.layout)
 
     def text(self, keep: np.ndarray) -> str:
-        """The pruned text."""
+        """The shortened text when the units of `keep`, bool `(n,)`, stay."""
         return join(self.units.text, self.spans(keep))
 
 
 def price(counter: Counter, units: Units) -> tuple[np.ndarray, np.ndarray, int]:
-    """What each atom costs in tokens: units float [n], gaps float [n + 1], and the tokens of the whole text.
+    """What the parts of a text cost in tokens.
 
-    A token belongs to the atom that holds its last character, so `" the"` is paid by the word, not by the space.
+    A token is charged to the unit or gap that holds its last character, so the token `" the"` is charged to the word
+    and not to the space before it.
+
+    Args:
+        counter: says where tokens begin and end.
+        units: the `n` units of the text.
+
+    Returns:
+        The cost of each unit, float `(n,)`, the cost of each gap, float `(n + 1,)`, and the tokens of the whole text.
     """
     starts, ends = counter.offsets(units.text)
     bounds = units.bounds[1:]
@@ -137,7 +157,13 @@ def price(counter: Counter, units: Units) -> tuple[np.ndarray, np.ndarray, int]:
 
 @dataclass(frozen=True)
 class Solution:
-    """`keep`: bool [n] for each draft; `tokens`: what their texts count together; `over`: more than the budget."""
+    """What the solver chose.
+
+    Args:
+        keep: for each draft, which units stay, bool `(n,)`.
+        tokens: tokens of the shortened texts, together.
+        over: whether that is more than the budget.
+    """
 
     keep: list[np.ndarray]
     tokens: int
@@ -145,8 +171,10 @@ class Solution:
 
 
 class _Search:
-    """Counts texts that keep the forced units and some of the ranked ones; remembers what it counted. `whole`: the
-    tokens of the texts as they are."""
+    """Counts the texts that are left when the forced units and the first `k` ranked units stay, each `k` once.
+
+    `whole` is the count when all stay. Units are numbered through all drafts.
+    """
 
     def __init__(self, drafts: Sequence[Draft], ranking: np.ndarray, counter: Counter, whole: int) -> None:
         self.drafts, self.ranking, self.counter = drafts, ranking, counter
@@ -174,8 +202,8 @@ class _Search:
         return self._counts[k]
 
     def longest_prefix(self, budget: int, least: int) -> int:
-        """The largest k found such that k ranked units fit and k + 1 do not; `least` if no larger one fits, which may
-        not fit itself."""
+        """A number k of ranked units that fit while k + 1 do not. `least` if nothing larger fits; `least` units may
+        not fit either."""
         low = least
         at = high = len(self.ranking)
         if self.count(high) <= budget:
@@ -183,16 +211,17 @@ class _Search:
         step = 0
         while high - low > 1:
             step += 1
-            # as many units more or fewer than counted last as the prices say
+            # where the prices say that the budget is reached, seen from the last count
             paid = self.paid[at] + budget - self.count(at)
             guess = int(np.searchsorted(self.paid, paid, side="right")) - 1
-            # every fourth step halves the bracket, whatever the prices say: they may be wrong
+            # prices can mislead, so every fourth step halves the range instead
             at = (low + high) // 2 if step % 4 == 0 else min(max(guess, low + 1), high - 1)
             low, high = (at, high) if self.count(at) <= budget else (low, at)
         return low
 
     def fill(self, keep: np.ndarray, k: int, tokens: int, budget: int, tries: int) -> int:
-        """Adds ranked units after k that still fit, best first, to `keep` in place; returns the tokens then."""
+        """Adds units ranked after `k` that still fit to `keep`, in place, best first. Returns the tokens after
+        that."""
         for unit, cost in zip(self.ranking[k + 1 :], self.prices[k + 1 :], strict=True):
             if tokens == budget or not tries:
                 break
@@ -209,12 +238,17 @@ class _Search:
 
 
 def solve(drafts: Sequence[Draft], ranking: np.ndarray, budget: int, counter: Counter, whole: int) -> Solution:
-    """Keeps every forced unit and as many ranked ones as `budget` tokens allow.
+    """Keeps every forced unit and as many of the others, best first, as fit into the budget.
 
-    `ranking`: int [m], the units that are not forced, best first, numbered through all drafts. `whole`: what `counter`
-    counts for the drafts' texts together before anything is removed. The result is never
-    over the budget, except when the forced units alone are, or when the best unit alone is and nothing else would be
-    left: then `over` says so. The next unit of the ranking would not have fitted.
+    The result exceeds the budget only if the forced units alone do, or if nothing is forced and the best unit alone
+    does (one unit always stays); `Solution.over` then says so. Otherwise the next unit of the ranking does not fit.
+
+    Args:
+        drafts: the texts that share the budget.
+        ranking: int `(m,)`, the units that are not forced, best first, numbered through all drafts.
+        budget: the most tokens that the shortened texts may have together.
+        counter: counts tokens.
+        whole: tokens of the drafts' texts together before anything is removed.
     """
     search = _Search(drafts, ranking, counter, whole)
     if not len(search.forced):

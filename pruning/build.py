@@ -1,4 +1,4 @@
-"""From names to parts: which scorer, and which NER mask, an argument means."""
+"""Makes the scorer and the NER mask that the arguments of `Distill` name."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from distill.pruning import scorers
+from distill.pruning.checks import BadArgument, Unfit
+from distill.pruning.checks import choice as check_choice
 from distill.pruning.linear import multiply_by_onednn
 from distill.pruning.loading import Loaded, architecture, load, shipped_model, short_name
 from distill.pruning.masks.ner import DEFAULT_NER, CapitalNames, NerMask
 from distill.pruning.names import SCORERS
 
-# head: what scores without a question, and with one
+# kind of model: the scorer for calls without a question, and the one for calls with a question
 AUTOMATIC = {
     "causal-lm": ("self-information", "question-likelihood"),
     "token-classification": ("classifier", "lexical"),
@@ -20,10 +22,17 @@ AUTOMATIC = {
 
 
 class ScorerSource:
-    """Makes the scorers of one model, each on first use, and says which one a call needs.
+    """Makes the scorers of one model, each when it is first needed, and says which one a call needs.
 
-    `choice`: "auto", a name from `SCORERS`, or a `Scorer`. ValueError for anything else, for a head that does not fit,
-    and for a model given to a scorer that has none.
+    Args:
+        choice: `"auto"`, a name from `SCORERS`, or a `Scorer`.
+        model_name: the checkpoint to load; None for the one that ships.
+        device_map: where the model runs.
+        model: a loaded model, in place of `model_name`.
+        tokenizer: its tokenizer.
+
+    Raises:
+        ValueError: an unknown scorer, a model that the scorer cannot use, or a model for a scorer that uses none.
     """
 
     def __init__(
@@ -32,14 +41,16 @@ class ScorerSource:
         self._made: dict[str, scorers.Scorer] = {}
         self._given = choice if isinstance(choice, scorers.Scorer) else None
         self.choice = "given" if self._given is not None else choice
-        if self._given is None and choice != "auto" and choice not in SCORERS:
-            raise ValueError(f"scorer must be 'auto', a Scorer, or one of {', '.join(SCORERS)}; got {choice!r}")
+        if self._given is None:
+            check_choice("scorer", choice, ("auto", *SCORERS), "objects of a Scorer class")
         self.loaded: Loaded | None = None
         if (model is None) != (tokenizer is None):
-            raise ValueError("model and tokenizer must be given together")
+            given, missing = ("model", "tokenizer") if tokenizer is None else ("tokenizer", "model")
+            raise BadArgument(missing, f"None beside a {given}", "both together")
         if self._given is not None or (choice != "auto" and SCORERS[choice] is None):
             if model_name is not None or model is not None:
-                raise ValueError(f"scorer {self._label()!r} uses no model: leave model_name out")
+                given = "model" if model_name is None else "model_name"
+                raise BadArgument(given, f"a model for the scorer {self._label()!r}", "None, because it uses no model")
             self.head = None
             return
         if model is not None:
@@ -60,7 +71,7 @@ class ScorerSource:
 
     @property
     def label(self) -> str:
-        """What scores a call without a question."""
+        """The name of the scorer for calls without a question."""
         if self._given is not None:
             return self._given.name
         if self.choice == "auto" and self.head is not None:
@@ -72,13 +83,16 @@ class ScorerSource:
 
     def _check_head(self) -> None:
         if self.choice != "auto" and self.head != SCORERS[self.choice]:
-            raise ValueError(
-                f"scorer {self.choice!r} needs a {SCORERS[self.choice]} model; model_name is a {self.head}"
-            )
+            raise BadArgument("scorer", f"{self.choice!r} for a {self.head} model", f"{SCORERS[self.choice]} models")
 
     def scorer(self, question: str | None) -> scorers.Scorer:
-        """The scorer for a call with or without a question. ValueError if a chosen scorer would ignore the
-        question.
+        """The scorer for a call.
+
+        Args:
+            question: the question of the call, if it has one.
+
+        Raises:
+            ValueError: there is a question, and the chosen scorer would ignore it.
         """
         if self._given is not None:
             found = self._given
@@ -88,9 +102,11 @@ class ScorerSource:
         else:
             found = self._make(self.choice)
         if question is not None and not found.uses_question:
-            raise ValueError(
-                f"question: the scorer {found.name} does not use one; leave the question out, or use scorer='auto', "
-                "'question-likelihood', 'cross-encoder', 'lexical', 'attention' or 'gradient'"
+            raise Unfit(
+                "question",
+                f"one for the scorer {found.name}, which does not use one",
+                "questions with scorer='auto', 'question-likelihood', 'cross-encoder', 'lexical', 'attention' and "
+                "'gradient'",
             )
         return found
 
@@ -125,24 +141,30 @@ def _head_of(model: Any) -> str:
     ):
         if name.endswith(suffix):
             return head
-    if model.can_generate():
+    if getattr(model, "can_generate", lambda: False)():
         return "causal-lm"
-    raise ValueError(f"model must be a causal LM, a token classifier or a sequence classifier; got {name}")
+    raise BadArgument("model", f"a {name}", "causal LMs, token classifiers and sequence classifiers")
 
 
 def build_ner(ner: Any, device_map: str) -> tuple[NerMask | CapitalNames | None, list[str]]:
-    """The NER mask that `ner` means, and what to tell the reader.
+    """The mask for names that `ner` means, and a note for reports.
 
-    None or False: no mask. "auto": `DEFAULT_NER` if it is already on this machine (nothing is downloaded), else names
-    by their capitals. "capitals": that rule. Otherwise a checkpoint's name, a pipeline or a `NerMask`.
+    Args:
+        ner: None or False for no mask. `"auto"`: the model `DEFAULT_NER` if it is on this machine already, else
+            capitals. `"capitals"`: capitalised words are names. Otherwise the name or folder of a token classifier, a
+            pipeline, or a `NerMask`.
+        device_map: where the model runs.
+
+    Raises:
+        ValueError: `ner` is none of these, or cannot be loaded.
     """
     if ner is None or ner is False:
         return None, []
     if isinstance(ner, (NerMask, CapitalNames)):
         return ner, []
-    if ner == "capitals":
+    if isinstance(ner, str) and ner == "capitals":
         return CapitalNames(), []
-    if ner != "auto":
+    if not isinstance(ner, str) or ner != "auto":
         return NerMask(ner, device_map=device_map), []
     try:
         return NerMask(DEFAULT_NER, device_map=device_map, local_files_only=True), []

@@ -1,4 +1,4 @@
-"""`distill prune`: a file or standard input in, the pruned text and an honest report out."""
+"""The command `distill prune`: shortens a file or standard input, and reports what it did."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import sys
 from pathlib import Path
 
+from distill.pruning.checks import BadArgument, bad
 from distill.pruning.names import DEFAULT_RATE, SCORERS
 
 EXAMPLES = """\
@@ -29,7 +30,7 @@ model that is not on this machine.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `distill prune`."""
+    """Adds the arguments of `distill prune` to a parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument("input", nargs="?", default="-", help="a UTF-8 text file; - or nothing: standard input")
@@ -110,17 +111,17 @@ def _read(name: str) -> str:
         with open(name, encoding="utf-8", newline="") as file:
             return file.read()
     except OSError as error:
-        raise ValueError(f"cannot read {name}: {error.strerror}") from None
+        raise bad("input", name, f"files that can be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{name} is not UTF-8 text (byte {error.start})") from None
+        raise bad("input", name, f"UTF-8 text (it is not UTF-8 at byte {error.start})") from None
 
 
-def _write(name: str, text: str) -> None:
+def _write(option: str, name: str, text: str) -> None:
     try:
         with open(name, "w", encoding="utf-8", newline="") as file:
             file.write(text)
     except OSError as error:
-        raise ValueError(f"cannot write {name}: {error.strerror}") from None
+        raise bad(option, name, f"files that can be written ({error.strerror})") from None
 
 
 def _rules(value: str | None) -> bool | list[str]:
@@ -130,9 +131,16 @@ def _rules(value: str | None) -> bool | list[str]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prunes as the arguments say. Returns 0, or 3 if the result is over its budget; ValueError for bad input."""
+    """Runs the command.
+
+    Returns:
+        0, or 3 if the result is over its budget.
+
+    Raises:
+        ValueError: an argument that is not allowed, by name.
+    """
     if args.no_report and args.report_only:
-        raise ValueError("--no-report and --report-only contradict each other")
+        raise BadArgument("--report-only", "both this and --no-report", "one of them")
     from distill.pruning.engine import Distill
     from distill.pruning.html import page
     from distill.pruning.result import report
@@ -163,14 +171,14 @@ def run(args: argparse.Namespace) -> int:
     )
     lines = report(result)
     if args.html:
-        _write(args.html, page(result, "Pruned text" if args.input == "-" else Path(args.input).name))
+        _write("--html", args.html, page(result, "Pruned text" if args.input == "-" else Path(args.input).name))
     if args.json:
-        _write(args.json, json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n")
+        _write("--json", args.json, json.dumps(result.to_dict(), ensure_ascii=False, indent=1) + "\n")
     if args.report_only:
         print(lines)
     elif args.output:
         block = "" if args.no_report else f"\n\n<!-- distill prune\n{lines.replace('-->', '->')}\n-->\n"
-        _write(args.output, result.text + block)
+        _write("--output", args.output, result.text + block)
     else:
         sys.stdout.write(result.text)
         if not args.no_report:

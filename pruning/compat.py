@@ -1,11 +1,11 @@
-"""LLMLingua-2, step by step, defects included: the reference to compare with, not the method to use.
+"""LLMLingua-2, reproduced with its defects, to compare with; `Distill` without `compat` is the method to use.
 
-Follows the published package (llmlingua 0.2.2; Pan et al., ACL 2024) so that its outputs come back character for
-character: text is detokenised, chunks lose white space at their seams, thresholds are per chunk, and words that the
-vocabulary lacks vanish. The pruner of this package (`Distill` without `compat`) does none of that. What differs here
-is only what cannot change a result: remote code is never run, and the model family is read from the tokenizer rather
-than from the model's name. Batches have the original's shape: products of another shape round otherwise, and where two
-words are nearly as probable that moves a threshold across one of them.
+This follows the published package (llmlingua 0.2.2; Pan et al., ACL 2024) so closely that it returns the same strings.
+That includes what is wrong with them: the text is decoded from tokens, white space between chunks is lost, each chunk
+has a threshold of its own, and words that the vocabulary lacks vanish. Two things differ and cannot change a result:
+remote code is never run, and the kind of model is read from its tokenizer and not from its name. Batches have the
+shape that they have in the original, because matrix products of another shape are rounded differently; where two
+words are almost equally probable, that could move a threshold across one of them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.pruning.checks import BadArgument, bad, check_texts, choice, flag, number, strings, whole
 from distill.pruning.loading import load
 from distill.pruning.scorers.base import pad
-from distill.pruning.tokenization import check_text, load_tiktoken, make_counter
+from distill.pruning.tokenization import load_tiktoken, make_counter
 
 WINDOW = 512
-MAX_FORCED = 100
+MAX_FORCED = 100  # the original reserves this many placeholder tokens
 BATCH = 50
-SEED = 42
+SEED = 42  # the original's
 
 
 @dataclass(frozen=True)
 class _Forced:
-    """`tokens`: strings to force. `mapped`: those that are not one token, with the placeholder that stands for
-    each.
-    """
+    """The strings to force. Those that are not a single token are `mapped` to placeholders, which are."""
 
     tokens: list[str]
     mapped: dict[str, str]
@@ -55,7 +54,7 @@ class _Forced:
 
 @dataclass
 class _Words:
-    """The words of one chunk: surface, probability with forced ones raised, and without."""
+    """The words of one chunk, and the probabilities of their tokens: with forced ones set to 1, and as they were."""
 
     words: list[str] = field(default_factory=list)
     forced: list[list[float]] = field(default_factory=list)
@@ -65,9 +64,13 @@ class _Words:
 class LLMLingua2:
     """The compressor of llmlingua 0.2.2 with `use_llmlingua2=True`.
 
-    `model_name`: a token classifier with two labels and a WordPiece or XLM-RoBERTa tokenizer. `counter`: counts tokens
-    for thresholds and targets; the original uses tiktoken's cl100k_base, which is also the default here. Raises
-    ValueError for another tokenizer family or a counter that cannot be loaded.
+    Args:
+        model_name: a token classifier with two labels and a WordPiece or XLM-RoBERTa tokenizer.
+        device_map: where the model runs.
+        counter: counts the tokens for thresholds and targets; None is tiktoken's cl100k_base, as in the original.
+
+    Raises:
+        ValueError: another kind of tokenizer, or a model or counter that cannot be loaded.
     """
 
     def __init__(self, model_name: Any, device_map: str = "cpu", counter: Any = None) -> None:
@@ -79,13 +82,12 @@ class LLMLingua2:
         elif any(p.startswith("▁") for p in pieces):
             self.wordpiece = False
         else:
-            raise ValueError(
-                f"model_name {str(model_name)!r}: compat needs a WordPiece or SentencePiece tokenizer; got {pieces}"
-            )
+            got = f"{str(model_name)!r}, whose tokenizer gives {pieces}"
+            raise BadArgument("model_name", got, "models with a WordPiece or SentencePiece tokenizer, with compat")
         self._skip = self._special_tokens()
         self._placeholders = [f"[NEW{i}]" for i in range(MAX_FORCED)]
         with torch.random.fork_rng(devices=[]):
-            # the placeholders' vectors are random in the original too; its seed makes them the same
+            # the placeholders' embeddings are random in the original too; its seed makes them the same here
             torch.manual_seed(SEED)
             self.tokenizer.add_special_tokens({"additional_special_tokens": self._placeholders})
             self.model.resize_token_embeddings(len(self.tokenizer))
@@ -96,8 +98,7 @@ class LLMLingua2:
         return {str(v) for k, v in named.items() if k not in ("additional_special_tokens", "extra_special_tokens")}
 
     def _boundary_ids(self) -> tuple[int, int]:
-        # inference in the original always uses BERT's names for the special tokens; a vocabulary without them has the
-        # unknown token there
+        # the original always looks up BERT's special tokens; a vocabulary without them gives the unknown token
         head, tail = self.tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]"])
         return head, tail
 
@@ -116,23 +117,47 @@ class LLMLingua2:
         token_to_word: str = "mean",
         chunk_end_tokens: Sequence[str] = (".", "\n"),
     ) -> list[str]:
-        """The compressed contexts that survive: a list of strings, possibly shorter than `context`.
+        """Compresses contexts as `PromptCompressor.compress_prompt` does, with its arguments and defaults.
 
-        The arguments are those of `PromptCompressor.compress_prompt`, with its defaults. Where the original crashes
-        (rate 0, an empty text with a target, more than 100 forced tokens) this raises ValueError.
+        Args:
+            context: the texts.
+            rate: share of the tokens to keep, above 0 and up to 1.
+            target_token: tokens to keep of all contexts; -1 for what `rate` says.
+            use_context_level_filter: whether whole contexts are dropped first.
+            context_level_rate: share of contexts to keep; 1 lets the original choose it.
+            force_context_ids: indices of contexts that are not dropped.
+            force_tokens: strings to keep, at most 100.
+            force_reserve_digit: whether tokens with a digit are kept.
+            drop_consecutive: whether repeated forced strings are kept once.
+            token_to_word: how tokens make a word's probability, `"mean"` or `"first"`.
+            chunk_end_tokens: tokens at which a chunk may end.
+
+        Returns:
+            The compressed contexts that were not dropped.
+
+        Raises:
+            ValueError: an argument that is not allowed, by name; also where the original crashes (a rate of 0, an
+                empty text with a target, more than 100 forced strings).
         """
-        texts = [check_text(t, f"context[{i}]") for i, t in enumerate(context)]
-        if not 0 < rate <= 1:
-            raise ValueError(f"rate must be in (0, 1], the share to keep; got {rate!r}")
-        if len(force_tokens) > MAX_FORCED:
-            raise ValueError(f"force_tokens must hold at most {MAX_FORCED}; got {len(force_tokens)}")
-        if token_to_word not in ("mean", "first"):
-            raise ValueError(f"token_to_word must be 'mean' or 'first'; got {token_to_word!r}")
+        texts = check_texts(context, "context")
+        rate = number("rate", rate, 0, 1, above=True, meaning="the share to keep")
+        target_token = whole("target_token", target_token, -1)
+        context_level_rate = number("context_level_rate", context_level_rate, 0, 1, above=True)
+        force_tokens = strings("force_tokens", force_tokens, MAX_FORCED)
+        chunk_end_tokens = strings("chunk_end_tokens", chunk_end_tokens, MAX_FORCED)
+        choice("token_to_word", token_to_word, ("mean", "first"))
+        flag("use_context_level_filter", use_context_level_filter)
+        flag("force_reserve_digit", force_reserve_digit)
+        flag("drop_consecutive", drop_consecutive)
+        if not isinstance(force_context_ids, (list, tuple)):
+            raise bad("force_context_ids", force_context_ids, "lists of indices of contexts")
+        for i in force_context_ids:
+            whole("force_context_ids", i, 0)
         forced = self._forced(list(force_tokens), force_reserve_digit)
         ends = {*chunk_end_tokens, *(forced.mapped[t] for t in chunk_end_tokens if t in forced.mapped)}
         original = sum(self.counter.count(texts))
         if target_token > 0 and not original:
-            raise ValueError("target_token cannot be met: the context has no tokens")
+            raise bad("target_token", target_token, "-1 for a context without tokens")
         chunks = [self._chunks(forced.shield(t), ends) for t in texts]
         if use_context_level_filter and len(texts) > 1:
             share = self._context_share(rate, target_token, original, context_level_rate)
@@ -156,7 +181,7 @@ class LLMLingua2:
         return _Forced(tokens, mapped, digits, frozenset(mapped.values()))
 
     def _chunks(self, text: str, ends: set[str]) -> list[str]:
-        """The text in chunks of at most 511 tokens that end on an end token where there is one, as strings again."""
+        """The text in chunks of at most 511 tokens, decoded; a chunk ends with an end token if it has one."""
         tokens = self.tokenizer.tokenize(text)
         found, begin, reach = [], 0, WINDOW - 2
         while begin < len(tokens):
@@ -178,22 +203,21 @@ class LLMLingua2:
     def _keep_contexts(
         self, chunks: list[list[str]], share: float, always: Sequence[int], forced: _Forced, how: str
     ) -> list[int]:
-        """The contexts whose mean word probability, nothing forced, is in the upper `share`."""
+        """Which contexts stay: those with the highest mean probability of their words, a `share` of all."""
         scored = iter(self._score([c for group in chunks for c in group], forced))
         means = []
         for group in chunks:
             values = [v for _ in group for v in _per_word(next(scored).plain, how)]
             if not values:
-                raise ValueError(
-                    "context holds a text without words; leave it out or set use_context_level_filter=False"
-                )
+                got = "a text without words beside others"
+                raise BadArgument("context", got, "texts with words, or any with use_context_level_filter=False")
             means.append(sum(values) / len(values))
         bar = np.percentile(means, int(100 * (1 - share)))
         return [i for i, mean in enumerate(means) if mean >= bar or i in always]
 
     @torch.inference_mode()
     def _score(self, chunks: list[str], forced: _Forced) -> list[_Words]:
-        """The words of each chunk with their probabilities; tokens beyond 512 are lost, as in the original."""
+        """The words of each chunk with their probabilities. Tokens beyond 512 are dropped, as in the original."""
         head, tail = self._ids
         rows = []
         for chunk in chunks:
@@ -225,14 +249,14 @@ class LLMLingua2:
             else:
                 found.words[-1] += bare
                 found.forced[-1].append(raised)
-                # the original goes on with the word's first probability here, so "mean" is "first" for whole contexts
+                # the original repeats the word's first probability here, so that for contexts "mean" equals "first"
                 found.plain[-1].append(found.plain[-1][0])
         return found
 
     def _begins(self, token: str, forced: _Forced) -> bool:
         if self.wordpiece:
             return not token.startswith("##") or forced.is_forced(token.lstrip("#"))
-        # the original's test for punctuation is for a substring of string.punctuation
+        # the original tests whether the token is a substring of string.punctuation
         return token in string.punctuation or token.startswith("▁") or forced.is_forced(token)
 
     def _prune(self, scored: _Words, removed: float, forced: _Forced, how: str, drop_consecutive: bool) -> str:

@@ -1,15 +1,17 @@
-"""Input pruning and in-layer retention in one step: prune the context, then ask a model.
+"""Prune a context, then ask a model about it.
 
-The model is whatever the caller has: any Transformers model that generates, or one from `distill.load(path,
-policy=...)`, which goes on to drop tokens inside its layers. Nothing here knows which.
+The model may be any Transformers model that generates. One from `distill.load(path, policy=...)` goes on to drop
+tokens inside its layers, so that both ways of saving work together.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from string import Formatter
 from typing import Any
 
+from distill.pruning.checks import bad, check_text, flag
 from distill.pruning.engine import Distill
 from distill.pruning.result import Result
 from distill.pruning.tokenization import Counter, make_counter
@@ -17,8 +19,14 @@ from distill.pruning.tokenization import Counter, make_counter
 
 @dataclass(frozen=True)
 class Answer:
-    """`text`: what the model generated. `prompt_tokens`: what it read, special tokens included. `pruned`: the
-    context's result. `timings`: seconds, pruning apart from generation ("prune", "generate")."""
+    """What `PruneThenGenerate` returns.
+
+    Args:
+        text: what the model generated.
+        prompt_tokens: how many tokens it read, special tokens included.
+        pruned: the shortened context.
+        timings: seconds of both steps ("prune", "generate").
+    """
 
     text: str
     prompt_tokens: int
@@ -26,22 +34,42 @@ class Answer:
     timings: dict[str, float]
 
 
-class PruneThenGenerate:
-    """Prunes the context with `distill`, counting with the reader's own tokenizer, and generates from the rest.
+def _check_template(template: object) -> None:
+    fields = ("context", "instruction", "question")
+    try:
+        parts = [part[1:] for part in Formatter().parse(check_text(template, "template")) if part[1] is not None]
+    except ValueError:
+        parts = []
+    # a width such as {context:9999999999} or an attribute such as {context.x} has no place in a prompt
+    plain = all(field in fields and not spec and not conversion for field, spec, conversion in parts)
+    if not plain or "context" not in [field for field, *_ in parts]:
+        raise bad("template", template, "format strings with {context}, and if wanted {instruction} and {question}")
 
-    `model` and `tokenizer`: the reader. The prompt is instruction, context and question with an empty line between, or
-    `template`, a format string with `{context}`, `{instruction}` and `{question}`; only the context is ever pruned.
-    With `chat=True` the prompt is the user's turn in the tokenizer's chat template. ValueError for a template without
-    `{context}`, or `chat` without a chat template.
+
+class PruneThenGenerate:
+    """Shortens a context, and lets a model answer a question about what is left.
+
+    Only the context is shortened. Its budget is counted with the tokenizer of the model that reads it.
+
+    Args:
+        distill: shortens the context.
+        model: reads the prompt and generates.
+        tokenizer: the tokenizer of `model`.
+        template: the prompt, with the fields `{context}`, `{instruction}` and `{question}`. Without one, instruction,
+            context and question follow each other, with an empty line between.
+        chat: whether the prompt becomes the user's turn in the tokenizer's chat template.
+
+    Raises:
+        ValueError: a template without `{context}` or with other fields, or `chat` without a chat template.
     """
 
     def __init__(
         self, distill: Distill, model: Any, tokenizer: Any, *, template: str | None = None, chat: bool = False
     ) -> None:
-        if template is not None and "{context}" not in template:
-            raise ValueError(f"template must contain {{context}}; got {template!r}")
-        if chat and not tokenizer.chat_template:
-            raise ValueError("chat=True needs a tokenizer with a chat template")
+        if template is not None:
+            _check_template(template)
+        if flag("chat", chat) and not tokenizer.chat_template:
+            raise bad("chat", chat, "False for a tokenizer without a chat template")
         self.model, self.tokenizer = model, tokenizer
         self.template, self.chat = template, chat
         self.distill = distill
@@ -58,11 +86,25 @@ class PruneThenGenerate:
         prune: dict[str, Any] | None = None,
         **generation: Any,
     ) -> Answer:
-        """Prunes `context` and generates.
+        """Shortens the context and generates an answer.
 
-        `query_aware`: whether the question also decides what stays. `prune`: further options of `Distill.compress`.
-        `generation`: options of `model.generate` (`max_new_tokens`, ...). ValueError as `Distill.compress` raises it.
+        Args:
+            context: the text to shorten.
+            question: what is asked.
+            instruction: what else the prompt says.
+            rate: share of the context's tokens to keep.
+            query_aware: whether the question also decides what stays of the context.
+            prune: further options of `Distill.compress`.
+            **generation: options of `model.generate`, such as `max_new_tokens`.
+
+        Raises:
+            ValueError: an argument that is not allowed, by name.
         """
+        for name, value in (("context", context), ("question", question), ("instruction", instruction)):
+            check_text(value, name)
+        flag("query_aware", query_aware)
+        if prune is not None and not isinstance(prune, dict):
+            raise bad("prune", prune, "dicts of options of Distill.compress")
         began = time.perf_counter()
         options = dict(prune or {})
         if question and query_aware:

@@ -1,6 +1,6 @@
-"""A page that shows what went and what stayed: removed text faded, anchors coloured by mask, counts on top.
+"""A web page that shows a result: removed text is faded, anchors have the colour of their mask, counts stand on top.
 
-One self-contained file: no script, no font, no image from elsewhere. Light and dark follow the reader's system.
+The page needs no other file, and is light or dark as the reader's system is.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ def _style() -> str:
 
 
 def _runs(result: Result) -> list[tuple[int, int, str | None, str]]:
-    """The original cut into runs (start, end, state, title): state None is removed, "" kept, else the mask's name."""
+    """The original in stretches `(start, end, state, title)`.
+
+    The state is None for what was removed, "" for what its score kept, and else the name of the mask that kept it.
+    """
     length = len(result.original)
     edges = {0, length}
     edges.update(edge for span in result.spans for edge in span)
@@ -128,7 +131,12 @@ def _bar(result: Result) -> str:
 
 
 def page(result: Result, title: str = "Pruned text") -> str:
-    """The page, as one HTML document."""
+    """The page, as one HTML document.
+
+    Args:
+        result: what it shows.
+        title: its title, as plain text.
+    """
     approx = "" if result.exact else "≈ "
     figures = [
         (f"{approx}{result.original_tokens}", "tokens before"),

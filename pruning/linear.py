@@ -1,8 +1,8 @@
-"""Linear layers whose products oneDNN computes.
+"""Linear layers that multiply with oneDNN in place of MKL, on CPUs where that is faster.
 
 PyTorch multiplies float32 matrices on a CPU with MKL. On an AMD processor with AVX-512, oneDNN, which PyTorch also
-ships, does more than twice as many products a second; the numbers are the same up to rounding. PyTorch has no public
-switch for it: what is called here is the operator that torch.compile emits.
+ships, is more than twice as fast; the results are the same up to rounding. PyTorch has no public switch for it, so
+this file calls the operator that `torch.compile` uses.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# below this many multiplications a call, setting oneDNN up takes as long as it saves
+# a product of fewer multiplications than this gains nothing, because calling oneDNN has a fixed cost
 LEAST_WORK = 1 << 21
 
 
 class OneDnnLinear(nn.Linear):
-    """`nn.Linear` by oneDNN where that is faster and allowed: float32, on the CPU, without gradients."""
+    """`nn.Linear` that uses oneDNN for large float32 products on a CPU when no gradients are wanted."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """`input @ weight.T + bias`, as `nn.Linear`."""
+        """`input @ weight.T + bias`, as `nn.Linear` computes it."""
         if (
             input.numel() * self.out_features < LEAST_WORK
             or torch.is_grad_enabled()
@@ -33,7 +33,7 @@ class OneDnnLinear(nn.Linear):
 
 
 def applies() -> bool:
-    """Whether this processor gains by it, and this PyTorch has the operator."""
+    """Whether this processor is faster with oneDNN, and this PyTorch has the operator."""
     return (
         torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkldnn.is_available()
@@ -42,8 +42,11 @@ def applies() -> bool:
 
 
 def multiply_by_onednn(model: nn.Module) -> None:
-    """Makes the plain linear layers of `model` `OneDnnLinear`, in place, where that applies; their parameters stay
-    the same objects."""
+    """Turns the linear layers of a model into `OneDnnLinear`, in place, if `applies`; parameters are not copied.
+
+    Args:
+        model: any module; subclasses of `nn.Linear` in it are left as they are.
+    """
     if not applies():
         return
     for module in model.modules():

@@ -1,4 +1,4 @@
-"""Loading what scores a text: the shipped small model by default, any checkpoint by name, never remote code."""
+"""Loading the model that scores a text: the small one that ships, or any checkpoint. Remote code is never run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from distill.pruning.checks import BadArgument, bad, model_source
+from distill.pruning.tokenization import unloadable
 
 
 class Loaded(NamedTuple):
@@ -18,32 +21,45 @@ class Loaded(NamedTuple):
 
 
 def shipped_model() -> Path:
-    """The folder of the small causal LM that ships with the package. ValueError if this installation has none."""
+    """The folder of the small causal LM that ships with the package.
+
+    Raises:
+        ValueError: this installation has none.
+    """
     folder = Path(str(resources.files("distill.mini") / "llama"))
     if not (folder / "config.json").is_file():
-        raise ValueError(
-            "model_name: this installation ships no small model (no folder llama in distill.mini); "
-            "name a checkpoint, or use scorer='baseline', which needs no model"
+        raise BadArgument(
+            "model_name",
+            "None, and this installation ships no small model (no folder llama in distill.mini)",
+            "names and folders of checkpoints, and scorer='baseline', which needs no model",
         )
     return folder
 
 
 def short_name(name: str | Path) -> str:
-    """A Hub id as it is; of a local path the last part."""
+    """How reports call a checkpoint: its Hub id, or the last part of its folder."""
     return Path(name).name if Path(name).exists() else str(name)
 
 
 def architecture(name: str | Path) -> str:
-    """What head a checkpoint has: "token-classification", "sequence-classification" or "causal-lm".
+    """What a checkpoint can do, read from `architectures` in its config.
 
-    Read from `config.architectures`, not from the name. ValueError if it is none of them or cannot be read.
+    Args:
+        name: its name or folder.
+
+    Returns:
+        `"token-classification"`, `"sequence-classification"` or `"causal-lm"`.
+
+    Raises:
+        ValueError: it can do none of these, or its config cannot be read.
     """
     from transformers import AutoConfig
 
+    name = model_source("model_name", name)
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"model_name {str(name)!r} could not be read: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged or foreign file can make the loader fail in any way
+        raise unloadable("model_name", name, "checkpoints", error) from error
     heads = config.architectures or []
     for suffix, kind in (
         ("ForTokenClassification", "token-classification"),
@@ -53,16 +69,20 @@ def architecture(name: str | Path) -> str:
     ):
         if any(head.endswith(suffix) for head in heads):
             return kind
-    raise ValueError(
-        f"model_name {str(name)!r} must be a causal LM, a token classifier or a sequence classifier; "
-        f"its config says {heads}"
-    )
+    raise BadArgument("model_name", f"{name!r} ({heads})", "causal LMs, token classifiers and sequence classifiers")
 
 
 def load(name: str | Path, kind: str, device_map: str = "cpu", **options: Any) -> Loaded:
-    """The model and tokenizer of a checkpoint, for `kind` as `architecture` names it; float32 on a CPU.
+    """The model and tokenizer of a checkpoint; in float32 on a CPU, else in the precision it was saved in.
 
-    `options` go to `from_pretrained`. Remote code is never run. ValueError if it cannot be loaded.
+    Args:
+        name: its name or folder.
+        kind: what it is to be loaded as, see `architecture`.
+        device_map: a device, or a placement such as `"auto"`.
+        **options: passed on to `from_pretrained`.
+
+    Raises:
+        ValueError: it cannot be loaded, or not onto that device.
     """
     import transformers
 
@@ -72,12 +92,18 @@ def load(name: str | Path, kind: str, device_map: str = "cpu", **options: Any) -
         "causal-lm": transformers.AutoModelForCausalLM,
     }
     options.setdefault("dtype", torch.float32 if device_map == "cpu" else "auto")
+    name = model_source("model_name", name)
+    plain = device_map.split(":")[0] in ("cpu", "cuda", "mps", "xpu")
+    if not plain:
+        options["device_map"] = device_map
     try:
-        if device_map.split(":")[0] in ("cpu", "cuda", "mps", "xpu"):
-            model = classes[kind].from_pretrained(name, **options).to(device_map)
-        else:
-            model = classes[kind].from_pretrained(name, device_map=device_map, **options)
+        model = classes[kind].from_pretrained(name, **options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"model_name {str(name)!r} could not be loaded: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged or foreign file can make the loader fail in any way
+        raise unloadable("model_name", name, "checkpoints", error) from error
+    try:
+        model = model.to(device_map) if plain else model
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise bad("device_map", device_map, f"devices of this machine ({reason})") from error
     return Loaded(model.eval(), tokenizer, short_name(name))

@@ -1,8 +1,8 @@
-"""Names that a help text needs before PyTorch is imported."""
+"""The default rate and the names of the scorers, in a file that does not import PyTorch, so that `--help` is quick."""
 
 DEFAULT_RATE = 0.5
 
-# scorer: the head its model must have; None needs no model
+# scorer: the kind of model that it needs; None if it needs none
 SCORERS: dict[str, str | None] = {
     "self-information": "causal-lm",
     "question-likelihood": "causal-lm",

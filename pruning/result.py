@@ -9,14 +9,20 @@ from distill.pruning.masks.anchor import Anchor
 from distill.pruning.segments import Segment
 from distill.pruning.units import join
 
-# A unit that several masks keep is paid by the first of them; the last two have no anchors.
+# A unit that several masks want is charged to the first of them; the last two entries are no masks and have no
+# anchors.
 MASK_ORDER = ("user", "rules", "ner", "protected", "layout", "statistical")
 
 
 @dataclass(frozen=True)
 class MaskUse:
-    """`anchors`: stretches the mask asked for. `tokens`: what they cost in the original text's own tokens, where no
-    earlier mask pays for them; "layout" is line breaks, "statistical" all that the score alone kept."""
+    """What one mask kept.
+
+    Args:
+        anchors: how many stretches of the text it asked for.
+        tokens: what they cost, in tokens of the original text, without what an earlier mask is charged for. For
+            `"layout"` it is what line breaks cost, for `"statistical"` what is kept for its score alone.
+    """
 
     anchors: int
     tokens: int
@@ -24,16 +30,24 @@ class MaskUse:
 
 @dataclass(frozen=True)
 class Result:
-    """One pruned text.
+    """One shortened text.
 
-    `original` and `text`: before (keep tags included) and after. `spans`: the characters `[start, end)` of `original`
-    that stayed; joined they are `text`. `anchors`: what had to stay, in the same offsets.
-    `original_tokens`, `tokens`: as `counter` counts, without special tokens and without keep tags; `exact` is False
-    where that is an estimate. `budget`: the most tokens allowed (None with a threshold); `over_budget`: anchors, or
-    the one unit that is always left, need more.
-    `masks`: tokens spent per mask, in `MASK_ORDER`. `timings`: seconds of the whole call that made this result
-    ("masks", "score", "solve", "total"); a call for several texts has one set of timings. `notes`: what a reader
-    should know.
+    Args:
+        original: the text as it was given, keep tags included.
+        text: the shortened text.
+        spans: the characters `[start, end)` of `original` that stayed; one after the other they are `text`.
+        anchors: what had to stay, as characters of `original`.
+        original_tokens: tokens of the original text, without keep tags and special tokens.
+        tokens: tokens of the shortened text.
+        budget: the most tokens that were allowed; None with a threshold.
+        over_budget: whether the text has more, because what must stay needs more, or because one unit always stays.
+        counter: the name of what counted the tokens.
+        exact: False where the counts are estimates.
+        scorer: the name of what scored the text.
+        masks: what each mask kept, in the order of `MASK_ORDER`.
+        segments: the kinds of text that were found, if the call asked for segments.
+        timings: seconds of the whole call, which may have had other texts too ("masks", "score", "solve", "total").
+        notes: sentences that a reader should know.
     """
 
     original: str
@@ -54,11 +68,15 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Share of the tokens that stayed; 1.0 for an empty text."""
+        """The share of the tokens that stayed; 1.0 for an empty text."""
         return self.tokens / self.original_tokens if self.original_tokens else 1.0
 
     def to_dict(self, *, with_original: bool = False) -> dict[str, Any]:
-        """All of it as JSON-serialisable values; the original text only if asked for."""
+        """The result as values that JSON can hold.
+
+        Args:
+            with_original: whether the original text is included.
+        """
         found = asdict(self)
         found["anchors"] = [a._asdict() for a in self.anchors]
         found["spans"] = [list(s) for s in self.spans]
@@ -68,13 +86,17 @@ class Result:
         return found
 
     def check(self) -> None:
-        """Raises AssertionError unless the text is made of slices of the original; cheap, for tests and debugging."""
+        """A test that the text is made of slices of the original, in their order.
+
+        Raises:
+            AssertionError: it is not.
+        """
         assert join(self.original, self.spans) == self.text
         assert all(b <= c for (_, b), (c, _) in zip(self.spans[:-1], self.spans[1:], strict=True))
 
 
 def blame(result: Result) -> str:
-    """In words, what keeps a result from its budget: the masks that spent most, first."""
+    """What keeps a result from its budget, in words: the masks that kept something, those that kept most first."""
     spent = [
         f"{name} ({use.tokens})"
         for name, use in sorted(result.masks.items(), key=lambda item: -item[1].tokens)
@@ -84,7 +106,7 @@ def blame(result: Result) -> str:
 
 
 def report(result: Result) -> str:
-    """A block of plain text for people: what was asked for, what came out, and who spent the tokens."""
+    """A result as a few lines of text: what was asked for, what came out, and which mask kept how many tokens."""
     limit = "a score threshold" if result.budget is None else f"at most {result.budget}"
     kind = "tokens" if result.exact else "estimated tokens"
     verdict = (

@@ -1,7 +1,7 @@
-"""Routing by complexity: which configured model a prompt probably needs, and why.
+"""Routing by complexity: which of the caller's models a prompt probably needs, and why.
 
-The score is a weighted mean of six features, each in [0, 1] and each readable off the text. It suggests; it calls
-nothing. There is no claim that it predicts answer quality: calibrate `up_to` on your own traffic.
+The score is a weighted mean of six simple features of the text, each from 0 to 1. The function only suggests and calls
+no model. The score is not known to predict the quality of answers: choose `up_to` by measuring on your own prompts.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from distill.pruning.checks import bad, check_text, number, whole
 from distill.pruning.masks.rules import rule_anchors
 from distill.pruning.segments import split_segments
-from distill.pruning.tokenization import Counter, EstimateCounter, check_text
+from distill.pruning.tokenization import Counter, EstimateCounter, make_counter
 
 WEIGHTS: dict[str, float] = {
     "length": 0.25,
@@ -37,19 +38,39 @@ _REASONING = re.compile(
 
 @dataclass(frozen=True)
 class Route:
-    """A configured model: used for scores up to `up_to` (in (0, 1]) and prompts of at most `max_tokens` (None:
-    any).
+    """One of the caller's models, and the prompts it is meant for.
+
+    Args:
+        model: its name.
+        up_to: the highest score it takes, above 0 and up to 1.
+        max_tokens: the longest prompt it takes, in tokens; None for any.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     model: str
     up_to: float = 1.0
     max_tokens: int | None = None
 
+    def __post_init__(self) -> None:
+        check_text(self.model, "model")
+        number("up_to", self.up_to, 0, 1, above=True)
+        if self.max_tokens is not None:
+            whole("max_tokens", self.max_tokens, 1)
+
 
 @dataclass(frozen=True)
 class Suggestion:
-    """`model`: the suggested route. `score` in [0, 1]. `features`: what it was made of. `reasons`: the same in words,
-    weightiest first."""
+    """What `suggest` suggests.
+
+    Args:
+        model: the name of the chosen route.
+        score: how complex the prompt is, from 0 to 1.
+        tokens: how long it is.
+        features: what the score was made of, each from 0 to 1.
+        reasons: the same in words, the strongest first.
+    """
 
     model: str
     score: float
@@ -59,7 +80,15 @@ class Suggestion:
 
 
 def features(text: str, tokens: int) -> tuple[dict[str, float], dict[str, str]]:
-    """The features of a prompt of `tokens` tokens, each in [0, 1], and what each of them counted, in words."""
+    """The features of a prompt.
+
+    Args:
+        text: the prompt.
+        tokens: its length.
+
+    Returns:
+        Each feature as a number from 0 to 1, and in words what was counted for it.
+    """
     segments = split_segments(text)
     code = sum(s.end - s.start for s in segments if s.kind in ("code", "json", "table")) / max(len(text), 1)
     numbers = len(rule_anchors(text, ("number",)))
@@ -86,18 +115,25 @@ def features(text: str, tokens: int) -> tuple[dict[str, float], dict[str, str]]:
 
 
 def check_routes(routes: Sequence[Route]) -> list[Route]:
-    """The routes, cheapest first. ValueError for an empty table, a bad bound, or a table that leaves prompts without a
-    route."""
-    if not routes:
-        raise ValueError("routes must hold at least one Route")
-    for route in routes:
-        if not 0 < route.up_to <= 1:
-            raise ValueError(f"routes: up_to of {route.model!r} must be in (0, 1]; got {route.up_to!r}")
-        if route.max_tokens is not None and route.max_tokens < 1:
-            raise ValueError(f"routes: max_tokens of {route.model!r} must be at least 1; got {route.max_tokens!r}")
+    """The routes, ordered by `up_to` and then by `max_tokens`.
+
+    Raises:
+        ValueError: no list of routes, or no route that takes every prompt.
+    """
+    if not isinstance(routes, Sequence) or not all(isinstance(route, Route) for route in routes):
+        raise bad("routes", routes, "lists of Route")
     if not any(route.up_to == 1 and route.max_tokens is None for route in routes):
-        raise ValueError("routes: one route must take everything (up_to=1, max_tokens=None)")
+        raise bad("routes", routes, "lists in which one route takes everything (up_to=1, max_tokens=None)")
     return sorted(routes, key=lambda route: (route.up_to, route.max_tokens or math.inf))
+
+
+def _checked_weights(weights: object) -> dict[str, float]:
+    if not isinstance(weights, Mapping) or set(weights) - set(WEIGHTS):
+        raise bad("weights", weights, f"numbers for {', '.join(WEIGHTS)}")
+    found = {name: number(f"weights[{name!r}]", value, 0, 1e6) for name, value in weights.items()}
+    if not sum(found.values()):
+        raise bad("weights", weights, "numbers that are not all 0")
+    return found
 
 
 def suggest(
@@ -107,18 +143,20 @@ def suggest(
     weights: Mapping[str, float] | None = None,
     counter: Counter | None = None,
 ) -> Suggestion:
-    """The first route, in order of `up_to`, whose bounds hold for `text`, with the reasons.
+    """The first route, in order of `up_to`, that takes the prompt, with the reasons.
 
-    `weights`: other weights for the features named in `WEIGHTS`; missing ones count 0. ValueError for an unknown
-    feature, a negative weight, weights that are all 0, or a bad table.
+    Args:
+        text: the prompt.
+        routes: the caller's models; one of them must take everything.
+        weights: weights for the features named in `WEIGHTS`, in place of those there; a missing one is 0.
+        counter: counts the prompt's tokens; without one they are estimated.
+
+    Raises:
+        ValueError: an unknown feature, a negative weight, only weights of 0, or no route that takes everything.
     """
     table = check_routes(routes)
-    weights = WEIGHTS if weights is None else weights
-    if set(weights) - set(WEIGHTS) or any(w < 0 for w in weights.values()) or not sum(weights.values()):
-        raise ValueError(
-            f"weights must be non-negative, not all 0, and among {', '.join(WEIGHTS)}; got {dict(weights)}"
-        )
-    tokens = (counter or EstimateCounter()).count([check_text(text)])[0]
+    weights = WEIGHTS if weights is None else _checked_weights(weights)
+    tokens = (EstimateCounter() if counter is None else make_counter(counter)).count([check_text(text)])[0]
     values, said = features(text, tokens)
     total = sum(weights.values())
     shares = {name: weights.get(name, 0.0) * values[name] / total for name in values}

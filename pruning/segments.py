@@ -1,7 +1,7 @@
-"""Kinds of text inside a prompt, and a ratio for each.
+"""Kinds of text inside a prompt (code, tables, logs, prose, ...), and how much of each kind to keep.
 
-Line-based and deliberately plain: a block is what its lines look like. Blank lines separate blocks. What is doubtful
-is prose, which gets the common ratio.
+Each line is given a kind by plain patterns; lines of one kind in a row make a segment, and blank lines separate
+segments. A line that fits no pattern is prose.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 import regex
 
+from distill.pruning.checks import BadArgument, bad, number, shown
 from distill.pruning.units import Units
 
 KINDS = ("instruction", "question", "heading", "prose", "list", "code", "table", "json", "log")
 PROTECTED = frozenset({"instruction", "question", "code", "json"})
 SHINGLE = 5
-JSON_LIMIT = 200_000  # characters that one JSON value may have
-REDUNDANCY_STRENGTH = 0.8  # a segment that is nothing but repetition keeps a fifth of its ratio
+JSON_LIMIT = 200_000  # a longer JSON value is not recognised as one
+REDUNDANCY_STRENGTH = 0.8  # a segment that only repeats earlier text has 1 - 0.8 = a fifth of its kind's ratio
 
 _FENCE = regex.compile(r"\s*(```|~~~)")
 _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
@@ -39,7 +40,7 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
             r"|@\w+(?:\(|$)"
             r"|(?:public|private|protected|static|const|let|var|fn|func|function|async) \w"
             r"|(?:if|for|while|switch|elif|else|try|except|with)\b.*[:{]$"
-            r"|SELECT\b.+\bFROM\b|[\w.\[\]\"']+ [-+*/]?= \S.*[;)\]}\w\"']$|[}\])]+[;,)]*$|.*[;{]$|\$ \w)"
+            r"|SELECT\b.+\bFROM\b|[\w.\[\]\"']+ [-+*/]?= \S.*[;)\]}\w\"']$|[}\])]++[;,)]*$|.*[;{]$|\$ \w)"
         ),
     ),
     ("list", regex.compile(r"\s*(?:[-*+•‣]|\d{1,3}[.)]|\([a-z\d]\))\s+\S")),
@@ -57,7 +58,10 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
 
 @dataclass(frozen=True)
 class Segment:
-    """Characters `[start, end)` of one kind. `redundancy` in [0, 1]: the share of its five-word runs seen before."""
+    """Characters `[start, end)` of a text, all of one kind.
+
+    `redundancy`, from 0 to 1, is the share of the segment's five-word sequences that occur earlier in the text.
+    """
 
     start: int
     end: int
@@ -78,7 +82,7 @@ def _line_kind(line: str, previous: str | None) -> str:
 
 
 def _json_end(text: str, start: int) -> int | None:
-    """Where the JSON object or array that starts at `start` ends, if it is one and ends its line."""
+    """The end of the JSON object or array that starts at `start`; None if there is none, or if text follows it."""
     try:
         value, length = json.JSONDecoder().raw_decode(text[start : start + JSON_LIMIT])
     except (ValueError, RecursionError):
@@ -98,7 +102,7 @@ def _lines(text: str) -> list[tuple[int, int]]:
 
 
 def split_segments(text: str) -> list[Segment]:
-    """Partitions `text` into segments, ascending, covering every character; redundancy is left at 0."""
+    """Cuts a text into segments, which together cover every character; their redundancy is not computed (0)."""
     found: list[Segment] = []
     json_tries, position = 1000, 0
     fence: str | None = None
@@ -139,7 +143,12 @@ def split_segments(text: str) -> list[Segment]:
 
 
 def with_redundancy(segments: Sequence[Segment], units: Units) -> list[Segment]:
-    """The segments with their redundancy: the share of five-word runs that occurred earlier in the text."""
+    """The same segments with their redundancy.
+
+    Args:
+        segments: all segments of the text, in order.
+        units: the units of the text.
+    """
     words = [
         (int(s), units.text[s:e].casefold())
         for s, e, w in zip(units.starts, units.ends, units.wordlike, strict=True)
@@ -158,21 +167,37 @@ def with_redundancy(segments: Sequence[Segment], units: Units) -> list[Segment]:
 
 
 def check_rates(segments: bool | Mapping[str, float]) -> dict[str, float] | None:
-    """Rates by kind: None for False (no segmentation), {} for True. ValueError for an unknown kind or a rate outside
-    (0, 1]; 1 protects a kind."""
+    """How much to keep of each kind of text that the argument `segments` names.
+
+    Args:
+        segments: False, True, or a share to keep, above 0 and up to 1, for some kinds; 1 protects a kind.
+
+    Returns:
+        None for False, which asks for no segments; `{}` for True; else the shares.
+
+    Raises:
+        ValueError: an unknown kind, or a share out of range.
+    """
     if isinstance(segments, bool):
         return {} if segments else None
-    rates = dict(segments)
-    for kind, rate in rates.items():
+    if not isinstance(segments, Mapping):
+        raise bad("segments", segments, "True, False, and shares for kinds of text such as {'log': 0.2}")
+    rates = {}
+    for kind, rate in segments.items():
         if kind not in KINDS:
-            raise ValueError(f"segments: kinds are {', '.join(KINDS)}; got {kind!r}")
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
-            raise ValueError(f"segments: the rate of {kind!r} must be in (0, 1]; got {rate!r}")
+            raise BadArgument("segments", f"the kind {shown(kind)}", ", ".join(KINDS))
+        rates[kind] = number(f"segments[{kind!r}]", rate, 0, 1, above=True, meaning="the share to keep")
     return rates
 
 
 def is_protected(kind: str, rates: Mapping[str, float]) -> bool:
-    """Whether segments of this kind pass through untouched: by their nature, or because their rate is 1."""
+    """Whether segments of a kind are left as they are.
+
+    Args:
+        kind: the kind.
+        rates: the caller's shares; 1 protects a kind. Of the kinds without a share, those in `PROTECTED` are
+            protected.
+    """
     return rates[kind] == 1 if kind in rates else kind in PROTECTED
 
 
@@ -184,11 +209,22 @@ def segment_priority(
     rates: Mapping[str, float],
     rate: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores that make one common threshold give each kind its own ratio.
+    """Scores for the units of all kinds together, such that keeping the best of them keeps each kind's own ratio.
 
-    Units are pooled by kind (a redundant segment is its own pool, with a lower ratio) and ordered by score in the
-    pool. A unit that is at share q of its pool's tokens has the priority -q / ratio: at -1 and above, each pool has
-    just its ratio. Returns the priorities, float [n], and the ratio of each unit's pool, float [n].
+    The units of one kind make a pool; a segment that repeats earlier text makes a pool of its own, with a lower ratio.
+    The units of a pool are ordered from best to worst. The unit at which a share `q` of the pool's tokens is reached
+    gets the priority `-q / ratio`. So the units with a priority of at least -1 are, in every pool, just its ratio.
+
+    Args:
+        segments: all segments of the text.
+        units: the `n` units of the text.
+        values: float `(n,)`, how much each unit matters.
+        cost: float `(n,)`, tokens of each unit.
+        rates: ratios of some kinds.
+        rate: the ratio of all other kinds.
+
+    Returns:
+        The priority of each unit and the ratio of its pool, both float `(n,)`.
     """
     priority = np.zeros(len(units))
     ratios = np.ones(len(units))
@@ -206,6 +242,6 @@ def segment_priority(
             continue
         order = index[np.lexsort((index, -values[index]))]
         share = np.cumsum(cost[order]) / max(cost[order].sum(), 1e-9)
-        priority[order] = -share / max(ratio_of[pool], 1e-9)  # a budget of no tokens has the ratio 0
+        priority[order] = -share / max(ratio_of[pool], 1e-9)  # the ratio is 0 where the budget is 0 tokens
         ratios[order] = ratio_of[pool]
     return priority, ratios

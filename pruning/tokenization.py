@@ -1,7 +1,7 @@
-"""Token ids, offsets and counts from a Hugging Face tokenizer, and counters for the model that will read the result.
+"""Counting tokens: as a Hugging Face tokenizer counts them, as tiktoken does, or as a rough estimate.
 
-A fast tokenizer carries truncation and padding as state that other code may have set. What is used here is a private
-copy of its backend with both off, so a count is always a count of the whole text.
+A Hugging Face tokenizer remembers truncation and padding that other code has set on it. Each `Encoder` therefore works
+on its own copy with both switched off, so a count is always a count of the whole text.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ import numpy as np
 import regex
 from tokenizers import Tokenizer
 
+from distill.pruning.checks import BadArgument, bad, model_source
+
 
 class Encoded(NamedTuple):
-    """One text in tokens: `ids`, `starts`, `ends`, int64 [n]; offsets count characters of the text as given."""
+    """The `n` tokens of one text: `ids`, and the characters `[start, end)` that each covers; all int64 `(n,)`."""
 
     ids: np.ndarray
     starts: np.ndarray
@@ -25,7 +27,10 @@ class Encoded(NamedTuple):
 
 
 class Counter(Protocol):
-    """Counts tokens as some model would. `exact` is False where the count is an estimate."""
+    """Counts tokens as some model would.
+
+    `name` stands in reports; `exact` is False where the count is an estimate.
+    """
 
     name: str
     exact: bool
@@ -35,21 +40,9 @@ class Counter(Protocol):
         ...
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Where each token starts and ends, int64 [tokens]; used to price units, never to rebuild text."""
+        """The characters at which each token starts and ends, int64 `(tokens,)`. Only used to say what a unit
+        costs."""
         ...
-
-
-def check_text(text: object, name: str = "text") -> str:
-    """`text` itself; ValueError if it is no string or cannot be encoded (lone surrogates)."""
-    if not isinstance(text, str):
-        raise ValueError(f"{name} must be a string; got {type(text).__name__}")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name} holds a lone surrogate at character {error.start}, which no tokenizer can encode"
-        ) from None
-    return text
 
 
 def display_name(tokenizer: Any) -> str:
@@ -59,23 +52,28 @@ def display_name(tokenizer: Any) -> str:
 
 
 class Encoder:
-    """A fast Hugging Face tokenizer, stateless. Raises ValueError for one without offsets."""
+    """Encodes and counts with a fast Hugging Face tokenizer, which stays as it is.
+
+    Args:
+        tokenizer: a fast tokenizer (one that knows which characters a token covers).
+        name: what reports call it; by default its Hub id or the last part of its folder.
+
+    Raises:
+        ValueError: the tokenizer is not a fast one.
+    """
 
     exact = True
 
     def __init__(self, tokenizer: Any, name: str | None = None) -> None:
         if not getattr(tokenizer, "is_fast", False):
-            raise ValueError(
-                f"tokenizer must be a fast one (with offsets); got {type(tokenizer).__name__}: "
-                "save it with its tokenizer.json, or name another checkpoint"
-            )
+            raise BadArgument("tokenizer", f"a {type(tokenizer).__name__}", "fast tokenizers (with a tokenizer.json)")
         self.name = name or display_name(tokenizer)
         self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
         self._backend.no_truncation()
         self._backend.no_padding()
 
     def encode(self, texts: Sequence[str]) -> list[Encoded]:
-        """Ids and offsets of each text, no special tokens added."""
+        """The tokens of each text, without special tokens."""
         found = []
         for encoding in self._encodings(texts):
             # np.array takes twice as long over a list of tuples
@@ -85,23 +83,27 @@ class Encoder:
         return found
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, no special tokens added."""
+        """How many tokens each text has, without special tokens."""
         return [len(encoding) for encoding in self._encodings(texts)]
 
     def _encodings(self, texts: Sequence[str]) -> list[Any]:
-        # a batch of one pays for threads that it does not use, more than a short text costs
+        # encode_batch starts threads, which takes longer than encoding one short text
         if len(texts) == 1:
             return [self._backend.encode(texts[0], add_special_tokens=False)]
         return self._backend.encode_batch(list(texts), add_special_tokens=False)
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Character offsets of the tokens of `text`."""
+        """The characters at which each token starts and ends, int64 `(tokens,)`."""
         encoded = self.encode([text])[0]
         return encoded.starts, encoded.ends
 
 
 class TiktokenCounter:
-    """Counts with a tiktoken encoding. Text that looks like a special token is ordinary text."""
+    """Counts with a tiktoken encoding. Text that looks like a special token counts as ordinary text.
+
+    Args:
+        encoding: a `tiktoken.Encoding`.
+    """
 
     exact = True
 
@@ -111,11 +113,14 @@ class TiktokenCounter:
         self._lengths: dict[int, int] = {}
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text."""
+        """How many tokens each text has."""
         return [len(self._encoding.encode_ordinary(text)) for text in texts]
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Character offsets of the tokens: a token starts where its first whole character does."""
+        """The characters at which each token starts and ends, int64 `(tokens,)`.
+
+        A token may hold only some bytes of a character; such a token covers that whole character.
+        """
         lengths = self._bytes_of(self._encoding.encode_ordinary(text))
         ends = np.cumsum(lengths)
         starts = ends - lengths
@@ -134,24 +139,28 @@ class TiktokenCounter:
 
 
 class EstimateCounter:
-    """No tokenizer at hand: about one token for four letters, one for a mark or a line break. Labelled an estimate."""
+    """A rough count for when there is no tokenizer: one token for every four letters, digit, mark and line break."""
 
     name = "estimate (4 characters a token)"
     exact = False
     _PIECE = regex.compile(r"\p{L}{1,4}|\p{N}|[^\s\p{L}\p{N}]|[\n\r]+")
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Estimated tokens of each text."""
+        """About how many tokens each text has."""
         return [sum(1 for _ in self._PIECE.finditer(text)) for text in texts]
 
     def offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Character offsets of the pieces that are counted."""
+        """The characters at which each counted piece starts and ends, int64 `(pieces,)`."""
         spans = np.array([m.span() for m in self._PIECE.finditer(text)], dtype=np.int64).reshape(-1, 2)
         return spans[:, 0], spans[:, 1]
 
 
 class Estimated:
-    """A counter whose tokenizer is not known to be the reader's: the same counts, labelled an estimate."""
+    """Another counter's counts, labelled an estimate, because the model that will read the text may count otherwise.
+
+    Args:
+        counter: what counts.
+    """
 
     exact = False
 
@@ -161,48 +170,63 @@ class Estimated:
         self.offsets = counter.offsets
 
 
-def load_tiktoken(name: str) -> TiktokenCounter:
-    """The counter of a tiktoken encoding (`cl100k_base`) or of an OpenAI model (`gpt-4o`).
+def unloadable(argument: str, name: object, kind: str, error: Exception) -> BadArgument:
+    """The error for a checkpoint that could not be loaded, with the first line of the reason."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return bad(argument, str(name), f"names and folders of {kind} that can be loaded here ({reason})")
 
-    Raises ValueError if tiktoken is not installed, does not know the name, or cannot read the encoding here (it
-    fetches encodings on first use; offline, set TIKTOKEN_CACHE_DIR to a folder that holds it).
+
+def load_tiktoken(name: str) -> TiktokenCounter:
+    """A counter for a tiktoken encoding or for the OpenAI model that uses it.
+
+    tiktoken fetches an encoding when it is first used; offline, TIKTOKEN_CACHE_DIR must name a folder that holds it.
+
+    Args:
+        name: an encoding (`cl100k_base`) or a model (`gpt-4o`).
+
+    Raises:
+        ValueError: tiktoken is not installed, does not know the name, or cannot read the encoding on this machine.
     """
     try:
         import tiktoken
     except ImportError:
-        raise ValueError(f"target_tokenizer {name!r} needs the package tiktoken, which is not installed") from None
+        raise bad("target_tokenizer", f"tiktoken:{name}", "others unless the package tiktoken is installed") from None
     try:
         known = name in tiktoken.list_encoding_names()
         return TiktokenCounter(tiktoken.get_encoding(name) if known else tiktoken.encoding_for_model(name))
     except KeyError:
-        raise ValueError(f"target_tokenizer {name!r} is neither a tiktoken encoding nor a model it knows") from None
-    except Exception as error:
-        raise ValueError(
-            f"target_tokenizer {name!r}: tiktoken could not read its encoding ({type(error).__name__}); "
-            "offline, set TIKTOKEN_CACHE_DIR to a folder that holds it, or name a Hugging Face tokenizer"
+        allowed = f"models that it knows and {', '.join(tiktoken.list_encoding_names())}"
+        raise bad("target_tokenizer", f"tiktoken:{name}", allowed) from None
+    except Exception as error:  # whatever the download or the cache raises
+        raise bad(
+            "target_tokenizer",
+            f"tiktoken:{name}",
+            f"encodings that can be read here ({type(error).__name__}; offline, TIKTOKEN_CACHE_DIR must name a folder "
+            "that holds it) and Hugging Face tokenizers",
         ) from None
 
 
 def make_counter(target: Any) -> Counter:
-    """A counter from a counter, a tokenizer, `"tiktoken:NAME"`, or the name or folder of a Hugging Face tokenizer.
+    """The counter that an argument means.
 
-    Raises ValueError if `target` is none of these or cannot be loaded.
+    Args:
+        target: a counter, a Hugging Face tokenizer, its name or folder, or `"tiktoken:NAME"`.
+
+    Raises:
+        ValueError: `target` is none of these, or cannot be loaded.
     """
     if hasattr(target, "count") and hasattr(target, "offsets"):
         return target
     if hasattr(target, "backend_tokenizer"):
         return Encoder(target)
     if not isinstance(target, (str, Path)):
-        raise ValueError(
-            "target_tokenizer must be a tokenizer, its name or folder, or 'tiktoken:NAME'; "
-            f"got {type(target).__name__}"
-        )
-    name = str(target)
+        raise bad("target_tokenizer", target, "tokenizers, their names and folders, and 'tiktoken:NAME'")
+    name = model_source("target_tokenizer", target)
     if name.startswith("tiktoken:"):
         return load_tiktoken(name.removeprefix("tiktoken:"))
     from transformers import AutoTokenizer
 
     try:
         return Encoder(AutoTokenizer.from_pretrained(name))
-    except (OSError, KeyError) as error:
-        raise ValueError(f"target_tokenizer {name!r} could not be loaded: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged or foreign file can make the loader fail in any way
+        raise unloadable("target_tokenizer", name, "tokenizers", error) from error

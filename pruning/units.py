@@ -1,11 +1,11 @@
-"""A text as a row of atoms: gaps (white space) and units (what is scored and removed), and the text rebuilt from some.
+"""A text cut into units, which are scored and removed, and gaps, the white space between them.
 
-Nothing here detokenises. A pruned text is made of slices of the original string, so it cannot contain a character that
-was not there, and keeping every unit gives the original back, character for character.
+A shortened text is made of slices of the original string and never of decoded tokens. So it cannot contain a character
+that was not there, and keeping every unit gives the original back, character for character.
 
-A *unit* is a word with its inner punctuation (`v1.5.2`, `don't`), a run of outer punctuation, one CJK character, or
-one emoji with its modifiers. Very long runs are cut at `MAX_UNIT` characters, so that a text without spaces has units
-too. A *gap* is the white space before a unit; gap `n` is what follows the last unit.
+A *unit* is a word with its inner punctuation (`v1.5.2`, `don't`), a run of other punctuation, one CJK character, or
+one emoji with its modifiers. Runs longer than `MAX_UNIT` characters are cut, so that a text without spaces has units
+too. Gap `i` is the white space before unit `i`; gap `n` follows the last unit. An *atom* is a unit or a gap.
 """
 
 from __future__ import annotations
@@ -38,11 +38,14 @@ _BREAK = regex.compile(r"[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 @dataclass(frozen=True)
 class Units:
-    """The atoms of one text.
+    """The `n` units of one text, and the gaps between them.
 
-    `starts`, `ends`: int64 [n], character offsets of the units, ascending and disjoint.
-    `wordlike`: bool [n], units that may not be glued to a preceding word.
-    `breaks`: int64 [n + 1], line breaks in each gap (0: an inline gap).
+    Args:
+        text: the text.
+        starts: int64 `(n,)`, the character at which each unit starts, ascending.
+        ends: int64 `(n,)`, the character after each unit.
+        wordlike: bool `(n,)`, units that need white space before them if a word precedes.
+        breaks: int64 `(n + 1,)`, how many line breaks each gap has.
     """
 
     text: str
@@ -54,50 +57,53 @@ class Units:
     def __len__(self) -> int:
         return len(self.starts)
 
-    # a solver rebuilds one text many times, so what depends on the units alone is worked out once
+    # the solver rebuilds one text many times, so what depends on the units alone is computed once
 
     @cached_property
     def gap_starts(self) -> np.ndarray:
-        """int64 [n + 1]: where each gap begins."""
+        """The character at which each gap starts, int64 `(n + 1,)`."""
         return np.concatenate([[0], self.ends]).astype(np.int64)
 
     @cached_property
     def gap_ends(self) -> np.ndarray:
-        """int64 [n + 1]: where each gap ends."""
+        """The character after each gap, int64 `(n + 1,)`."""
         return np.concatenate([self.starts, [len(self.text)]]).astype(np.int64)
 
     @cached_property
     def is_break(self) -> np.ndarray:
-        """bool [n + 1]: gaps with a line break."""
+        """Which gaps have a line break, bool `(n + 1,)`."""
         return self.breaks > 0
 
     @cached_property
     def breaks_before(self) -> np.ndarray:
-        """int64 [n + 2]: how many of the gaps before each one have a line break."""
+        """How many of the gaps before each one have a line break, int64 `(n + 2,)`."""
         return np.concatenate([[0], np.cumsum(self.is_break)])
 
     @cached_property
     def separators(self) -> np.ndarray:
-        """int64 [n]: the gap that keeps a unit from being glued to what stays before it: its own, or for a word the
-        nearest one that was there; -1 if there is none."""
+        """The gap that must stay to separate each unit from whatever is left before it, int64 `(n,)`.
+
+        It is the gap right before the unit if that is not empty. A word without one takes the nearest earlier gap that
+        is not empty. -1 if there is none.
+        """
         index = np.where(self.gap_ends > self.gap_starts, np.arange(len(self) + 1), -1)[:-1]
         return np.where(self.wordlike, np.maximum.accumulate(index), index)
 
     @cached_property
     def bounds(self) -> np.ndarray:
-        """int64 [2n + 2]: where the atoms begin, gaps and units in turn, and the end of the text."""
+        """The character at which each atom starts (gap 0, unit 0, gap 1, ...), then the end; int64 `(2n + 2,)`."""
         bounds = np.zeros(2 * len(self) + 2, dtype=np.int64)
         bounds[1::2], bounds[2:-1:2] = self.gap_ends, self.ends
         return bounds
 
     @cached_property
     def empty_atoms(self) -> np.ndarray:
-        """int64: the atoms without characters, numbered as in `bounds`."""
+        """The atoms without characters (there are only empty gaps), numbered as in `bounds`; int64."""
         return np.flatnonzero(self.bounds[1:] == self.bounds[:-1])
 
 
 def _pieces(text: str, start: int, end: int) -> Iterable[tuple[int, int]]:
-    """A long run cut at grapheme boundaries into pieces of `MAX_UNIT` characters or a little more."""
+    """Cuts a long run into pieces of `MAX_UNIT` characters, or a few more where one visible character has several."""
     begin = start
     for match in regex.compile(r"\X").finditer(text, start, end):
         if match.end() - begin >= MAX_UNIT:
@@ -108,7 +114,7 @@ def _pieces(text: str, start: int, end: int) -> Iterable[tuple[int, int]]:
 
 
 def split_units(text: str) -> Units:
-    """Cuts `text` into units. Every character that is not white space belongs to exactly one unit."""
+    """Cuts a text into units; every character that is not white space belongs to exactly one."""
     starts: list[int] = []
     ends: list[int] = []
     wordlike: list[bool] = []
@@ -124,7 +130,7 @@ def split_units(text: str) -> Units:
             starts.append(piece_start)
             ends.append(piece_end)
             wordlike.append(word)
-    # every break is white space, so what lies between two units is all that a gap has
+    # line breaks are white space, so all those between two units lie in the gap between them
     found = np.array([match.start() for match in _BREAK.finditer(text)], dtype=np.int64)
     breaks = np.diff(np.searchsorted(found, [0, *starts, len(text)]))
     return Units(
@@ -138,14 +144,19 @@ def split_units(text: str) -> Units:
 
 @dataclass(frozen=True)
 class Cover:
-    """Which atoms a set of character spans touches: `units` bool [n], `gaps` bool [n + 1]."""
+    """The units, bool `(n,)`, and gaps, bool `(n + 1,)`, that some stretches of a text touch."""
 
     units: np.ndarray
     gaps: np.ndarray
 
 
 def cover(units: Units, spans: Sequence[tuple[int, int]]) -> Cover:
-    """The units and gaps that overlap any of `spans` (character offsets `[start, end)`; empty spans touch nothing)."""
+    """The units and gaps that share a character with any of some stretches of the text.
+
+    Args:
+        units: the units of the text.
+        spans: characters `[start, end)`, in any order; they may overlap.
+    """
     touched = np.zeros(len(units), dtype=bool)
     gaps = np.zeros(len(units) + 1, dtype=bool)
     if spans:
@@ -164,12 +175,20 @@ def _touch(out: np.ndarray, starts: np.ndarray, ends: np.ndarray, spans: np.ndar
 
 
 def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, layout: Layout = "keep") -> np.ndarray:
-    """Which gaps stay when only the units of `keep` (bool [n]) do; bool [n + 1].
+    """The gaps that stay when only some units do.
 
-    Between two neighbours the white space stays whole. Where something was removed between two kept units, one inline
-    gap stays if the second would otherwise be glued to the first. `layout="keep"`: every line break stays, with the
-    indentation after it. `layout="compact"`: lines that lost all they had go, with their line break; the widest
-    break of the run stays. `forced` gaps (bool [n + 1]) stay in any case.
+    The white space between two neighbours that both stay is kept as it is. Where units between two others were
+    removed, one gap stays if the two would otherwise become one word.
+
+    Args:
+        units: the units of the text.
+        keep: bool `(n,)`, the units that stay.
+        forced: bool `(n + 1,)`, gaps that stay in any case.
+        layout: `"keep"`: all line breaks stay, with the indentation after them. `"compact"`: a line that lost all its
+            units goes with its line break; of several gaps with line breaks in a row, the one with the most stays.
+
+    Returns:
+        bool `(n + 1,)`.
     """
     n = len(units)
     kept = keep.nonzero()[0]
@@ -195,7 +214,7 @@ def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, 
 
 
 def _compact(units: Units, kept: np.ndarray, gaps: np.ndarray) -> None:
-    """Between kept units that had line breaks between them, keeps the gap with the most breaks, the last of equals."""
+    """Where line breaks lie between two kept units, keeps the gap with the most of them (of equals, the last)."""
     for a, b in itertools.pairwise(kept):
         run = units.breaks[a + 1 : b + 1]
         if b > a + 1 and run.any():
@@ -206,10 +225,16 @@ def _compact(units: Units, kept: np.ndarray, gaps: np.ndarray) -> None:
 
 
 def kept_spans(units: Units, keep: np.ndarray, gaps: np.ndarray) -> list[tuple[int, int]]:
-    """The maximal character spans that stay, ascending, given kept units (bool [n]) and kept gaps (bool [n + 1])."""
+    """The characters `[start, end)` that stay, ascending and as long as possible.
+
+    Args:
+        units: the units of the text.
+        keep: bool `(n,)`, the units that stay.
+        gaps: bool `(n + 1,)`, the gaps that stay.
+    """
     stays = np.zeros(2 * len(units) + 3, dtype=bool)
     stays[1:-1:2], stays[2:-1:2] = gaps, keep
-    # an empty gap has no say: it takes the state of the unit before it, or a span would be cut in two for nothing
+    # an empty gap takes the state of the unit before it; otherwise it would cut a span in two
     stays[units.empty_atoms + 1] = stays[units.empty_atoms]
     edges = units.bounds[(stays[1:] != stays[:-1]).nonzero()[0]]
     begins, finishes = edges[::2], edges[1::2]
@@ -220,10 +245,22 @@ def kept_spans(units: Units, keep: np.ndarray, gaps: np.ndarray) -> list[tuple[i
 def rebuild(
     units: Units, keep: np.ndarray, forced_gaps: np.ndarray | None = None, layout: Layout = "keep"
 ) -> list[tuple[int, int]]:
-    """The character spans of the pruned text: `"".join(text[a:b] for a, b in spans)` is the pruned text."""
+    """The characters `[start, end)` that stay; `join` makes the shortened text of them.
+
+    Args:
+        units: the units of the text.
+        keep: bool `(n,)`, the units that stay.
+        forced_gaps: bool `(n + 1,)`, gaps that stay in any case.
+        layout: what happens to line breaks, see `kept_gaps`.
+    """
     return kept_spans(units, keep, kept_gaps(units, keep, forced_gaps, layout))
 
 
 def join(text: str, spans: Iterable[tuple[int, int]]) -> str:
-    """The slices of `text` named by `spans`, joined."""
+    """Some slices of a text, one after the other.
+
+    Args:
+        text: the text.
+        spans: characters `[start, end)`.
+    """
     return "".join([text[a:b] for a, b in spans])

@@ -1,20 +1,19 @@
-"""Input-level pruning over HTTP. `create_app` needs the extra `serve` (FastAPI, uvicorn, prometheus-client)."""
+"""Shortening texts over HTTP. Needs the extra `serve` (FastAPI, uvicorn, prometheus-client).
+
+uvicorn.run(create_app(load, settings), **server_options(settings))
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
-__all__ = ["Settings", "create_app"]
+_HOMES = {"Settings": "settings", "create_app": "app", "server_options": "connections"}
+__all__ = ["Settings", "create_app", "server_options"]
 
 
 def __getattr__(name: str) -> Any:
-    # lazily, so that `distill serve --help` answers without FastAPI
-    if name == "Settings":
-        from distill.serving.settings import Settings
-
-        return Settings
-    if name == "create_app":
-        from distill.serving.app import create_app
-
-        return create_app
+    # imported on first use, so that `distill serve --help` works without FastAPI
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"distill.serving.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'distill.serving' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The FastAPI application: POST /compress_prompt, GET /healthz, GET /metrics, and its OpenAPI documentation."""
+"""The FastAPI application: POST /compress_prompt, GET /healthz, GET /metrics, and the documentation at /docs."""
 
 from __future__ import annotations
 
@@ -9,30 +9,40 @@ from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from distill.pruning import Distill, Result
+from distill.pruning.checks import BadArgument, Unfit
 from distill.serving.middleware import BodyLimit, Measured, Metrics
-from distill.serving.schemas import CompressRequest, CompressResponse, Health, Problem, TextReport
+from distill.serving.schemas import CompressRequest, CompressResponse, Faults, Health, Problem, TextReport
 from distill.serving.settings import Settings
 from distill.serving.worker import Busy, Worker
 
-POLL_SECONDS = 0.1  # how often a waiting request looks whether its client is still there
+POLL_SECONDS = 0.1  # between two looks whether the client of a waiting request is still there
+DETAILS_CHARACTERS = 100_000  # spans and anchors can be many times as large as the text
 RETRY_AFTER = "1"
-PATHS = frozenset({"/compress_prompt", "/healthz", "/metrics", "/docs", "/openapi.json"})
+PATHS = frozenset({"/", "/compress_prompt", "/healthz", "/metrics", "/docs", "/openapi.json"})
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body is no JSON"},
     401: {"model": Problem, "description": "The API key is missing or wrong"},
+    409: {"model": Faults, "description": "A field does not fit this text or this server's model"},
     413: {"model": Problem, "description": "The body is too large"},
+    422: {"model": Faults, "description": "A field is not allowed"},
     503: {"model": Problem, "description": "The queue is full; see Retry-After"},
     504: {"model": Problem, "description": "The work took too long"},
 }
 
 
 def create_app(load: Callable[[], Distill], settings: Settings | None = None) -> FastAPI:
-    """The application. `load` makes the pruner, once, when the server starts; its errors stop the start."""
+    """Makes the application.
+
+    Args:
+        load: makes the pruner. It is called once, when the server starts, and what it raises ends the start.
+        settings: the limits of the server.
+    """
     settings = settings or Settings()
     metrics = Metrics()
 
@@ -51,35 +61,80 @@ def create_app(load: Callable[[], Distill], settings: Settings | None = None) ->
         lifespan=lifespan,
     )
     app.state.settings, app.state.metrics = settings, metrics
-    app.add_middleware(BodyLimit, limit=settings.max_body)
+    app.add_middleware(BodyLimit, limit=lambda: settings.body_limit(app.state.distill))
     app.add_middleware(Measured, metrics=metrics, paths=PATHS)
-    app.add_exception_handler(ValueError, _bad_value)
+    app.add_exception_handler(BadArgument, _bad_argument)
+    app.add_exception_handler(RequestValidationError, _bad_request)
     _add_routes(app, settings)
     return app
 
 
-async def _bad_value(request: Request, error: Exception) -> JSONResponse:
-    """A ValueError of the pruner, in the shape of FastAPI's own validation errors."""
-    return JSONResponse({"detail": [{"loc": ["body"], "msg": str(error), "type": "value_error"}]}, status_code=422)
+def _faults(*faults: tuple[list[str | int], str, str], status: int = 422) -> JSONResponse:
+    """What is wrong, field by field. Lone surrogates, which JSON in UTF-8 cannot hold, are written as escapes."""
+    detail = [
+        {"loc": [_plain(part) if isinstance(part, str) else part for part in loc], "msg": _plain(msg), "type": kind}
+        for loc, msg, kind in faults
+    ]
+    return JSONResponse({"detail": detail}, status_code=status)
+
+
+def _plain(text: str) -> str:
+    return text[:1000].encode("utf-8", "backslashreplace").decode()
+
+
+async def _bad_request(request: Request, error: Exception) -> JSONResponse:
+    """What FastAPI found, without a copy of the input, which may be large or no JSON (NaN)."""
+    assert isinstance(error, RequestValidationError)
+    faults = [(list(e["loc"]), e["msg"], e["type"]) for e in error.errors()]
+    for loc, _, kind in faults:
+        # pydantic does not name a field whose own name holds a lone surrogate
+        if kind == "string_unicode" and loc == ["body"]:
+            loc += [name for name in error.body if not name.isprintable()][:1]
+    return _faults(*faults)
+
+
+async def _bad_argument(request: Request, error: Exception) -> JSONResponse:
+    """What the pruner refused, in the same shape. If it is no field of the request, the server is at fault (500)."""
+    assert isinstance(error, BadArgument)
+    name, _, rest = error.name.partition("[")
+    field = "context" if name == "texts" else name
+    if field not in CompressRequest.model_fields:
+        raise error
+    loc: list[str | int] = ["body", field]
+    if rest.removesuffix("]").isdigit():
+        loc.append(int(rest.removesuffix("]")))
+    return _faults((loc, str(error), "value_error"), status=409 if isinstance(error, Unfit) else 422)
 
 
 _HEADER = APIKeyHeader(name="X-API-Key", auto_error=False, description="The key that the server was started with.")
 
 
 def check_key(request: Request, key: Annotated[str | None, Depends(_HEADER)]) -> None:
-    """401 unless the request carries the server's key."""
+    """Refuses a request that does not carry the server's key.
+
+    Raises:
+        HTTPException: 401.
+    """
     wanted = request.app.state.settings.api_key
     if not secrets.compare_digest((key or "").encode(), wanted.encode()):
         raise HTTPException(401, "the header X-API-Key is missing or wrong", {"WWW-Authenticate": "APIKey"})
 
 
 def _add_routes(app: FastAPI, settings: Settings) -> None:
-    # a server without a key does not describe itself as one that needs it
+    # only a server that has a key says in its documentation that it needs one
     locked = [Depends(check_key)] if settings.api_key is not None else []
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
 
     @app.post("/compress_prompt", responses=_RESPONSES, dependencies=locked)
     async def compress_prompt(body: CompressRequest, request: Request) -> CompressResponse:
         """Shortens each text of the context to its budget."""
+        characters = sum(map(len, body.texts))
+        if body.details and characters > DETAILS_CHARACTERS:
+            got = f"True for {characters} characters"
+            raise BadArgument("details", got, f"True for up to {DETAILS_CHARACTERS}, and False")
         results = await _answer(request, body, settings)
         for result in results:
             app.state.metrics.tokens.labels("in").inc(result.original_tokens)
@@ -97,6 +152,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
             counter=distill.counter.name,
             pending=worker.pending,
             capacity=worker.capacity,
+            max_body=settings.body_limit(distill),
         )
 
     @app.get(
@@ -111,7 +167,11 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
 
 
 async def _answer(request: Request, body: CompressRequest, settings: Settings) -> list[Result]:
-    """The results, or the HTTP error that says why there are none; a client that leaves ends the work."""
+    """The results. If the client leaves, the work on them is stopped.
+
+    Raises:
+        HTTPException: 503, 504 or 499, when there are none.
+    """
     distill, worker = request.app.state.distill, request.app.state.worker
 
     def work(check: Callable[[], None]) -> list[Result]:

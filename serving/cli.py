@@ -1,4 +1,4 @@
-"""`distill serve`: loads a model once and prunes over HTTP."""
+"""The command `distill serve`: shortens texts over HTTP."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import argparse
 import functools
 import ipaddress
 import sys
+from dataclasses import fields
 
+from distill.pruning.checks import BadArgument, whole
 from distill.serving.settings import API_KEY_VARIABLE, Settings
 
 EXAMPLES = f"""\
@@ -19,13 +21,13 @@ examples:
       for others too; they send the header X-API-Key: secret
 
 GET /docs explains the API, GET /healthz says what runs, GET /metrics is for Prometheus. One request is worked on at a
-time; --queue bounds how many may wait, the rest are told to come back (503). A client that leaves, or waits longer
-than --timeout, frees its place.
+time; --queue says how many may wait, and more are told to come back (503). A client that leaves, or waits longer than
+--timeout, frees its place. A client that sends or reads too slowly is disconnected.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `distill serve`."""
+    """Adds the arguments of `distill serve` to a parser."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EXAMPLES
     parser.add_argument(
@@ -41,9 +43,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads of the model; default: PyTorch's choice")
     parser.add_argument("--queue", type=int, default=64, help="requests that may wait or run (default 64)")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds a request may take (default 30)")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds a request may take (default 120)")
     parser.add_argument(
-        "--max-body", type=int, default=4 * 2**20, metavar="BYTES", help="largest request (default 4 MiB)"
+        "--max-body",
+        type=int,
+        metavar="BYTES",
+        help="largest request (default 128 KiB if a model runs on a CPU, else 1 MiB: what --timeout is enough for)",
+    )
+    parser.add_argument("--connections", type=int, default=500, help="connections open at once (default 500)")
+    parser.add_argument(
+        "--header-timeout", type=float, default=5.0, metavar="S", help="seconds for the headers to come (default 5)"
+    )
+    parser.add_argument(
+        "--body-timeout", type=float, default=15.0, metavar="S", help="seconds for the body to come (default 15)"
+    )
+    parser.add_argument(
+        "--read-timeout", type=float, default=30.0, metavar="S", help="seconds for the answer to be read (default 30)"
     )
 
 
@@ -55,18 +70,24 @@ def _is_loopback(host: str) -> bool:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serves until it is stopped. ValueError for bad settings, or where the extra `serve` is not installed."""
-    settings = Settings(queue=args.queue, timeout=args.timeout, max_body=args.max_body)
-    if not 0 < args.port < 65536:
-        raise ValueError(f"--port must be in 1..65535; got {args.port}")
-    if args.threads is not None and args.threads < 1:
-        raise ValueError(f"--threads must be at least 1; got {args.threads}")
+    """Serves until it is stopped.
+
+    Raises:
+        ValueError: an argument that is not allowed, by name, or the extra `serve` is not installed.
+    """
+    names = [field.name for field in fields(Settings) if field.name != "api_key"]
+    settings = Settings(**{name: getattr(args, name) for name in names})
+    whole("--port", args.port, 1, 65535)
+    if args.threads is not None:
+        whole("--threads", args.threads, 1, 1024)
     try:
         import uvicorn
 
         from distill.serving.app import create_app
+        from distill.serving.connections import server_options
     except ImportError as error:
-        raise ValueError(f"the server needs the package {error.name}: pip install 'distill-llm[serve]'") from None
+        got = f"an installation without the package {error.name}"
+        raise BadArgument("serve", got, "those with the extra: pip install 'distill-llm[serve]'") from None
     import torch
 
     from distill.pruning import Distill
@@ -86,7 +107,8 @@ def run(args: argparse.Namespace) -> int:
         ner=None if args.ner == "none" else args.ner,
         target_tokenizer=args.target_tokenizer,
     )
-    # loaded here rather than at the server's start, so that bad arguments give a message and not a traceback
+    # loaded before the server starts, so that a bad argument gives a message and not a traceback
     distill = load()
-    uvicorn.run(create_app(lambda: distill, settings), host=args.host, port=args.port, log_level="info")
+    app = create_app(lambda: distill, settings)
+    uvicorn.run(app, host=args.host, port=args.port, log_level="info", **server_options(settings))
     return 0

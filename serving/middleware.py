@@ -1,16 +1,19 @@
-"""A limit on request bodies, and counting of what was answered; plain ASGI, so nothing is buffered twice."""
+"""A limit on the size of requests, and metrics about answers.
+
+Both are plain ASGI middleware, which, unlike Starlette's own base class, passes messages on without keeping them."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 
 class Metrics:
-    """The server's Prometheus metrics, in a registry of their own."""
+    """The server's Prometheus metrics, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -27,7 +30,14 @@ class Metrics:
 
 
 class Measured:
-    """Counts and times requests by path and status. Unknown paths are one series, so nobody can make new ones."""
+    """Counts requests and their times, by path and status.
+
+    Args:
+        app: the application.
+        metrics: where they are counted.
+        paths: paths that are counted apart; all others are counted together, so that clients cannot fill the memory
+            with paths that they make up.
+    """
 
     def __init__(self, app: Any, metrics: Metrics, paths: frozenset[str]) -> None:
         self.app, self.metrics, self.paths = app, metrics, paths
@@ -57,18 +67,24 @@ class _TooLarge(Exception):
 
 
 class BodyLimit:
-    """Answers 413 to bodies of more than `limit` bytes, by their declared length or as they come in."""
+    """Answers 413 to a request with a larger body, as soon as its declared length or what has come says so.
 
-    def __init__(self, app: Any, limit: int) -> None:
+    Args:
+        app: the application.
+        limit: gives the bytes that a body may have.
+    """
+
+    def __init__(self, app: Any, limit: Callable[[], int]) -> None:
         self.app, self.limit = app, limit
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        limit = self.limit()
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.limit:
-            await self._refuse(send)
+        if declared.isdigit() and int(declared[:20]) > limit:
+            await _refuse(send, limit)
             return
         received, refused = 0, False
 
@@ -76,27 +92,28 @@ class BodyLimit:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
-            if received > self.limit:
+            if received > limit:
                 raise _TooLarge
             return message
 
         async def watch(message: Any) -> None:
-            # the application catches the error and has its own word for a body that ends early; ours is the true one
+            # the application answers the error as a body that ended early; this answers what is true
             nonlocal refused
-            if received <= self.limit:
+            if received <= limit:
                 await send(message)
             elif not refused:
                 refused = True
-                await self._refuse(send)
+                await _refuse(send, limit)
 
         try:
             await self.app(scope, counted, watch)
         except _TooLarge:
             if not refused:
-                await self._refuse(send)
+                await _refuse(send, limit)
 
-    async def _refuse(self, send: Any) -> None:
-        body = json.dumps({"detail": f"the body may have at most {self.limit} bytes"}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
-        await send({"type": "http.response.body", "body": body})
+
+async def _refuse(send: Any, limit: int) -> None:
+    body = json.dumps({"detail": f"the body may have at most {limit} bytes"}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 413, "headers": [*headers, (b"connection", b"close")]})
+    await send({"type": "http.response.body", "body": body})

@@ -1,30 +1,54 @@
-"""Requests and responses. Unknown fields and wrong types are refused, never ignored or converted."""
+"""The fields of requests and answers. Unknown fields and values of another type are refused, never ignored."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import itertools
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+# JSON Schema calls 3.0 an integer
+Tokens = Annotated[
+    int,
+    Field(ge=1, le=2**31 - 1, description="Tokens to keep, at most."),
+    BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v),
+]
 Word = Annotated[str, Field(min_length=1, max_length=500)]
 Words = Annotated[list[Word], Field(max_length=200)]
 
 
+MOST_CONTEXTS = 256
+BUDGETS = ("rate", "reduce_rate", "target_tokens", "threshold")
+
+
+def _both(*names: str) -> dict[str, Any]:
+    """JSON Schema for an object in which some fields are given; null, and False for `segments`, is as if absent."""
+    given = {name: {"const": True} if name == "segments" else {"type": "number"} for name in names}
+    return {"required": list(names), "properties": given}
+
+
 class CompressRequest(BaseModel):
-    """At most one of rate, reduce_rate, target_tokens and threshold; without any, half of the tokens are kept."""
+    """Texts to shorten. At most one of rate, reduce_rate, target_tokens and threshold; without any, half is kept."""
 
     model_config = ConfigDict(
         extra="forbid",
         strict=True,
-        json_schema_extra={"examples": [{"context": ["A long text."], "rate": 0.5, "force_tokens": ["\n"]}]},
+        json_schema_extra={
+            "examples": [{"context": ["A long text."], "rate": 0.5, "force_tokens": ["\n"]}],
+            "not": {
+                "anyOf": [_both(a, b) for a, b in (*itertools.combinations(BUDGETS, 2), ("threshold", "segments"))]
+            },
+        },
     )
 
-    context: Annotated[str | list[str], Field(description="One text, or several.")]
+    context: Annotated[
+        str | Annotated[list[str], Field(max_length=MOST_CONTEXTS)], Field(description="One text, or several.")
+    ]
     rate: Annotated[float, Field(gt=0, le=1, description="Share of tokens to keep.")] | None = None
     reduce_rate: Annotated[float, Field(ge=0, lt=1, description="Share of tokens to remove.")] | None = None
-    target_tokens: Annotated[int, Field(ge=1, le=2**31, description="Tokens to keep, at most.")] | None = None
+    target_tokens: Tokens | None = None
     threshold: Annotated[float, Field(ge=0, le=1, description="The least score that is kept.")] | None = None
-    question: Annotated[str, Field(min_length=1, max_length=4000)] | None = None
+    question: Annotated[str, Field(min_length=1, max_length=4000, pattern=r"\S")] | None = None
     force_tokens: Annotated[Words, Field(description="Strings to keep wherever they occur.")] = []
     keywords: Annotated[Words, Field(description="Words to keep, in any case.")] = []
     keep_tags: Annotated[bool, Field(description="Whether <keep>...</keep> marks what stays.")] = True
@@ -33,15 +57,9 @@ class CompressRequest(BaseModel):
     )
     scope: Annotated[Literal["each", "all"], Field(description="Each text has the budget, or all share one.")] = "each"
     on_over_budget: Literal["flag", "error"] = "flag"
-    details: Annotated[bool, Field(description="Whether to return spans and anchors.")] = False
-
-    @model_validator(mode="after")
-    def one_budget(self) -> CompressRequest:
-        """At most one way to say how much."""
-        names = [n for n in ("rate", "reduce_rate", "target_tokens", "threshold") if getattr(self, n) is not None]
-        if len(names) > 1:
-            raise ValueError(f"give only one of {', '.join(names)}")
-        return self
+    details: Annotated[
+        bool, Field(description="Whether to return spans and anchors; for up to 100,000 characters.")
+    ] = False
 
     @property
     def texts(self) -> list[str]:
@@ -50,14 +68,14 @@ class CompressRequest(BaseModel):
 
 
 class MaskUse(BaseModel):
-    """What one mask asked for, and what it costs."""
+    """How many stretches one mask asked for, and what they cost."""
 
     anchors: int
     tokens: int
 
 
 class AnchorOut(BaseModel):
-    """Characters [start, end) of a text that had to stay, and why."""
+    """Characters [start, end) of a text that had to stay, which mask wanted them, and why."""
 
     start: int
     end: int
@@ -80,7 +98,7 @@ class TextReport(BaseModel):
 
 
 class CompressResponse(BaseModel):
-    """`compressed_prompt`: the shortened texts, in the order of the context. `timings` in seconds."""
+    """The shortened texts, in the order of the context, with a report on each. Timings are in seconds."""
 
     compressed_prompt: list[str]
     reports: list[TextReport]
@@ -90,6 +108,20 @@ class CompressResponse(BaseModel):
     timings: dict[str, float]
 
 
+class Fault(BaseModel):
+    """One thing that is wrong with a request: the field (loc), what is wrong (msg), and the kind of error (type)."""
+
+    loc: list[str | int]
+    msg: str
+    type: str
+
+
+class Faults(BaseModel):
+    """What is wrong with a request, field by field."""
+
+    detail: list[Fault]
+
+
 class Problem(BaseModel):
     """Why a request was refused."""
 
@@ -97,10 +129,11 @@ class Problem(BaseModel):
 
 
 class Health(BaseModel):
-    """The server's state. `pending`: requests that wait or run."""
+    """The server's state: what it works with, requests that wait or run, and the largest request in bytes."""
 
     status: Literal["ok"]
     scorer: str
     counter: str
     pending: int
     capacity: int
+    max_body: int

@@ -4,25 +4,58 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
+
+from distill.pruning.checks import bad, number, whole
 
 API_KEY_VARIABLE = "DISTILL_API_KEY"
+# Requests as large as this are answered within the default timeout, whatever their text is: on a shared machine with
+# two cores, 128 KiB of letters took the small model 34 s and 1 MiB took the rules 3 s; text that is all marks takes
+# longer.
+MODEL_BODY, RULES_BODY = 128 * 2**10, 2**20
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`queue`: requests that may wait or run at once; more get 503. `timeout`: seconds a request may take, waiting
-    included; then 504. `max_body`: bytes; larger bodies get 413. `api_key`: if set, every request but /healthz and the
-    documentation must carry it; by default what the environment variable DISTILL_API_KEY says.
+    """The limits of a server.
 
-    ValueError for a bound that is not positive.
+    Args:
+        queue: requests that may wait or run at once; more are answered 503.
+        timeout: seconds that a request may wait and run; then it is answered 504.
+        max_body: bytes of a request; a larger one is answered 413. None is what is answered within the default
+            timeout: 128 KiB if a model runs on a CPU, else 1 MiB.
+        connections: connections that may be open at once; more are answered 503 and closed.
+        header_timeout: seconds until the headers of a request must have come; then the connection is closed.
+        body_timeout: seconds after that until its body must have come.
+        read_timeout: seconds that a client may take to read an answer.
+        api_key: if set, every request but those for /, /healthz and the documentation must carry it; by default what
+            the environment variable DISTILL_API_KEY says.
+
+    Raises:
+        ValueError: a limit that is no number above 0.
     """
 
     queue: int = 64
-    timeout: float = 30.0
-    max_body: int = 4 * 2**20
+    timeout: float = 120.0
+    max_body: int | None = None
+    connections: int = 500
+    header_timeout: float = 5.0
+    body_timeout: float = 15.0
+    read_timeout: float = 30.0
     api_key: str | None = field(default_factory=lambda: os.environ.get(API_KEY_VARIABLE) or None, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("queue", "timeout", "max_body"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive; got {getattr(self, name)!r}")
+        for name, most in (("queue", 100_000), ("connections", 100_000)):
+            whole(name, getattr(self, name), 1, most)
+        if self.max_body is not None:
+            whole("max_body", self.max_body, 1)
+        for name in ("timeout", "header_timeout", "body_timeout", "read_timeout"):
+            number(name, getattr(self, name), 0, 86_400, above=True, meaning="in seconds")
+        if self.api_key is not None and not (isinstance(self.api_key, str) and self.api_key):
+            raise bad("api_key", type(self.api_key).__name__, "strings that are not empty, and None")
+
+    def body_limit(self, distill: Any) -> int:
+        """The bytes that a request may have, for the pruner that answers it."""
+        if self.max_body is not None:
+            return self.max_body
+        return MODEL_BODY if getattr(distill, "device", None) == "cpu" else RULES_BODY

@@ -1,7 +1,7 @@
-"""One thread that does the model's work, with a bounded queue before it.
+"""One thread that does the work of all requests, one after the other, with a limit on how many may wait for it.
 
-The event loop only waits. Work is cooperative: it is given a `check` to call between batches, which raises as soon as
-nobody waits for the answer any more.
+The thread cannot be stopped from outside. So each piece of work is given a function `check`, calls it between batches,
+and is stopped by the error that it raises once nobody waits for the answer any more.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Busy(Exception):
-    """The queue is full."""
+    """As many requests wait or run as are allowed."""
 
 
 class Stopped(Exception):
@@ -24,7 +24,11 @@ class Stopped(Exception):
 
 
 class Worker:
-    """Runs one job at a time, in order; at most `capacity` may wait or run."""
+    """Runs one piece of work at a time, in the order in which they come.
+
+    Args:
+        capacity: how many may wait or run.
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -33,10 +37,15 @@ class Worker:
         self._stops: set[threading.Event] = set()
 
     async def run(self, work: Callable[[Callable[[], None]], T], timeout: float) -> T:
-        """The result of `work(check)`, done on the worker's thread.
+        """Runs a function on the worker's thread. If the caller is cancelled, the work is stopped at its next check.
 
-        Raises Busy if the queue is full, TimeoutError after `timeout` seconds of waiting and working; both of these,
-        and cancelling the caller, end the work at its next check.
+        Args:
+            work: is called with the function `check`.
+            timeout: seconds that it may wait and run.
+
+        Raises:
+            Busy: too many wait or run already.
+            TimeoutError: it took longer than `timeout`; it is stopped at its next check.
         """
         if self.pending >= self.capacity:
             raise Busy
@@ -53,7 +62,7 @@ class Worker:
         self.pending += 1
         self._stops.add(stop)
         future = asyncio.get_running_loop().run_in_executor(self._pool, task)
-        # a job leaves the queue when its thread has really left it, not when its caller gave up
+        # work counts as pending until the thread has really finished it, even if its caller has given up
         future.add_done_callback(lambda _: self._leave(stop))
         try:
             return await asyncio.wait_for(asyncio.shield(future), timeout)
@@ -71,13 +80,13 @@ class Worker:
         self._stops.discard(stop)
 
     def close(self) -> None:
-        """Stops what runs at its next check and what waits at once."""
+        """Stops the running work at its next check, and all that waits at once."""
         for stop in self._stops:
             stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _forget(future: asyncio.Future) -> None:
-    """Takes the outcome of work that nobody waits for, so that asyncio does not report it as lost."""
+    """Looks at the outcome of work that nobody waits for; otherwise asyncio would report its error as never seen."""
     if not future.cancelled():
         future.exception()

@@ -20,6 +20,7 @@ class Candidate:
     Attributes:
         way: how it scores, a name out of `SCORES`.
         layers, budgets: of its selections; budgets are shares of the context.
+        cut: whether the caches of the layers before a selection are cut too, which saves memory but no time.
         bound: how many times as fast as stock the prompt could be read, counted in tokens times layers.
     """
 
@@ -27,22 +28,23 @@ class Candidate:
     layers: tuple[int, ...]
     budgets: tuple[float, ...]
     bound: float
+    cut: bool = False
 
     @property
     def policy(self) -> Policy:
-        return made(self.way, self.layers, self.budgets)
+        return made(self.way, self.layers, self.budgets, self.cut)
 
     @property
     def label(self) -> str:
         stages = ", ".join(
             f"1/{round(1 / b)} after layer {at}" for at, b in zip(self.layers, self.budgets, strict=True)
         )
-        return f"{self.way}: {stages}"
+        return f"{self.way}: {stages}" + (", all caches cut" if self.cut else "")
 
 
-def made(way: str, layers: Sequence[int], budgets: Sequence[float]) -> Policy:
-    """PromptDistill with these selections, all caches cut."""
-    arguments: dict[str, Any] = {"cache_truncation_end": -1} | SCORES[way]
+def made(way: str, layers: Sequence[int], budgets: Sequence[float], cut: bool = False) -> Policy:
+    """PromptDistill with these selections; `cut`: the caches of earlier layers are cut too."""
+    arguments: dict[str, Any] = {"cache_truncation_end": -1 if cut else 0} | SCORES[way]
     return policy("promptdistill", selection_layers=list(layers), n_topks=list(budgets), **arguments)
 
 

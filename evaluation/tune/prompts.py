@@ -12,6 +12,7 @@ from typing import Any
 
 import distill
 from distill.evaluation.prompting import Prompt, chat
+from distill.evaluation.synthetic.fit import largest_size
 from distill.patches.checks import check_integer
 
 #: a story of about 1,700 tokens that ships with the package; its sentences are drawn again for longer prompts
@@ -66,13 +67,13 @@ def built_in(tokenizer: Any, count: int, length: int, seed: int = 0, text: str |
     """
     check_integer("samples", count, 1)
     check_integer("length", length, 200)
-    sentences = _sentences(STORY.read_text() if text is None else text)
+    sentences = sentences_of(STORY.read_text() if text is None else text)
     return [
         _sample(tokenizer, sentences, random.Random(seed * 100_003 + i), KINDS[i % 3], length) for i in range(count)
     ]
 
 
-def _sentences(text: str) -> list[str]:
+def sentences_of(text: str) -> list[str]:
     found = [part.strip() for part in re.split(r"(?<=[.!?])\s+", text) if part.strip()]
     if len(found) < 10:
         raise ValueError(f"text: got {len(found)} sentences; allowed are texts of 10 or more")
@@ -81,29 +82,18 @@ def _sentences(text: str) -> list[str]:
 
 def _sample(tokenizer: Any, sentences: list[str], rng: random.Random, kind: str, length: int) -> Sample:
     statement, question, value = _fact(rng, kind)
-    depth = rng.random()
+    depth, start = rng.random(), rng.randrange(len(sentences))
 
     def make(size: int) -> Prompt:
-        start = order.randrange(len(sentences))
         body = [sentences[(start + i) % len(sentences)] for i in range(size)]
         body.insert(int(depth * (size + 1)), statement)
         prompt = Prompt(" ".join(body), f"\n\n{question}\n")
         return chat(tokenizer, prompt) if getattr(tokenizer, "chat_template", None) else prompt
 
-    def tokens(prompt: Prompt) -> int:
-        return len(tokenizer(prompt.text, add_special_tokens=False).input_ids)
+    def tokens(size: int) -> int:
+        return len(tokenizer(make(size).text, add_special_tokens=False, verbose=False).input_ids)
 
-    order = random.Random(rng.random())
-    size = max(3, length // 25)
-    for _ in range(8):  # the number of tokens grows nearly linearly with that of the sentences
-        state = order.getstate()
-        used = tokens(make(size))
-        better = max(1, size * length // used)
-        if used <= length and better <= size:
-            break
-        order.setstate(state)
-        size = better if better != size else size - 1
-    return Sample(make(size), value)
+    return Sample(make(largest_size(tokens, length, smallest=1, step=1)), value)
 
 
 def _fact(rng: random.Random, kind: str) -> tuple[str, str, str]:

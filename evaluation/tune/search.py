@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +67,11 @@ def tune(
     drawn = built_in(tokenizer, samples, length, seed, text) if data is None else from_file(tokenizer, Path(data))
     if not drawn:
         raise ValueError(f"data: got no prompts in {data}; allowed are files with one or more")
+    prompts = hashlib.sha256("\0".join(sample.prompt.text + sample.answer for sample in drawn).encode()).hexdigest()
     settings = {
         "model": str(model.config.name_or_path), "samples": len(drawn), "length": length, "budgets": list(budgets),
         "target": target, "data": None if data is None else str(data), "seed": seed, "new": max_new_tokens,
-        "dtype": str(model.dtype), "ways": list(SCORES),
+        "dtype": str(model.dtype), "ways": list(SCORES), "prompts": prompts,
     }  # fmt: skip
     store = _Store(None if folder is None else Path(folder), settings)
     work = _Tuning(model, tokenizer, drawn, store, max_new_tokens, progress)
@@ -153,6 +156,13 @@ class _Tuning:
                 if trial.samples == len(self.samples) and trial.kept >= target * wanted:
                     chosen = candidate
                     break
+        if chosen is not None:  # the same tokens in fewer bytes, if the answers bear it
+            smaller = replace(chosen, cut=True)
+            answers = self._until_hopeless(smaller, stock, target * wanted)
+            trial = self._trial(smaller.label, smaller.policy, smaller.bound, answers, stock)
+            tried.append((trial, smaller))
+            if trial.samples == len(self.samples) and trial.kept >= target * wanted:
+                chosen = smaller
         best = max(tried, key=lambda pair: (pair[0].kept, pair[0].bound), default=None)
         trials += [trial for trial, _ in tried]
         rows = {

@@ -10,19 +10,14 @@ from 5,000 to 7,000 tokens a second; with a GPU, `--device cuda --scale 8` takes
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import os
 import random
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from distill.mini import tokenizer_of
@@ -30,6 +25,7 @@ from distill.mini.recipe import books, convert, guide, start, tokenizer, wording
 from distill.mini.recipe.episodes import Batch, Maker
 from distill.mini.recipe.measure import progress
 from distill.mini.recipe.skills import Draw
+from distill.training import Panel, RunFolder, Training, plot, write_whole
 
 #: up to which share of the run, sequences of which lengths, and how often each; a step is about 8,192 tokens
 CURRICULUM = (
@@ -125,44 +121,47 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"min_length: got {args.min_length}; allowed are multiples of {WINDOW} from 0 to {REACH}")
 
 
-class Run:
-    """A training run, all of it in one folder.
+class Run(Training):
+    """The training of one small model, all of it in one folder.
+
+    Args:
+        args: the options of the command (`parser`).
 
     Raises:
         ValueError: an option that is not allowed, or that is not the one with which the run in this folder began; a
             model to start from that has no tokenizer or another vocabulary.
     """
 
+    unit = "tokens"
+
     def __init__(self, args: argparse.Namespace) -> None:
         check(args)
-        self.args, self.out = args, Path(args.out)
-        self.out.mkdir(parents=True, exist_ok=True)
-        self._claim()
+        options = {name: value for name, value in vars(args).items() if name not in FREE}
+        folder = RunFolder(args.out, options)
+        super().__init__(folder, args.tokens, args.every, args.look)
+        self.args, self.out = args, folder.path
+        try:
+            self._build()
+        except BaseException:
+            folder.close()
+            raise
+
+    @property
+    def tokens(self) -> float:
+        """How many tokens the model has learnt from."""
+        return self.done
+
+    def _build(self) -> None:
         self.texts = books.read("train")
         self.tokenizer = self._tokenizer()
         words, names = books.vocabulary(self.texts)
-        self.rng = random.Random(args.seed)
+        self.rng = random.Random(self.args.seed)
         draw = Draw(self.rng, words, names, phrases=books.phrases(self.texts))
         self.maker = Maker(self.tokenizer, self._tokens(), draw)
-        self.tokens, self.steps, self.seconds = 0, 0, 0.0
-        self.model = self._model().to(args.device)
+        self.model = self._model().to(self.args.device)
         self.model.set_attn_implementation(guide.NAME)
         self.optimizers = optimizers(self.model)
-        self.check = self.out / "checkpoint.pt"
-        if self.check.exists():
-            self._restore()
-
-    def _claim(self) -> None:
-        """Writes down what decides the weights before anything else, or compares it with what is there."""
-        file = self.out / "options.json"
-        options = {name: value for name, value in vars(self.args).items() if name not in FREE}
-        if not file.exists():
-            _write(file, lambda new: new.write_text(json.dumps(options, indent=1)))
-        for name, before in json.loads(file.read_text()).items():
-            if options[name] != before:
-                raise ValueError(
-                    f"{name}: got {options[name]!r}; {self.out} holds a run with {before!r}, choose another --out"
-                )
+        self.resume(self.args.device)
 
     def _tokenizer(self) -> Any:
         folder = Path(self.args.init or self.out)
@@ -178,7 +177,7 @@ class Run:
     def _tokens(self) -> np.ndarray:
         file = self.out / "tokens.npy"
         if not file.exists():
-            _write(file, lambda new: np.save(new, books.encode(self.tokenizer, "train")))
+            write_whole(file, lambda new: np.save(new, books.encode(self.tokenizer, "train")))
         return np.load(file)
 
     def _model(self) -> Any:
@@ -192,29 +191,24 @@ class Run:
             )
         return convert.convert(found, self.args.arch)
 
-    def _restore(self) -> None:
-        state = torch.load(self.check, map_location=self.args.device, weights_only=False)
+    def state(self) -> dict[str, Any]:
+        """Weights, both optimizers, and the generator of sequences."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "rng": self.rng.getstate(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Takes back what `state` returned."""
         self.model.load_state_dict(state["model"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.tokens, self.steps, self.seconds = state["tokens"], state["steps"], state["seconds"]
         self.rng.setstate(state["rng"])
-        log = self.out / "log.jsonl"
-        if log.exists():  # what was logged after the last save is about to be done again
-            lines = [line for line in log.read_text().splitlines(True) if json.loads(line)["step"] <= self.steps]
-            _write(log, lambda new: new.write_text("".join(lines)))
-
-    def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "tokens": self.tokens, "steps": self.steps, "seconds": self.seconds, "rng": self.rng.getstate(),
-        }  # fmt: skip
-        _write(self.check, lambda new: torch.save(state, new))
 
     def step(self) -> dict[str, float]:
-        """One step of both optimizers."""
-        done = self.tokens / self.args.tokens
+        """One step of both optimizers; the three losses."""
+        done = self.done / self.args.tokens
         lengths = next(mix for until, mix in CURRICULUM if done <= until or until == 1.0)
         length = self.rng.choices(list(lengths), list(lengths.values()))[0]
         if self.args.min_length:
@@ -233,76 +227,32 @@ class Run:
                 group["lr"] = group["top"] * self.args.rate * share
             optimizer.step()
             optimizer.zero_grad()
-        self.tokens += rows * length
+        self.done += rows * length
         self.steps += 1
-        return {"loss": text.item(), "find": find.item(), "fetch": fetch.item(), "length": length}
+        return {"loss": text.item(), "find": find.item(), "fetch": fetch.item()}
 
-    def log(self, **figures: Any) -> None:
-        figures = {"step": self.steps, "tokens": self.tokens, "seconds": round(self.seconds), **figures}
-        with open(self.out / "log.jsonl", "a") as handle:
-            handle.write(
-                json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in figures.items()}) + "\n"
-            )
+    def look(self) -> dict[str, Any]:
+        """What the model makes of held-out text, and which facts it finds."""
+        return progress(self.model, self.tokenizer, self.args.device)
 
     def train(self) -> None:
-        """Until the wanted number of tokens, with a checkpoint and a look at held-out text now and then."""
-        bar = tqdm(total=self.args.tokens, initial=self.tokens, unit="tok", unit_scale=True)
-        recent: list[dict[str, float]] = []
-        saved = looked = time.perf_counter()
-        while self.tokens < self.args.tokens:
-            began, before = time.perf_counter(), self.tokens
-            recent.append(self.step())
-            self.seconds += time.perf_counter() - began
-            bar.update(self.tokens - before)
-            if self.steps % 20 == 0:
-                means = {k: sum(r[k] for r in recent) / len(recent) for k in ("loss", "find", "fetch")}
-                bar.set_postfix({k: f"{v:.2f}" for k, v in means.items()})
-                self.log(**means)
-                recent.clear()
-            if time.perf_counter() - looked > self.args.look * 60:
-                self.log(**progress(self.model, self.tokenizer, self.args.device))
-                looked = time.perf_counter()
-            if time.perf_counter() - saved > self.args.every * 60:
-                self.save()
-                saved = time.perf_counter()
-        bar.close()
-        self.save()
-        self.log(**progress(self.model, self.tokenizer, self.args.device))
+        """Trains to the end, then exports the model and draws the curves."""
+        super().train()
         convert.export(self.model, self.tokenizer, self.out / "model")
-        plot(self.out)
+        rows = self.folder.rows()
+        plot(self.out / "curves.png", rows, self.unit, panels(rows))
+        self.folder.close()
 
 
-def _write(file: Path, write: Callable[[Path], object]) -> None:
-    """Writes a file whole or not at all: a run may be killed at any time."""
-    new = file.with_name(f"new-{file.name}")
-    write(new)
-    os.replace(new, file)
-
-
-def plot(out: Path) -> None:
-    """`curves.png`: losses, and what held-out text and values say, over tokens."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    losses, looks = [r for r in rows if "loss" in r], [r for r in rows if "bits_per_byte" in r]
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
-    for key in ("loss", "find", "fetch"):
-        axes[0].plot([r["tokens"] / 1e6 for r in losses], [r[key] for r in losses], label=key, linewidth=0.8)
-    axes[0].set(title="training losses (nats)", ylim=(0, 6))
-    axes[1].plot([r["tokens"] / 1e6 for r in looks], [r["bits_per_byte"] for r in looks], label="validation book")
-    axes[1].set(title="bits per byte")
-    for key in [k for k in (looks[-1] if looks else {}) if "@" in k]:
-        axes[2].plot([r["tokens"] / 1e6 for r in looks], [r.get(key) for r in looks], label=key)
-    axes[2].set(title="answers right (held-out text, words and values)", ylim=(0, 1.02))
-    for axis in axes:
-        axis.set_xlabel("million tokens")
-        axis.legend(fontsize=7)
-        axis.grid(alpha=0.3)
-    figure.tight_layout()
-    figure.savefig(out / "curves.png", dpi=110)
+def panels(rows: list[dict[str, Any]]) -> list[Panel]:
+    """The diagrams of `curves.png`: losses, held-out text, and right answers about it."""
+    looks = [row for row in rows if "bits_per_byte" in row]
+    answers = [key for key in (looks[-1] if looks else {}) if "@" in key]
+    return [
+        Panel("training losses (nats)", ("loss", "find", "fetch"), (0, 6)),
+        Panel("bits per byte of the validation book", ("bits_per_byte",)),
+        Panel("answers right (held-out text, words and values)", answers, (0, 1.02)),
+    ]
 
 
 def parser() -> argparse.ArgumentParser:

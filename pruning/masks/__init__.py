@@ -1,4 +1,4 @@
-"""Masks: what may not be removed, whatever its score. Each mask is a list of anchors; the union of them is kept."""
+"""Masks say what must not be removed, whatever its score. Each finds anchors; whatever any of them anchors is kept."""
 
 from distill.pruning.masks.anchor import Anchor
 from distill.pruning.masks.ner import DEFAULT_NER, NerMask

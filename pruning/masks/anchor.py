@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 
 class Anchor(NamedTuple):
-    """Characters `[start, end)` of a text, kept by `mask` ("user", "rules", "ner", "protected") for the reason
-    `label`.
+    """Characters `[start, end)` of a text that must stay.
+
+    `mask` says which mask wants them ("user", "rules", "ner" or "protected"), and `label` why.
     """
 
     start: int

@@ -10,16 +10,18 @@ from typing import Any
 
 import regex
 
+from distill.pruning.checks import choice, device, flag, model_source, number, strings
 from distill.pruning.masks.anchor import Anchor
+from distill.pruning.tokenization import unloadable
 from distill.pruning.words import FUNCTION_WORDS
 
 DEFAULT_NER = "dslim/bert-base-NER"
-BLOCK = 4000  # characters handed to the pipeline at once: bounds memory, and a cancelled request stops here
+BLOCK = 4000  # characters given to the pipeline at once, which bounds its memory; work can be stopped between blocks
 _BLANK = re.compile(r"\s")
 
 
 def _blocks(text: str) -> list[tuple[int, int]]:
-    """Stretches of at most `BLOCK` characters, cut at line breaks where there are any, else at white space."""
+    """The text in pieces of at most `BLOCK` characters, cut at line breaks or else at white space where possible."""
     found, begin = [], 0
     while len(text) - begin > BLOCK:
         limit = begin + BLOCK
@@ -34,9 +36,9 @@ def _blocks(text: str) -> list[tuple[int, int]]:
 
 
 def _usable(pipe: Any) -> Any:
-    """The pipeline with a tokenizer whose maximum length is true: only then does Transformers window long texts.
+    """A pipeline whose tokenizer knows how much the model can read; without that, Transformers cuts no windows.
 
-    The caller's pipeline is left as it was.
+    The caller's pipeline is not changed.
     """
     positions = getattr(pipe.model.config, "max_position_embeddings", 512)
     offset = 2 if "roberta" in pipe.model.config.model_type else 0
@@ -50,12 +52,20 @@ def _usable(pipe: Any) -> Any:
 
 
 class NerMask:
-    """Anchors named entities.
+    """Anchors the names that a token-classification model finds.
 
-    `model`: the name or folder of a token-classification checkpoint, or a `TokenClassificationPipeline`. Overlapping
-    windows of the model's own length, sub-tokens merged to words by their first one. `min_score`: entities the model
-    is less sure of are not anchored. `labels`: entity groups to anchor (None: all). Raises ValueError for a model that
-    cannot be loaded, a `min_score` outside [0, 1], or an unknown label.
+    Long texts are read in overlapping windows, as long as the model allows. A word has the label of its first token.
+
+    Args:
+        model: the name or folder of a checkpoint, or a `TokenClassificationPipeline`.
+        device_map: where the model runs.
+        min_score: names that the model is less sure of are not anchored, from 0 to 1.
+        labels: the kinds of names to anchor, as the model calls them; None for all.
+        local_files_only: whether nothing may be downloaded.
+
+    Raises:
+        ValueError: an argument is out of range, a label that the model does not have, or a model that cannot be
+            loaded.
     """
 
     def __init__(
@@ -67,21 +77,27 @@ class NerMask:
         labels: tuple[str, ...] | None = None,
         local_files_only: bool = False,
     ) -> None:
-        if not 0 <= min_score <= 1:
-            raise ValueError(f"min_score must be in [0, 1]; got {min_score!r}")
+        min_score = number("min_score", min_score, 0, 1)
+        wanted = None if labels is None else strings("labels", labels)
         if isinstance(model, str) or not hasattr(model, "tokenizer"):
-            model = _load(str(model), device_map, local_files_only)
+            local = flag("local_files_only", local_files_only)
+            model = _load(model_source("ner", model), device("device_map", device_map), local)
         self.pipeline = _usable(model)
         self.name = str(self.pipeline.model.config.name_or_path or type(self.pipeline.model).__name__).rstrip("/")
         if "/" in self.name and self.name.count("/") != 1:
             self.name = self.name.rsplit("/", 1)[1]
         known = {label.split("-", 1)[-1] for label in self.pipeline.model.config.id2label.values()} - {"O"}
-        if labels is not None and set(labels) - known:
-            raise ValueError(f"labels must be among {sorted(known)}; got {sorted(set(labels) - known)}")
-        self.labels, self.min_score = labels, min_score
+        for label in wanted or ():
+            choice("labels", label, sorted(known))
+        self.labels, self.min_score = wanted, min_score
 
     def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
-        """The entities of `text`, with offsets. `check` is called between blocks and may raise to stop the work."""
+        """The names in a text.
+
+        Args:
+            text: the text.
+            check: is called between pieces of the text; may raise to stop the work.
+        """
         found = []
         stride = min(64, self.pipeline.tokenizer.model_max_length // 4)
         for begin, end in _blocks(text):
@@ -98,21 +114,25 @@ class NerMask:
 def _load(name: str, device_map: str, local_files_only: bool) -> Any:
     from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
+    # with PEFT installed, Transformers asks the hub for an adapter, unless these are told to stay on this machine too
+    adapter = {"local_files_only": local_files_only}
     try:
-        model = AutoModelForTokenClassification.from_pretrained(name, local_files_only=local_files_only)
+        model = AutoModelForTokenClassification.from_pretrained(
+            name, local_files_only=local_files_only, adapter_kwargs=adapter
+        )
         tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=local_files_only)
-    except OSError as error:
-        raise ValueError(f"ner: could not load {name!r}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # a damaged or foreign file can make the loader fail in any way
+        raise unloadable("ner", name, "token classifiers", error) from error
     model.eval()
     return pipeline("token-classification", model=model, tokenizer=tokenizer, device=device_map)
 
 
 class CapitalNames:
-    """A stand-in without a model: capitalised words, for scripts that have capitals.
+    """Takes capitalised words for names, where there is no model.
 
-    A capitalised word inside a sentence is a name, with the capitalised words beside it. The first word of a sentence
-    is one only if it is followed by another or is a name elsewhere in the text. Weaker than a model: German nouns are
-    all "names", and lower-case names are missed.
+    A capitalised word inside a sentence is a name, together with the capitalised words next to it. The first word of a
+    sentence is a name only if a capitalised word follows it or if it is a name elsewhere in the text. This is weaker
+    than a model: it takes every German noun for a name, and misses names in lower case.
     """
 
     name = "capitals"
@@ -121,7 +141,12 @@ class CapitalNames:
     _AFTER_STOP = regex.compile(r"(?:^|[.!?:…\n\"“”'‘’(\[•*#>-])[\s\"“”'‘’(\[]*$")
 
     def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
-        """The names of `text`, with offsets."""
+        """The names in a text.
+
+        Args:
+            text: the text.
+            check: is not called, because this is fast.
+        """
         words = [m for m in self._WORD.finditer(text) if m.group() != "I" and not m.group().startswith(("I'", "I’"))]
         inside = [not self._AFTER_STOP.search(text, max(0, m.start() - 4), m.start()) for m in words]
         known = {m.group() for m, yes in zip(words, inside, strict=True) if yes and not _common(m.group())}

@@ -1,7 +1,7 @@
-"""The rule mask: patterns for what a reader cannot guess back once it is gone.
+"""The rule mask: patterns for what a reader cannot reconstruct when it is gone, such as numbers, links and negations.
 
-Every repetition inside a rule is bounded, so the mask is linear in the text whatever the text is. Quotes are
-anchored up to 60 characters: a quoted term or error message, not a page of dialogue.
+Repetitions inside the rules are bounded, so the time they take grows with the length of the text and no faster. Quotes
+are kept up to 60 characters, which covers a quoted term or an error message but not a page of dialogue.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from distill.pruning.checks import bad, choice
 from distill.pruning.masks.anchor import Anchor
 
 _MONTH = (
@@ -74,20 +75,32 @@ RULES: tuple[str, ...] = tuple(_PATTERNS)
 
 
 def check_rules(rules: bool | Iterable[str]) -> tuple[str, ...]:
-    """The names of the rules to apply: all for True, none for False. ValueError for a name that is not in `RULES`."""
+    """The names of the rules to apply.
+
+    Args:
+        rules: True for all, False for none, or names from `RULES`.
+
+    Raises:
+        ValueError: another value, or a name that is not in `RULES`.
+    """
     if isinstance(rules, bool):
         return RULES if rules else ()
-    names = (rules,) if isinstance(rules, str) else tuple(rules)
-    unknown = [name for name in names if name not in RULES]
-    if unknown:
-        raise ValueError(f"rules must be True, False or names from {', '.join(RULES)}; got {unknown[0]!r}")
-    return names
+    names = [rules] if isinstance(rules, str) else rules
+    if not isinstance(names, (list, tuple, set, frozenset)):
+        raise bad("rules", rules, f"True, False, and lists of {', '.join(RULES)}")
+    for name in names:
+        choice("rules", name, RULES, "True and False")
+    return tuple(names)
 
 
 def rule_anchors(text: str, rules: Iterable[str] = RULES) -> list[Anchor]:
-    """Every match of the named rules in `text`, labelled with the rule, in the order of the rules.
+    """Every match of some rules in a text, in the order of the rules, each labelled with its rule.
 
-    Matches overlap freely ("10:45" is a time, and its parts are numbers): the mask is their union.
+    Matches may overlap ("10:45" is a time, and its two parts are numbers).
+
+    Args:
+        text: the text.
+        rules: names from `RULES`.
     """
     return [
         Anchor(match.start(), match.end(), "rules", name)

@@ -4,109 +4,125 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import regex
 
+from distill.pruning.checks import BadArgument, strings
 from distill.pruning.masks.anchor import Anchor
+from distill.pruning.masks.literals import find, fold
+from distill.pruning.masks.patterns import check_patterns, search
 
-PATTERN_SECONDS = 2.0
+TAGS_ALLOWED = "pairs of <keep> and </keep>, or with keep_tags=False any tags, as plain text"
 _TAG = re.compile(r"<(/?)keep>")
-
-
-def _strings(name: str, values: Sequence[str] | None) -> tuple[str, ...]:
-    if values is None:
-        return ()
-    if isinstance(values, str) or not all(isinstance(v, str) for v in values):
-        raise ValueError(f"{name} must be a list of strings; got {values!r}")
-    if any(not v for v in values):
-        raise ValueError(f"{name} must not hold an empty string")
-    return tuple(values)
-
-
-def _bounded(token: str) -> str:
-    """A literal that is no part of a longer word: forcing "cat" leaves "concatenate" alone."""
-    before = r"(?<!\w)" if token[0].isalnum() or token[0] == "_" else ""
-    after = r"(?!\w)" if token[-1].isalnum() or token[-1] == "_" else ""
-    return before + regex.escape(token, literal_spaces=True) + after
 
 
 @dataclass(frozen=True)
 class UserMask:
-    """What the caller wants kept.
+    """Keeps what the caller wants kept.
 
-    `force_tokens`: literal strings, case-sensitive; where one begins or ends with a letter or digit it must be a whole
-    word there. White space is allowed (`"\\n"`). `keywords`: the same, but case-insensitive. `patterns`: regular
-    expressions (syntax of the `regex` package). Raises ValueError for an empty string, a wrong type or a bad pattern.
+    Args:
+        force_tokens: strings to keep wherever they occur, upper and lower case told apart. A string that begins or
+            ends with a letter, a digit or `_` must not continue a word there. White space is allowed (`"\\n"`).
+        keywords: the same, but upper and lower case are equal.
+        patterns: regular expressions in the syntax of the `regex` package, without recursion. Their syntax is checked
+            when they are first used.
+
+    Raises:
+        ValueError: no list of strings, an empty or very long string, too many strings, or a pattern that is refused
+            (see `check_patterns`).
     """
 
     force_tokens: Sequence[str] | None = ()
     keywords: Sequence[str] | None = ()
     patterns: Sequence[str] | None = ()
-    _compiled: tuple[tuple[str, regex.Pattern], ...] = field(default=(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        compiled: list[tuple[str, regex.Pattern]] = []
-        tokens = _strings("force_tokens", self.force_tokens)
-        if tokens:
-            longest_first = sorted(set(tokens), key=lambda t: (-len(t), t))
-            compiled.append(("force_tokens", regex.compile("|".join(map(_bounded, longest_first)))))
-        keywords = _strings("keywords", self.keywords)
-        if keywords:
-            longest_first = sorted(set(keywords), key=lambda t: (-len(t), t))
-            compiled.append(("keywords", regex.compile("|".join(map(_bounded, longest_first)), regex.IGNORECASE)))
-        for pattern in _strings("patterns", self.patterns):
-            try:
-                compiled.append((f"/{pattern}/", regex.compile(pattern)))
-            except regex.error as error:
-                raise ValueError(f"patterns: {pattern!r} is not a regular expression: {error}") from None
-        object.__setattr__(self, "_compiled", tuple(compiled))
+        object.__setattr__(self, "force_tokens", strings("force_tokens", self.force_tokens))
+        object.__setattr__(self, "keywords", strings("keywords", self.keywords))
+        object.__setattr__(self, "patterns", check_patterns(self.patterns))
 
-    def anchors(self, text: str) -> list[Anchor]:
-        """Every match in `text`, overlapping ones included. ValueError if a pattern takes more than 2 seconds."""
+    def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
+        """Every match in one text, see `anchors_of`.
+
+        Args:
+            text: where to search.
+            check: is called now and then; may raise to stop the work.
+
+        Raises:
+            ValueError: as for `anchors_of`.
+        """
+        return self.anchors_of([text], check)[0]
+
+    def anchors_of(self, texts: Sequence[str], check: Callable[[], None] | None = None) -> list[list[Anchor]]:
+        """Every match in each text. Matches of strings and keywords may overlap.
+
+        Args:
+            texts: where to search.
+            check: is called now and then; may raise to stop the work.
+
+        Raises:
+            ValueError: a pattern that is no regular expression, or a search that takes too long or too much memory.
+        """
+        patterns = self.patterns or ()
+        keywords = [fold(word) for word in self.keywords or ()]
         found = []
-        for label, pattern in self._compiled:
-            try:
-                for match in pattern.finditer(text, overlapped=label == "force_tokens", timeout=PATTERN_SECONDS):
-                    if match.end() > match.start():
-                        found.append(Anchor(match.start(), match.end(), "user", label))
-            except TimeoutError:
-                raise ValueError(
-                    f"patterns: {label} took more than {PATTERN_SECONDS:g} s on this text; simplify it"
-                ) from None
+        for text, rows in zip(texts, search(patterns, texts, check), strict=True):
+            if check is not None:
+                check()
+            forced = find("force_tokens", self.force_tokens or (), text, check)
+            anchors = [Anchor(a, b, "user", "force_tokens") for a, b in forced]
+            if keywords:
+                anchors += [Anchor(a, b, "user", "keywords") for a, b in find("keywords", keywords, fold(text), check)]
+            for pattern, row in zip(patterns, rows, strict=True):
+                anchors += [Anchor(a, b, "user", f"/{pattern}/") for a, b in row]
+            found.append(anchors)
         return found
 
 
 @dataclass(frozen=True)
 class Stripped:
-    """A text without its keep tags: `text`, the `anchors` they marked, and the way back to the original offsets."""
+    """A text without its keep tags.
+
+    Args:
+        text: what is left.
+        anchors: what stood between the tags.
+        cuts: int64 `(tags,)`, the character of `text` at which each removed tag stood, ascending.
+        widths: int64 `(tags,)`, how many characters each tag had.
+    """
 
     text: str
     anchors: list[Anchor]
-    cuts: np.ndarray  # int64 [tags]: offset in `text` at which each removed tag stood
-    widths: np.ndarray  # int64 [tags]: its length
+    cuts: np.ndarray
+    widths: np.ndarray
 
-    def original(self, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Spans of `text` as spans of the original, cut where a tag stood inside them."""
+    def original(self, spans: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """Where each span `[start, end)` of `text` lies in the original: several spans if tags stood inside it."""
         if not len(self.cuts):
-            return list(spans)
+            return [[span] for span in spans]
         shift = np.concatenate([[0], np.cumsum(self.widths)])
+        edges = np.array(spans, dtype=np.int64).reshape(-1, 2)
+        first = np.searchsorted(self.cuts, edges[:, 0], side="right")
+        last = np.searchsorted(self.cuts, edges[:, 1], side="left")
         found = []
-        for start, end in spans:
-            inside = self.cuts[(self.cuts > start) & (self.cuts < end)]
-            edges = [start, *sorted({int(c) for c in inside}), end]
-            for a, b in itertools.pairwise(edges):
-                moved = int(shift[np.searchsorted(self.cuts, a, side="right")])
-                found.append((a + moved, b + moved))
+        for (start, end), a, b in zip(spans, first, last, strict=True):
+            cuts = [start, *dict.fromkeys(self.cuts[a:b].tolist()), end]
+            at = np.searchsorted(self.cuts, cuts[:-1], side="right")
+            moves = shift[at].tolist()
+            found.append([(x + move, y + move) for (x, y), move in zip(itertools.pairwise(cuts), moves, strict=True)])
         return found
 
 
-def strip_keep_tags(text: str) -> Stripped:
-    """Takes `<keep>` and `</keep>` out and anchors what stood between them.
+def strip_keep_tags(text: str, name: str = "text") -> Stripped:
+    """Takes the tags `<keep>` and `</keep>` out of a text, and anchors what stood between them.
 
-    Raises ValueError if the tags do not pair up or are nested, with the offset of the one that is wrong.
+    Args:
+        text: the text.
+        name: what an error calls it.
+
+    Raises:
+        ValueError: a tag that has no partner or stands inside another pair, with its position.
     """
     parts, anchors, cuts, widths = [], [], [], []
     position = length = 0
@@ -121,7 +137,7 @@ def strip_keep_tags(text: str) -> Stripped:
         closing = bool(match.group(1))
         if closing == (opened is None):
             fault = "</keep> without <keep>" if closing else "<keep> inside <keep>"
-            raise ValueError(f"text: {fault} at character {match.start()}; set keep_tags=False if tags are plain text")
+            raise BadArgument(name, f"{fault} at character {match.start()}", TAGS_ALLOWED)
         if opened is None:
             opened, opened_at = length, match.start()
         else:
@@ -129,9 +145,7 @@ def strip_keep_tags(text: str) -> Stripped:
                 anchors.append(Anchor(opened, length, "user", "keep tag"))
             opened = None
     if opened is not None:
-        raise ValueError(
-            f"text: <keep> at character {opened_at} is never closed; set keep_tags=False if tags are text"
-        )
+        raise BadArgument(name, f"<keep> at character {opened_at} that is never closed", TAGS_ALLOWED)
     parts.append(text[position:])
     as_ints = [np.array(values, dtype=np.int64) for values in (cuts, widths)]
     return Stripped("".join(parts), anchors, *as_ints)

@@ -1,4 +1,4 @@
-"""Scorers: how much each stretch of a text matters. One protocol (`Scorer`), many sources of importance."""
+"""Scorers say how much each part of a text matters. All of them follow the protocol `Scorer`."""
 
 from distill.pruning.scorers.base import AGGREGATES, Scorer, Scores, to_units
 from distill.pruning.scorers.baseline import Baseline, RandomScorer

@@ -1,4 +1,4 @@
-"""The contract of a scorer, and windows over token ids."""
+"""What a scorer has to do, and helpers that cut long texts into windows and batches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from distill.pruning.checks import bad, check_text
 from distill.pruning.units import Units
 
 Check = Callable[[], None]
@@ -17,8 +18,10 @@ AGGREGATES: tuple[Aggregate, ...] = ("mean", "max", "first")
 
 
 class Scores(NamedTuple):
-    """Importance of stretches of one text: `starts`, `ends` int64 [n] in characters, `values` float64 [n] in [0,
-    1].
+    """How much `n` stretches of one text matter.
+
+    `starts` and `ends`, int64 `(n,)`, are the characters `[start, end)` of each; `values`, float64 `(n,)`, go from 0
+    to 1.
     """
 
     starts: np.ndarray
@@ -27,11 +30,10 @@ class Scores(NamedTuple):
 
 
 class Scorer(ABC):
-    """Says how much each stretch of a text matters.
+    """Says how much each stretch of a text matters; the same input must give the same scores.
 
-    `name` appears in reports. `level`: "word" (sub-tokens, to be aggregated to units) or "sentence" (stretches of
-    whole sentences, to be kept in that order). `uses_question`: whether a question changes the scores. The same input
-    must give the same scores.
+    A subclass sets `name`, which stands in reports; `level`, which is `"word"` if the stretches are tokens or words
+    and `"sentence"` if they are whole sentences; and `uses_question`, whether a question changes the scores.
     """
 
     name: str
@@ -42,19 +44,63 @@ class Scorer(ABC):
     def score_many(
         self, texts: Sequence[str], question: str | None = None, check: Check | None = None
     ) -> list[Scores]:
-        """Scores each text. `check` is called between batches and may raise, which stops the work."""
+        """Scores texts.
+
+        Args:
+            texts: the texts.
+            question: what is asked about them, if anything.
+            check: is called between batches; may raise to stop the work.
+        """
 
     def score(self, text: str, question: str | None = None) -> Scores:
-        """Scores one text."""
+        """Scores one text.
+
+        Args:
+            text: the text.
+            question: what is asked about it, if anything.
+
+        Raises:
+            ValueError: no string, or a question that the scorer cannot use.
+        """
+        check_text(text)
+        if question is not None:
+            check_text(question, "question")
         return self.score_many([text], question)[0]
 
 
-def to_units(scores: Scores, units: Units, how: Aggregate = "mean") -> np.ndarray:
-    """Scores of sub-tokens as scores of units, float64 [n].
+def check_scores(found: object, texts: int) -> list[Scores]:
+    """The scores of a call, if they have the right form.
 
-    A sub-token counts for every unit that it overlaps. Units that no sub-token touches (a character that a tokenizer's
-    normaliser drops) get the mean of the others, so they are neither always lost nor always kept; 0.5 if there are
-    none.
+    Args:
+        found: what `Scorer.score_many` returned.
+        texts: how many texts it was given.
+
+    Raises:
+        ValueError: another number of scores, arrays of unequal lengths, or a value that is not finite.
+    """
+    if not isinstance(found, Sequence) or len(found) != texts:
+        raise bad("scorer", found, f"scorers that return {texts} Scores for {texts} texts")
+    for scores in found:
+        shapes = {np.shape(part) for part in scores} if isinstance(scores, Scores) else set()
+        if len(shapes) != 1 or len(shapes.pop()) != 1 or not np.isfinite(scores.values).all():
+            raise bad("scorer", scores, "scorers that return Scores: three arrays of one length, all values finite")
+    return list(found)
+
+
+def to_units(scores: Scores, units: Units, how: Aggregate = "mean") -> np.ndarray:
+    """Turns scores of tokens (or sentences) into scores of units.
+
+    A token counts for every unit that it shares a character with. A unit that no token touches, such as a character
+    that the tokenizer ignores, gets the mean of all others (0.5 if there are none), so that it is neither always lost
+    nor always kept.
+
+    Args:
+        scores: scores of stretches of the text.
+        units: the `n` units of the text.
+        how: what becomes of several scores for one unit: `"mean"`, `"max"` or `"first"`.
+
+    Returns:
+        float64 `(n,)`.
     """
     first = np.searchsorted(units.ends, scores.starts, side="right")
     last = np.searchsorted(units.starts, scores.ends, side="left")
@@ -77,7 +123,7 @@ def to_units(scores: Scores, units: Units, how: Aggregate = "mean") -> np.ndarra
 
 
 class Window(NamedTuple):
-    """Tokens `[begin, end)` of text `row`, of which `[first, last)` take their scores from here."""
+    """Tokens `[begin, end)` of the text number `row`; the scores of its tokens `[first, last)` are used."""
 
     row: int
     begin: int
@@ -87,10 +133,15 @@ class Window(NamedTuple):
 
 
 def windows(row: int, length: int, size: int, overlap: int, *, causal: bool) -> Iterator[Window]:
-    """Covers `length` tokens with windows of `size` that share `overlap`; each token is scored in exactly one.
+    """Covers the tokens of a text with overlapping windows, such that each token is scored in exactly one.
 
-    A causal model scores a shared token in the earlier window, where it has more context; any other in the window
-    where it is further from the edge.
+    Args:
+        row: the number of the text.
+        length: how many tokens it has.
+        size: tokens of a window.
+        overlap: tokens that two neighbouring windows share.
+        causal: True for models that only look back: a shared token is scored in the earlier window, where more tokens
+            stand before it. False: it is scored in the window where it is further from the edge.
     """
     begin = 0
     while True:
@@ -105,7 +156,12 @@ def windows(row: int, length: int, size: int, overlap: int, *, causal: bool) -> 
 
 
 def batches(found: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
-    """Windows of like length together, at most `tokens` padded tokens a batch."""
+    """Puts windows of similar length into batches.
+
+    Args:
+        found: the windows.
+        tokens: the most tokens of a batch, padding included (a single window may have more).
+    """
     batch: list[Window] = []
     for window in sorted(found, key=lambda w: (w.end - w.begin, w.row, w.begin)):
         width = window.end - window.begin
@@ -118,8 +174,16 @@ def batches(found: Sequence[Window], tokens: int) -> Iterator[list[Window]]:
 
 
 def pad(rows: Sequence[np.ndarray], value: int, width: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows of ids, padded on the right to the longest, or to `width` if that is more: ids int64 and mask bool, both
-    [rows, longest]."""
+    """Pads rows of token ids on the right.
+
+    Args:
+        rows: token ids, each int64 `(length,)`.
+        value: the id to pad with.
+        width: the least length of the result.
+
+    Returns:
+        Ids, int64, and mask, bool, both `(rows, longest)`.
+    """
     longest = max(width, *map(len, rows))
     ids = np.full((len(rows), longest), value, dtype=np.int64)
     mask = np.zeros((len(rows), longest), dtype=bool)
@@ -129,7 +193,10 @@ def pad(rows: Sequence[np.ndarray], value: int, width: int = 0) -> tuple[torch.T
 
 
 def positions_of(model: object) -> int | None:
-    """How many positions a model has for text; None if it does not say. RoBERTa's kin number them from 2."""
+    """How many tokens a model can read at once; None if its config does not say.
+
+    RoBERTa and its relatives count positions from 2, so they have two fewer than their config says.
+    """
     config = getattr(model, "config", None)
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None:

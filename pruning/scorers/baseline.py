@@ -1,6 +1,4 @@
-"""Scorers without a model: word statistics of the text itself, and random numbers as the control of every
-benchmark.
-"""
+"""Scorers that need no model: how rare a word is in the text, and random numbers, with which benchmarks compare."""
 
 from __future__ import annotations
 
@@ -11,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from distill.pruning.checks import choice, whole
 from distill.pruning.scorers.base import Check, Scorer, Scores
 from distill.pruning.sentences import sentence_spans
 from distill.pruning.units import Units, split_units
@@ -23,10 +22,10 @@ def words_of(units: Units) -> list[str]:
 
 
 class Baseline(Scorer):
-    """Rarity within the text: -log of a word's share, lower for function words and punctuation, higher for names.
+    """Scores a word by how rare it is in the text: -log of its share, lower for function words and punctuation.
 
-    A word that occurs once in a long text scores near 1, "the" near 0. English function words; other languages are
-    ranked by rarity alone.
+    A word that occurs once in a long text scores near 1, "the" near 0, and a capitalised word a little more than
+    others. The function words are English; words of other languages are ranked by rarity alone.
     """
 
     name = "baseline"
@@ -34,7 +33,7 @@ class Baseline(Scorer):
     def score_many(
         self, texts: Sequence[str], question: str | None = None, check: Check | None = None
     ) -> list[Scores]:
-        """Scores the units of each text; a question changes nothing."""
+        """Scores the units of each text; the question is ignored. See `Scorer.score_many`."""
         found = []
         for text in texts:
             if check is not None:
@@ -45,7 +44,7 @@ class Baseline(Scorer):
 
 
 def rarity(units: Units) -> np.ndarray:
-    """The baseline's score of each unit, float64 [n] in [0, 1]."""
+    """The score that `Baseline` gives each unit, from 0 to 1; float64 `(n,)`."""
     words = words_of(units)
     counts = Counter(words)
     ceiling = math.log(len(words) + 1) or 1.0
@@ -61,21 +60,26 @@ def rarity(units: Units) -> np.ndarray:
 
 
 class RandomScorer(Scorer):
-    """Random importance, the control: a fixed seed and the text give the same numbers every time.
+    """Random scores, to compare other scorers with; the same seed and text give the same scores.
 
-    `level`: "word" or "sentence", so that each scorer has a control that removes what it removes.
+    Args:
+        seed: any whole number from 0 and below 2**64.
+        level: `"word"` or `"sentence"`, what is removed together.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, seed: int = 0, level: str = "word") -> None:
-        if level not in ("word", "sentence"):
-            raise ValueError(f"level must be 'word' or 'sentence'; got {level!r}")
+        seed = whole("seed", seed, 0, 2**64 - 1)
+        choice("level", level, ("word", "sentence"))
         self.seed, self.name = seed, f"random({level}, seed {seed})"
         self.level = "sentence" if level == "sentence" else "word"
 
     def score_many(
         self, texts: Sequence[str], question: str | None = None, check: Check | None = None
     ) -> list[Scores]:
-        """Uniform numbers for the units or sentences of each text."""
+        """Uniform random numbers for the units or sentences of each text. See `Scorer.score_many`."""
         found = []
         for text in texts:
             digest = hashlib.blake2b(text.encode(), digest_size=8, salt=self.seed.to_bytes(8, "little")).digest()

@@ -1,5 +1,7 @@
-"""Self-information from a causal language model: a token that the model expected says little (Selective-Context,
-Li et al. 2023), in one forward pass per window instead of one per segment."""
+"""Scores by self-information: a token that a causal language model expected says little.
+
+After Selective-Context (Li et al. 2023), with one forward pass for each window of the text.
+"""
 
 from __future__ import annotations
 
@@ -10,30 +12,36 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.pruning.checks import whole
 from distill.pruning.scorers.base import Check, Scorer, Scores, Window, batches, pad, positions_of, windows
 from distill.pruning.tokenization import Encoded, Encoder
 
-LOGITS_BYTES = 256 * 2**20  # what one batch's logits may take
+LOGITS_BYTES = 256 * 2**20  # the most memory for the logits of a batch
 BATCH_TOKENS = 4096
 
 
 def bos_prefix(tokenizer: Any) -> np.ndarray:
-    """The beginning-of-text id that the tokenizer itself would put first, as int64 [0 or 1]."""
+    """The token that the tokenizer puts before a text, if it does; int64 `(0,)` or `(1,)`."""
     ids = tokenizer("", add_special_tokens=True).input_ids
     return np.array(ids[:1], dtype=np.int64)
 
 
 def batch_tokens(model: Any) -> int:
-    """Padded tokens a batch may have, so that its logits stay under `LOGITS_BYTES`."""
+    """How many tokens a batch may have, padding included, so that its logits take at most `LOGITS_BYTES`."""
     vocabulary = int(getattr(model.config.get_text_config(), "vocab_size", 50_000))
     return max(1, min(BATCH_TOKENS, LOGITS_BYTES // (4 * vocabulary)))
 
 
 @torch.no_grad()
 def surprisal(model: Any, ids: torch.Tensor) -> np.ndarray:
-    """-log2 p(token | tokens before it), float64 [rows, length - 1], of `ids` int64 [rows, length].
+    """How unexpected each token is: -log2 p(token | the tokens before it), in bits.
 
-    Rows may be padded on the right: a causal model never looks there.
+    Args:
+        model: a causal LM.
+        ids: int64 `(rows, length)`; rows may be padded on the right, where a causal model does not look.
+
+    Returns:
+        float64 `(rows, length - 1)`, for all tokens but the first.
     """
     ids = ids.to(model.device)
     logits = model(input_ids=ids, use_cache=False).logits
@@ -45,17 +53,28 @@ def surprisal(model: Any, ids: torch.Tensor) -> np.ndarray:
 
 
 class SelfInformation(Scorer):
-    """Scores each token by b / (b + log2 |V|), b its surprisal in bits: a token as likely as a blind guess scores 0.5.
+    """Scores each token by b / (b + log2 |V|), where b is its surprisal in bits and |V| the size of the vocabulary.
 
-    `window`, `overlap` in tokens. The first token of a text whose tokenizer has no beginning-of-text token has no
-    context at all: it gets the mean of the others.
+    So a token that is as likely as any other scores 0.5. If the tokenizer puts no token before a text, nothing
+    predicts the first token, and it gets the mean of the others.
+
+    Args:
+        model: a causal LM.
+        tokenizer: its tokenizer.
+        name: what reports call it.
+        window: tokens read at once.
+        overlap: tokens that two windows share.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 512, overlap: int = 64) -> None:
         limit = positions_of(model)
-        self.window = window if limit is None else min(window, limit - 1)
-        if not 0 <= overlap < self.window:
-            raise ValueError(f"overlap must be in [0, {self.window}); got {overlap}")
+        self.window = whole("window", window, 2)
+        if limit is not None:
+            self.window = min(self.window, limit - 1)
+        overlap = whole("overlap", overlap, 0, self.window - 1)
         self.model, self.overlap = model, overlap
         self.name = f"self-information({name})"
         self.encoder = Encoder(tokenizer)
@@ -65,7 +84,7 @@ class SelfInformation(Scorer):
     def score_many(
         self, texts: Sequence[str], question: str | None = None, check: Check | None = None
     ) -> list[Scores]:
-        """Scores each text; a question changes nothing."""
+        """Scores the tokens of each text; the question is ignored. See `Scorer.score_many`."""
         encoded = self.encoder.encode(texts)
         bits = [np.full(len(e.ids), np.nan) for e in encoded]
         todo = [
@@ -86,7 +105,7 @@ class SelfInformation(Scorer):
         if ids.shape[1] < 2:
             return
         found = surprisal(self.model, ids)
-        lead = 1 - len(self._prefix)  # without a prefix the first token of a window has no prediction
+        lead = 1 - len(self._prefix)  # without a token before it, nothing predicts the first token of a window
         for row, w in zip(found, batch, strict=True):
             first = max(w.first, w.begin + lead)
             bits[w.row][first : w.last] = row[first - w.begin - lead : w.last - w.begin - lead]

@@ -1,4 +1,4 @@
-"""A token classifier that was trained to say which tokens to keep, such as the LLMLingua-2 checkpoints."""
+"""Scores by a token classifier that was trained to say which tokens to keep, such as the LLMLingua-2 checkpoints."""
 
 from __future__ import annotations
 
@@ -8,35 +8,44 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.pruning.checks import bad, whole
 from distill.pruning.scorers.base import Check, Scorer, Scores, batches, pad, positions_of, windows
 from distill.pruning.tokenization import Encoder
 
-# what is in work at a time: on a CPU as much as its caches hold, elsewhere enough to fill the device
+# tokens of a batch: on a CPU few enough for its caches, elsewhere enough to use the whole device
 CPU_BATCH_TOKENS, BATCH_TOKENS = 1024, 16384
 
 
 class TokenClassifier(Scorer):
     """Scores each token by the probability of the class "keep".
 
-    `keep_label`: that class's index. `window`: tokens with the two special ones; `overlap`: tokens that two windows
-    share. Attention costs grow with the window, and what to delete is a local question, so it is half of what these
-    models can take. Nothing is padded to the window, and the special tokens are the tokenizer's own. Raises ValueError
-    for a model without the label, or a tokenizer that lacks the two special tokens.
+    Windows are half as long as these models could read, because attention costs more in longer ones and what to delete
+    depends on nearby words. Short texts are not padded.
+
+    Args:
+        model: a token classifier.
+        tokenizer: its tokenizer.
+        name: what reports call it.
+        keep_label: the index of the class "keep".
+        window: tokens read at once, including the two special tokens around them.
+        overlap: tokens that two windows share.
+
+    Raises:
+        ValueError: an argument is out of range, or the tokenizer lacks the two special tokens.
     """
 
     def __init__(
         self, model: Any, tokenizer: Any, name: str, *, keep_label: int = 1, window: int = 256, overlap: int = 16
     ) -> None:
-        if not 0 <= keep_label < model.config.num_labels:
-            raise ValueError(f"keep_label must be in [0, {model.config.num_labels}); got {keep_label}")
+        keep_label = whole("keep_label", keep_label, 0, model.config.num_labels - 1)
         ends = [_special(tokenizer, "cls", "bos"), _special(tokenizer, "sep", "eos")]
         if None in ends:
-            raise ValueError(f"model_name {name!r}: its tokenizer has no cls and sep (or bos and eos) tokens")
+            raise bad("model_name", name, "models whose tokenizer has the tokens cls and sep, or bos and eos")
         self._head, self._tail = np.array(ends[:1], dtype=np.int64), np.array(ends[1:], dtype=np.int64)
         limit = positions_of(model)
+        window = whole("window", window, 4)
         self.window = (window if limit is None else min(window, limit)) - 2
-        if not 0 <= overlap < self.window:
-            raise ValueError(f"overlap must be in [0, {self.window}); got {overlap}")
+        overlap = whole("overlap", overlap, 0, self.window - 1)
         self.model, self.keep_label, self.overlap = model, keep_label, overlap
         self.name = f"classifier({name})"
         self.encoder = Encoder(tokenizer)
@@ -46,7 +55,7 @@ class TokenClassifier(Scorer):
     def score_many(
         self, texts: Sequence[str], question: str | None = None, check: Check | None = None
     ) -> list[Scores]:
-        """Scores each text; a question changes nothing."""
+        """Scores the tokens of each text; the question is ignored. See `Scorer.score_many`."""
         encoded = self.encoder.encode(texts)
         values = [np.empty(len(e.ids)) for e in encoded]
         todo = [
@@ -70,6 +79,6 @@ class TokenClassifier(Scorer):
 
 
 def _special(tokenizer: Any, *names: str) -> int | None:
-    """The first of the named special tokens that the tokenizer has."""
+    """The id of the first of some special tokens that the tokenizer has."""
     ids = (getattr(tokenizer, f"{name}_token_id") for name in names)
     return next((i for i in ids if i is not None), None)

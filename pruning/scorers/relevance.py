@@ -1,7 +1,7 @@
-"""Sentence-level relevance to a question: by a cross-encoder, by a causal LM's likelihood of the question, or by
-words.
+"""Scores sentences by what they have to do with a question.
 
-For a question over documents, choosing whole sentences beats deleting tokens (Jha et al. 2024; Provence, 2025).
+For questions about documents, choosing whole sentences is better than deleting tokens (Jha et al. 2024; Provence,
+2025).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.pruning.checks import Unfit, bad, whole
 from distill.pruning.scorers.base import Check, Scorer, Scores, pad, positions_of
 from distill.pruning.scorers.baseline import words_of
 from distill.pruning.scorers.causal import batch_tokens, bos_prefix, surprisal
@@ -25,7 +26,7 @@ from distill.pruning.words import FUNCTION_WORDS
 
 
 def _groups(lengths: Sequence[int], tokens: int) -> list[list[int]]:
-    """Indices of like length together, at most `tokens` padded tokens a group."""
+    """Indices into `lengths`, in groups of similar length with at most `tokens` tokens each, padding included."""
     groups: list[list[int]] = []
     for i in sorted(range(len(lengths)), key=lambda j: (lengths[j], j)):
         if groups and lengths[i] * (len(groups[-1]) + 1) <= tokens:
@@ -36,21 +37,25 @@ def _groups(lengths: Sequence[int], tokens: int) -> list[list[int]]:
 
 
 class _Relevance(Scorer):
-    """Splits texts into sentences and scores each against the question. ValueError without a question."""
+    """Cuts texts into sentences and scores each of them; a subclass says how."""
 
     level = "sentence"
     uses_question = True
 
     @abstractmethod
     def _relevance(self, sentences: list[str], question: str, check: Check | None) -> np.ndarray:
-        """Float64 [sentences] in [0, 1]."""
+        """The score of each sentence, from 0 to 1; float64 `(sentences,)`."""
 
     def score_many(
         self, texts: Sequence[str], question: str | None = None, check: Check | None = None
     ) -> list[Scores]:
-        """Scores the sentences of each text."""
+        """Scores the sentences of each text. See `Scorer.score_many`.
+
+        Raises:
+            ValueError: there is no question, or it is too long for the model.
+        """
         if not question or not question.strip():
-            raise ValueError(f"question must be given for the scorer {self.name}")
+            raise bad("question", question, f"questions with words, for the scorer {self.name}")
         found = []
         for text in texts:
             spans = sentence_spans(text)
@@ -62,15 +67,26 @@ class _Relevance(Scorer):
 
 
 class CrossEncoder(_Relevance):
-    """A sequence classifier over (question, sentence) pairs, such as a reranker.
+    """Scores with a sequence classifier that reads question and sentence together, such as a reranker.
 
-    One output: its sigmoid; two or more: the softmax of the last. A sentence longer than the model's window is scored
-    in parts, and the best part counts.
+    The score is the sigmoid of a model's only output, or the softmax of the last of several. A sentence that is too
+    long for the model is scored in parts, and the best part counts.
+
+    Args:
+        model: a sequence classifier.
+        tokenizer: its tokenizer.
+        name: what reports call it.
+        window: tokens read at once, question and special tokens included.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 512) -> None:
         limit = positions_of(model)
-        self.window = window if limit is None else min(window, limit)
+        self.window = whole("window", window, 32)
+        if limit is not None:
+            self.window = min(self.window, limit)
         self.model, self.tokenizer, self.name = model, tokenizer, f"cross-encoder({name})"
         self.encoder = Encoder(tokenizer)
         self._special = len(tokenizer("a", "a").input_ids) - 2 * len(
@@ -88,9 +104,9 @@ class CrossEncoder(_Relevance):
     @torch.inference_mode()
     def _relevance(self, sentences: list[str], question: str, check: Check | None) -> np.ndarray:
         asked = self.encoder.count([question])[0]
-        room = self.window - self._special - asked - 4  # re-tokenised parts may grow by a token or two
+        room = self.window - self._special - asked - 4  # a part that is tokenized again may have a token or two more
         if room < 16:
-            raise ValueError(f"question must leave room for 16 tokens in {self.window}; it has {asked}")
+            raise Unfit("question", f"{asked} tokens", f"up to {asked + room - 16} for this model")
         parts = self._parts(sentences, room)
         values = np.zeros(len(sentences))
         for group in _groups([len(p) for _, p in parts], 4 * batch_tokens(self.model)):  # about 4 letters a token
@@ -107,16 +123,28 @@ class CrossEncoder(_Relevance):
 
 
 class QuestionLikelihood(_Relevance):
-    """How much a sentence helps a causal LM to foresee the question: the mean over the question's tokens of
-    max(0, log2 p(token | sentence, question so far) - log2 p(token | question so far)), as g / (g + 1).
+    """Scores a sentence by how much it helps a causal LM to predict the question.
 
-    Only gains count: a sentence is not relevant for making the words of the question less likely. A sentence longer
-    than the window is scored in parts, and the best part counts. ValueError if the question fills the model's window.
+    The gain g is the mean over the tokens of the question of
+    max(0, log2 p(token | sentence, question so far) - log2 p(token | question so far)), and the score is g / (g + 1).
+    Words of the question that the sentence makes less likely count as 0. A sentence that is too long for the model is
+    scored in parts, and the best part counts.
+
+    Args:
+        model: a causal LM.
+        tokenizer: its tokenizer.
+        name: what reports call it.
+        window: tokens read at once, question included.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 512) -> None:
         limit = positions_of(model)
-        self.window = window if limit is None else min(window, limit)
+        self.window = whole("window", window, 32)
+        if limit is not None:
+            self.window = min(self.window, limit)
         self.model, self.name = model, f"question-likelihood({name})"
         self.encoder = Encoder(tokenizer)
         self._prefix = bos_prefix(tokenizer)
@@ -125,7 +153,7 @@ class QuestionLikelihood(_Relevance):
         asked = self.encoder.encode([f"\n{question.strip()}"])[0].ids
         room = self.window - len(self._prefix) - len(asked)
         if room < 16:
-            raise ValueError(f"question must leave room for 16 tokens in {self.window}; it has {len(asked)}")
+            raise Unfit("question", f"{len(asked)} tokens", f"up to {len(asked) + room - 16} for this model")
         parts = [
             (i, encoded.ids[begin : begin + room])
             for i, encoded in enumerate(self.encoder.encode(sentences))
@@ -143,8 +171,9 @@ class QuestionLikelihood(_Relevance):
         return values
 
     def _bits(self, contexts: list[np.ndarray], asked: np.ndarray) -> np.ndarray:
-        """Surprisal of the question's tokens after each context but the first (a line break), [contexts, asked -
-        1].
+        """How unexpected the question is after each context, in bits; float64 `(contexts, asked - 1)`.
+
+        The first token of `asked` is a line break, which separates the question from the context and is not counted.
         """
         rows = [np.concatenate([self._prefix, context, asked]) for context in contexts]
         ids, _ = pad(rows, 0)
@@ -154,9 +183,10 @@ class QuestionLikelihood(_Relevance):
 
 
 class LexicalRelevance(_Relevance):
-    """The share of the question's content words that a sentence holds, each weighed by its rarity among the sentences.
+    """Scores a sentence by the share of the question's words that it holds; needs no model.
 
-    Words match by their first six letters, which forgives most endings. No model.
+    Words that few sentences hold weigh more, and function words do not count. Only the first six letters of words are
+    compared, so that most endings do not matter.
     """
 
     name = "lexical"

@@ -1,4 +1,4 @@
-"""What a causal language model itself looks at: attention received, or gradient times input."""
+"""Scores by what a causal language model itself uses: the attention a token receives, or gradient times input."""
 
 from __future__ import annotations
 
@@ -9,41 +9,62 @@ from typing import Any
 import numpy as np
 import torch
 
+from distill.pruning.checks import BadArgument, Unfit, whole
 from distill.pruning.scorers.base import Check, Scorer, Scores, positions_of, windows
 from distill.pruning.scorers.causal import bos_prefix
 from distill.pruning.tokenization import Encoder
 
 
 class _Saliency(Scorer):
-    """Windows of a text, each followed by the question if there is one; subclasses score one window.
+    """Scores a text window by window, each with the question after it if there is one; a subclass scores a window.
 
-    A value v becomes v / (v + the window's mean), so that windows of different strength compare and the average token
-    scores about 0.5.
+    A raw value v becomes the score v / (v + mean of the window). So scores of different windows can be compared, and
+    an average token scores about 0.5.
+
+    Args:
+        model: a causal LM.
+        tokenizer: its tokenizer.
+        name: what reports call it.
+        window: tokens of a text read at once.
+        overlap: tokens that two windows share.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     uses_question = True
 
     def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 256, overlap: int = 32) -> None:
         limit = positions_of(model)
-        self.window = window if limit is None else min(window, limit // 2)
-        if not 0 <= overlap < self.window:
-            raise ValueError(f"overlap must be in [0, {self.window}); got {overlap}")
+        self.window = whole("window", window, 2)
+        if limit is not None:
+            self.window = min(self.window, limit // 2)
+        overlap = whole("overlap", overlap, 0, self.window - 1)
         self.model, self.overlap, self._limit = model, overlap, limit
         self.encoder = Encoder(tokenizer)
         self._prefix = bos_prefix(tokenizer)
 
     @abstractmethod
     def _window(self, ids: torch.Tensor, asked: int) -> np.ndarray:
-        """Raw saliency, float64 [length], of `ids` int64 [1, length], whose last `asked` tokens are the question."""
+        """The raw value of each token, float64 `(length,)`.
+
+        Args:
+            ids: int64 `(1, length)`.
+            asked: how many tokens at the end are the question.
+        """
 
     def score_many(
         self, texts: Sequence[str], question: str | None = None, check: Check | None = None
     ) -> list[Scores]:
-        """Scores each text. ValueError if the question does not fit beside a window."""
+        """Scores the tokens of each text. See `Scorer.score_many`.
+
+        Raises:
+            ValueError: the question does not fit into the model beside a window.
+        """
         asked = self.encoder.encode([f"\n{question}"])[0].ids if question else np.empty(0, dtype=np.int64)
         room = None if self._limit is None else self._limit - self.window - len(self._prefix)
         if room is not None and len(asked) > room:
-            raise ValueError(f"question must have at most {room} tokens for this model; got {len(asked)}")
+            raise Unfit("question", f"{len(asked)} tokens", f"up to {room} for this model")
         found = []
         for encoded in self.encoder.encode(texts):
             values = np.full(len(encoded.ids), 0.5)
@@ -61,18 +82,26 @@ class _Saliency(Scorer):
 
 
 class AttentionSaliency(_Saliency):
-    """Attention that a token receives from later tokens (from the question's tokens, if there is a question), averaged
-    over layers, heads and those tokens. A token's attention to itself does not count.
+    """Scores a token by the attention that later tokens pay to it, averaged over layers, heads and those tokens.
 
-    The model must run eager attention, the only one that returns weights; windows keep the N x N matrix small.
+    If there is a question, only the attention of its tokens counts. The attention of a token to itself does not count.
+    Only eager attention returns its weights. Windows keep the matrix of weights small.
+
+    Args:
+        model: a causal LM with eager attention.
+        tokenizer: its tokenizer.
+        name: what reports call it.
+        window: tokens of a text read at once.
+        overlap: tokens that two windows share.
+
+    Raises:
+        ValueError: an argument is out of range, or the model has another attention.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 256, overlap: int = 32) -> None:
         if model.config._attn_implementation != "eager":
-            raise ValueError(
-                "scorer 'attention' needs a model with eager attention: load it with attn_implementation='eager', or "
-                f"pass its name; got {model.config._attn_implementation!r}"
-            )
+            got = f"one with {model.config._attn_implementation!r} attention, for scorer='attention'"
+            raise BadArgument("model", got, "models loaded with attn_implementation='eager'")
         super().__init__(model, tokenizer, name, window, overlap)
         self.name = f"attention({name})"
 
@@ -87,8 +116,20 @@ class AttentionSaliency(_Saliency):
 
 
 class GradientSaliency(_Saliency):
-    """|gradient x input| of the loss with respect to a token's embedding: the loss of the question's tokens if there
-    is a question, else of the window's own."""
+    """Scores a token by |gradient x embedding|, the gradient of the model's loss with respect to its embedding.
+
+    The loss is that of the question's tokens if there is a question, else that of the window.
+
+    Args:
+        model: a causal LM.
+        tokenizer: its tokenizer.
+        name: what reports call it.
+        window: tokens of a text read at once.
+        overlap: tokens that two windows share.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
 
     def __init__(self, model: Any, tokenizer: Any, name: str, window: int = 256, overlap: int = 32) -> None:
         super().__init__(model, tokenizer, name, window, overlap)

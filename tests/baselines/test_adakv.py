@@ -69,9 +69,9 @@ def test_bytes_are_those_of_what_the_heads_hold(arch):
 
 def test_heads_without_entries_are_possible():
     """Nothing is safe at alpha 0, so a head may lose all; it then attends to new tokens only."""
-    model = tiny("llama", AdaKV(Knorm(2), 0.0))
+    model = tiny("llama", AdaKV(Knorm(1), 0.0))
     ids = prompt(LENGTH)
-    cache = cache_of(AdaKV(Knorm(2), 0.0), ids)
+    cache = cache_of(AdaKV(Knorm(1), 0.0), ids)
     assert any(0 in counts(layer)[0].tolist() for layer in cache.layers)
     assert greedy(model, ids).shape == (1, 8) and bool(model(ids, use_cache=True).logits.isfinite().all())
 

@@ -65,7 +65,7 @@ def test_the_number_kept(budget, layerwise):
 @pytest.mark.parametrize("ratio", [0.1, 0.29, 0.3, 0.5, 0.7, 0.75, 0.9])
 @pytest.mark.parametrize("entries", [100, 1000, 1008, 4000])
 def test_a_fraction_cuts_what_the_published_ratio_cuts(ratio, entries):
-    assert KVzip(1 - ratio).cut(entries, 100) == int(entries * ratio)
+    assert KVzip(1 - ratio).kept(entries, 100, 1) == entries - int(entries * ratio)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -100,6 +100,14 @@ def test_a_question_is_answered_on_the_compressed_cache():
     assert held(cache) == [[[*head, *range(40, 48)] for head in layer] for layer in kept]
 
 
+@pytest.mark.parametrize("layerwise", [True, False])
+def test_a_share_smaller_than_the_sinks_keeps_the_last_of_them(layerwise):
+    """A tenth of 20 tokens: 2 entries in each head, which have room for two sinks of four; and for nothing else."""
+    cache = DynamicCache()
+    run(tiny("llama", KVzip(0.1, layerwise=layerwise)), prompt(20), past_key_values=cache)
+    assert held(cache) == [[[2, 3]] * 2] * 4
+
+
 def test_bad_input():
     ids = prompt(40)
     for make, message in (
@@ -108,10 +116,6 @@ def test_bad_input():
         (lambda: KVzip(instruction="Repeat"), "instruction: got 'Repeat'; allowed are lists of 0 to 65536 token ids"),
         (lambda: KVzip(suffix=[-1]), "suffix: got -1; allowed are integers >= 0"),
         (lambda: KVzip(layerwise=None), "layerwise: got None; allowed are True and False"),
-        (
-            lambda: run(tiny("llama", KVzip(0.05)), ids),
-            "budget: got 0.05, which leaves 16 entries of a prompt of 40 tokens, fewer than the 32 of its sinks",
-        ),
         (lambda: run(tiny("llama", KVzip(0.5, prefix=40)), ids), "prefix: got 40; allowed are integers < 40"),
     ):
         with pytest.raises(ValueError, match=message):

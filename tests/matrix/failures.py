@@ -97,7 +97,7 @@ WAYS = ((interrupted, hook_fails), (policy_fails,), (cut_fails,))
 
 
 def stages():
-    """Calls of a conversation, on a batch of two rows: what stands in the cache before, ids, mask of the first call."""
+    """Calls of a conversation, on a batch of two rows: what the cache holds before, ids, mask of the first call."""
     ids, mask = padded([prompt(LENGTH), prompt(29, seed=2)], "left")
     turn, token = prompt(30, batch=2, seed=3), prompt(1, batch=2, seed=4)
     return [(None, ids, mask), ((ids, mask), turn, mask), ((ids, mask), token, mask)]

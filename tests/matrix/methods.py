@@ -39,7 +39,7 @@ class Method:
         constant: the cache is cut while decoding too, so that what an earlier turn left may be dropped, and candidates
             of assisted decoding cannot be taken back.
         exact: what `entries_kept` promises: `"layers"`, the number in each layer; `"total"`, their sum; `"most"`, that
-            there are no more in any layer; `"total most"`, that there are no more in all.
+            there are no more in any layer.
         alone: a row of a batch keeps what it would keep alone.
         restarts: a first prompt is read anew from position 0 on, and a later one is left whole.
     """
@@ -80,7 +80,7 @@ METHODS: dict[str, Method] = {
     "chunkkv-knorm": Method(lambda k: ChunkKV(Knorm(k), 7), exact="most"),
     "compose": Method(lambda k: Compose(PromptDistill([1], [k + 8]), SnapKV(k, 4))),
     "compose-adakv": Method(lambda k: Compose(PromptDistill([1], [k + 8]), AdaKV(SnapKV(k, 4)))),
-    "compose-kvzip": Method(lambda k: Compose(PromptDistill([1], [k + 8]), KVzip(k, 16, 2)), exact="total most"),
+    "compose-kvzip": Method(lambda k: Compose(PromptDistill([1], [k + 8]), KVzip(k, 16, 2)), exact="total"),
     "compose-truncated": Method(
         lambda k: Compose(PromptDistill([1], [k + 8], cache_truncation_end=1), TOVA(k)), exact="most"
     ),
@@ -121,3 +121,31 @@ METHODS: dict[str, Method] = {
 
 #: the methods that run on every architecture: one of each way to drop tokens
 FEW = ("promptdistill-two-truncated", "snapkv", "adakv", "gemfilter", "h2o", "kvzip")
+
+_LIKE_OTHERS = (
+    "promptdistill-adaptive",
+    "promptdistill-beside",
+    "promptdistill-nopool",
+    "promptdistill-question",
+    "promptdistill-random",
+    "promptdistill-softmax",
+    "promptdistill-two",
+    "promptdistill-two-first-truncated",
+    "chunkkv-knorm",
+    "compose-adakv",
+    "compose-kvzip",
+    "compose-truncated",
+    "criticalkv",
+    "expected",
+    "expected-mean",
+    "keydiff",
+    "knorm",
+    "kvzip-layerwise",
+    "lagkv-cross",
+    "observed",
+    "pyramidkv-authors",
+    "streamingllm",
+    "tova-unprotected",
+)
+#: the methods that leave different things in a cache; `tests.fuzz` pairs the others too
+PAIRED = [name for name in METHODS if name not in _LIKE_OTHERS]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 
 from distill.pruning import RULES, Distill, NerMask, UserMask
+from distill.pruning.masks import patterns
 from distill.pruning.masks.ner import CapitalNames, _blocks
 from distill.pruning.masks.rules import rule_anchors
 from distill.pruning.masks.user import strip_keep_tags
@@ -70,7 +72,7 @@ def test_rules_can_be_chosen(checkpoints, prose):
     some = Distill(checkpoints.llama, ner=None, rules=["money"]).compress(prose, 0.5)
     assert none.masks["rules"].anchors == 0
     assert [a.label for a in some.anchors] == ["money"]
-    with pytest.raises(ValueError, match="rules must be"):
+    with pytest.raises(ValueError, match="rules: got 'monney'; allowed are"):
         Distill(checkpoints.llama, rules=["monney"])
 
 
@@ -107,7 +109,7 @@ def test_ner_settings(ner_model):
         NerMask(ner_model, min_score=2)
     with pytest.raises(ValueError, match="labels"):
         NerMask(ner_model, labels=("PERSON",))
-    with pytest.raises(ValueError, match="could not load"):
+    with pytest.raises(ValueError, match=r"ner: got .*can be loaded here"):
         NerMask("/nowhere/at/all")
     assert NerMask(ner_model, min_score=1.0).anchors("Maria Lopez went to Geneva") == []
 
@@ -164,9 +166,84 @@ def test_bad_user_masks(default, options, word):
 
 
 def test_a_slow_pattern_is_an_error_not_a_hang(default, monkeypatch):
-    monkeypatch.setattr("distill.pruning.masks.user.PATTERN_SECONDS", 0.05)
-    with pytest.raises(ValueError, match="took more than"):
+    monkeypatch.setattr("distill.pruning.masks.patterns.PATTERN_SECONDS", 0.05)
+    with pytest.raises(ValueError, match=r"patterns\[0\]: got .*; allowed are patterns that take at most 0\.05 s"):
         default.compress("a" * 60 + "b", 0.5, patterns=[r"(a|aa)+$"])
+
+
+HOSTILE = {
+    "recursion": (["(?R)", "a(?1)?", "(a(?-1)?)", "(?P<x>a(?&x)?)", "(?P<x>a(?P>x)?)"], "without recursion"),
+    "repetition": (
+        ["a{4000000000}", "(?:a{1000}){1000}", "(?:(?:a{1,99}){1,99}){2}", "a{,99999}"],
+        "repetitions of up",
+    ),
+    "depth": (["(" * 51 + "a" + ")" * 51], "up to 50"),
+    "length": (["a" * 1001], "1 to 1000"),
+    "syntax": (["(", "[a", "(?P<a", "*", r"\p{nothing}", "(?z)"], "of the package regex"),
+    "time": ([r"(a|aa)+$", r"(?:a?){20}(?:a|aa)+$"], "take at most"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_patterns_are_refused_by_name(kind, monkeypatch):
+    monkeypatch.setattr(patterns, "PATTERN_SECONDS", 0.05)
+    given, words = HOSTILE[kind]
+    for pattern in given:
+        with pytest.raises(ValueError, match=rf"^patterns\[1\]: got .*; allowed are .*{words}"):
+            UserMask(patterns=["b", pattern]).anchors("a" * 60 + "b")
+
+
+def test_matches_are_counted(monkeypatch):
+    monkeypatch.setattr(patterns, "MOST_MATCHES", 50)
+    assert len(UserMask(patterns=["a"]).anchors("a" * 50)) == 50
+    for given, texts in ((["a"], ["a" * 51]), (["a", "b"], ["ab" * 26]), (["a"], ["a" * 26] * 2)):
+        with pytest.raises(
+            ValueError, match=r"patterns\[\d\]: got '[ab]'; allowed are patterns that match at most 50"
+        ):
+            UserMask(patterns=given).anchors_of(texts)
+
+
+def test_a_pattern_cannot_take_the_memory(monkeypatch):
+    """Recursion that the first look would refuse; without a limit it takes all there is."""
+    pytest.importorskip("resource", reason="this system cannot limit memory")
+    monkeypatch.setattr(patterns, "SEARCH_BYTES", 96 * 2**20)
+    with pytest.raises(
+        ValueError, match=r"patterns\[1\]: got '\(\?R\)'; allowed are patterns that take at most 96 MiB"
+    ):
+        patterns.search(["b", "(?R)"], ["a text of words"])
+    assert patterns.search(["b", "[st]"], ["a bus", ""]) == [[[(2, 3)], [(4, 5)]], [[], []]]
+
+
+def test_a_search_for_patterns_can_be_stopped():
+    def stop():
+        raise InterruptedError
+
+    began = time.monotonic()
+    with pytest.raises(InterruptedError):
+        UserMask(patterns=[r"(a|aa)+$"]).anchors("a" * 60 + "b", stop)
+    assert time.monotonic() - began < 1.5
+
+
+def test_patterns_of_several_texts_are_searched_in_one_process(default, monkeypatch):
+    started = []
+    start = patterns.subprocess.Popen
+    monkeypatch.setattr(patterns.subprocess, "Popen", lambda *a, **k: started.append(a) or start(*a, **k))
+    texts = ["the bridge 日本 of 1998 😀", "", "no bridge"]
+    found = default.compress_many(texts, 0.9, patterns=[r"br\w+", "😀"])
+    mine = [[t[a.start : a.end] for a in r.anchors if a.mask == "user"] for t, r in zip(texts, found, strict=True)]
+    assert mine == [["bridge", "😀"], [], ["bridge"]] and len(started) == 1
+    default.compress_many(texts, 0.9, force_tokens=["bridge"])
+    assert len(started) == 1
+
+
+@pytest.mark.parametrize("name", ["force_tokens", "keywords"])
+def test_lists_of_strings_have_bounds(name):
+    with pytest.raises(ValueError, match=rf"{name}: got 10001 strings; allowed are up to 10000"):
+        UserMask(**{name: ["x"] * 10_001})
+    with pytest.raises(ValueError, match=rf"{name}\[1\]: got 10001 characters; allowed are 1 to 10000"):
+        UserMask(**{name: ["x", "x" * 10_001]})
+    with pytest.raises(ValueError, match=rf"{name}\[0\]: got a string with the lone surrogate"):
+        UserMask(**{name: ["\ud800"]})
 
 
 def test_keep_tags_mark_and_go(default, prose):

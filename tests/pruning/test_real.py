@@ -5,13 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 
 import pytest
+import torch
 
 from distill.pruning import Distill, RandomScorer
 from distill.pruning.loading import shipped_model
-from distill.pruning.recipe.ner import entities, evaluate, read_conll
+from distill.pruning.recipe.ner import NerTraining, entities, evaluate, read_conll, train
 from distill.pruning.sentences import sentence_spans
+from distill.training import RunFolder
 
 
 @pytest.fixture
@@ -69,6 +72,32 @@ def test_conll_files(tmp_path):
         (["Empire", "State", "=", "ESB"], ["B-ENT", "I-ENT", "O", "B-ENT"]),
     ]
     assert entities(found[1][1]) == {(0, 2), (3, 4)}
+
+
+def test_a_training_that_was_cut_off_goes_on(tmp_path):
+    pytest.importorskip("matplotlib")
+    words = random.Random(0)
+    sentences = [([f"w{words.randrange(9)}" for _ in range(5)], ["B-ENT", "I-ENT", "O", "B-ENT", "O"])] * 40
+    whole, tokenizer = train(sentences, epochs=3, hidden=16, out=tmp_path / "whole")
+    cut = tmp_path / "cut"
+    cut.mkdir()
+    shutil.copy(tmp_path / "whole" / "tokenizer.json", cut)  # its own would break ties in another way
+    shutil.copy(tmp_path / "whole" / "options.json", cut)
+    with torch.random.fork_rng():
+        folder = RunFolder(cut, json.loads((cut / "options.json").read_text()))
+        run = NerTraining(folder, sentences, epochs=3, hidden=16, rate=1e-3, seed=0)
+        for _ in range(3):
+            run.step()
+        run.save()
+        run.step()
+        folder.close()
+    again, _ = train(sentences, epochs=3, hidden=16, out=cut)
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), whole.parameters(), strict=True))
+    assert (cut / "curves.png").exists() and tokenizer("w1").input_ids
+    with pytest.raises(ValueError, match=r"epochs: got 4; .* holds a run with 3"):
+        train(sentences, epochs=4, hidden=16, out=cut)
+    with pytest.raises(ValueError, match="sentences: got"):
+        train(sentences[1:], epochs=3, hidden=16, out=cut)
 
 
 def test_the_tiny_ner_model_knows_its_names(ner_model):

@@ -127,18 +127,36 @@ def test_routing_respects_token_limits():
 @pytest.mark.parametrize(
     ("routes", "weights", "word"),
     [
-        ([], None, "at least one"),
-        ([Route("a", up_to=0.5)], None, "take everything"),
-        ([Route("a", up_to=1.5)], None, "up_to"),
-        ([Route("a", max_tokens=0), Route("b")], None, "max_tokens"),
+        ([], None, "routes: got"),
+        ([Route("a", up_to=0.5)], None, "takes everything"),
+        (5, None, "routes: got 5"),
+        (["a"], None, "routes: got"),
         (ROUTES, {"mood": 1.0}, "weights"),
         (ROUTES, {"code": 0.0}, "weights"),
         (ROUTES, {"code": -1.0}, "weights"),
+        (ROUTES, {"code": float("nan")}, "weights"),
+        (ROUTES, {"code": 10**400}, "weights"),
+        (ROUTES, 3, "weights: got 3"),
     ],
 )
 def test_bad_routes(routes, weights, word):
     with pytest.raises(ValueError, match=word):
         suggest("text", routes, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "word"),
+    [
+        ({"up_to": 1.5}, "up_to: got 1.5; allowed are numbers above 0 and up to 1"),
+        ({"up_to": float("nan")}, "up_to"),
+        ({"max_tokens": 0}, "max_tokens: got 0; allowed are whole numbers from 1"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"model": 3}, "model: got 3; allowed are strings"),
+    ],
+)
+def test_bad_bounds_of_a_route(bounds, word):
+    with pytest.raises(ValueError, match=word):
+        Route(**{"model": "a", **bounds})
 
 
 def test_layout_is_an_option(long_prose):

@@ -93,6 +93,7 @@ def test_a_run_that_was_cut_off_ends_as_if_it_had_not_been(shelf, words, tmp_pat
     half.log(loss=0.0, find=0.0, fetch=0.0)
     half.step()
     half.log(loss=9.0, find=0.0, fetch=0.0)  # and then the run is killed
+    half.folder.close()
     again = run("half")
     assert again.steps == 2
     again.train()

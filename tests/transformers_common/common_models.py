@@ -15,8 +15,8 @@ import torch
 import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.testing_utils import torch_device
-from transformers_tests.test_configuration_common import ConfigTester
-from transformers_tests.test_modeling_common import ModelTesterMixin
+from transformers_tests.test_configuration_common import ConfigTester  # pyright: ignore[reportMissingImports]
+from transformers_tests.test_modeling_common import ModelTesterMixin  # pyright: ignore[reportMissingImports]
 
 import distill.models
 
