@@ -133,19 +133,18 @@ class KVzip(Policy):
 
     def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
         heads, competing = config.num_key_value_heads, self.competing(length, config)
-        entries = [tokens * heads for tokens in reaching]
-        # layers that do not compete hold what their window does
-        left = [min(count, most_held(config, layer, length) * heads) for layer, count in enumerate(entries)]
+        left = [most_held(config, layer, tokens) * heads for layer, tokens in enumerate(reaching)]
+        entries = {layer: reaching[layer] * heads for layer in competing}
         if self.layerwise:
-            for layer in competing:
-                left[layer] = min(left[layer], self.kept(entries[layer], length, heads))
-            return left
-        total = self.kept(sum(entries[layer] for layer in competing), length, heads * len(competing))
+            return [
+                min(count, self.kept(entries[layer], length, heads)) if layer in entries else count
+                for layer, count in enumerate(left)
+            ]
+        total = self.kept(sum(entries.values()), length, heads * len(entries))
         # shared out evenly, as far as a layer has so many
-        for place, layer in enumerate(sorted(competing, key=entries.__getitem__)):
-            share = min(entries[layer], total // (len(competing) - place))
-            left[layer] = min(left[layer], share)
-            total -= share
+        for place, layer in enumerate(sorted(entries, key=entries.__getitem__)):
+            share = min(entries[layer], total // (len(entries) - place))
+            left[layer], total = min(left[layer], share), total - share
         return left
 
     def competing(self, length: int, config: Any) -> list[int]:
@@ -205,18 +204,16 @@ class _KVzipRun(Run):
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         for start in range(self.policy.prefix, int(self.lengths.max()), self.policy.chunk_size):
             replay(*self.repetition(start), _Replay(self, start))
-        ranks = {
-            index: self.rank(self.layers[index].layout).expand(-1, self.layers[index].keys.shape[1], -1)
-            for index in self.competing
-        }
-        size = 1 if self.policy.layerwise else len(self.competing)
-        for first in range(0, len(self.competing), size):
-            part = self.competing[first : first + size]
-            own, counts = [ranks[index] >= 0 for index in part], self.counts([ranks[index] for index in part])
+        ranks = [self.rank(self.layers[i].layout).expand(-1, self.layers[i].keys.shape[1], -1) for i in self.competing]
+        size = 1 if self.policy.layerwise else len(ranks)
+        for first in range(0, len(ranks), size):
+            part = range(first, first + size)
+            own, counts = [ranks[place] >= 0 for place in part], self.counts([ranks[place] for place in part])
             room = counts // sum(mine.shape[1] for mine in own)  # (batch,) entries a head, on average
-            marks = top_jointly([self._with_sinks(index, ranks[index], room) for index in part], own, counts)
-            for index, chosen, mine in zip(part, marks, own, strict=True):
-                layer = self.layers[index]
+            scores = [self._with_sinks(self.competing[place], ranks[place], room) for place in part]
+            marks = top_jointly(scores, own, counts)
+            for place, chosen, mine in zip(part, marks, own, strict=True):
+                layer = self.layers[self.competing[place]]
                 layer.keep(indices_of(chosen | (layer.real & ~mine)))
 
     def _with_sinks(self, index: int, rank: Tensor, room: Tensor) -> Tensor:

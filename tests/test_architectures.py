@@ -230,7 +230,8 @@ def test_a_layer_that_sees_a_part_cannot_choose_among_all(arch):
 @torch.no_grad()
 def test_assisted_decoding_takes_candidates_back_from_under_a_window():
     ours = lasting_pair("gemma3_text", SnapKV(12, 4), sliding_window=8)[1]
-    assistant = lasting_pair("gemma3_text", seed=7, sliding_window=8)[1]
+    # in Transformers 5.17, the stock cache of an assistant fails once its window is full, with stock models too
+    assistant = lasting_pair("gemma3_text", seed=7)[1]
     ids = prompt(40)
     assert torch.equal(greedy(ours, ids, assistant_model=assistant, new=12), greedy(ours, ids, new=12))
 
