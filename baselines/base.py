@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from distill.patches.cache import KeptLayer
-from distill.patches.checks import check_budget
+from distill.patches.checks import check_budget, check_flag
 from distill.patches.masks import left_to_window, most_held, sliding_window
 from distill.patches.policy import Policy, as_policy, budget_tokens
 from distill.patches.run import Call, Observation, Run, Tokens
@@ -282,6 +282,7 @@ class Budgeted(Eviction):
     budget: int | float = 1024
 
     def __post_init__(self) -> None:
+        check_flag("windows", self.windows)
         check_budget("budget", self.budget)
         if isinstance(self.budget, int) and self.budget <= self.reserved:
             raise ValueError(
@@ -303,6 +304,7 @@ class Wrapper(Eviction):
     policy: Eviction
 
     def __post_init__(self) -> None:
+        check_flag("windows", self.windows)
         object.__setattr__(self, "policy", as_policy(self.policy))
         if not isinstance(self.policy, Eviction):
             raise ValueError(f"policy: got {self.policy!r}; allowed are policies that score cache entries")
