@@ -133,7 +133,9 @@ class DistillCausalLMMixin(PolicyMixin):
         self.decoder_class.adopt(self.model)  # type: ignore[attr-defined]
 
     @classmethod
-    def from_pretrained(cls, path: Any, *args: Any, gguf_file: str | None = None, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, gguf_file: str | None = None, **kwargs: Any
+    ) -> Any:
         """The stock `from_pretrained`. A GGUF file is read by the stock class, and the model is then adopted.
 
         Transformers finds the weights in such a file by names that it knows for the stock class only.
@@ -142,6 +144,7 @@ class DistillCausalLMMixin(PolicyMixin):
             ValueError: the architecture does not compute what the stock one does.
         """
         check_architecture(cls)
+        path = pretrained_model_name_or_path
         if gguf_file is None:
             return super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
         config, loading_info = kwargs.pop("config", None), kwargs.get("output_loading_info", False)

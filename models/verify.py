@@ -48,6 +48,8 @@ SIZES: dict[str, Any] = {
     "eos_token_id": 2,
 }
 LENGTH, SHORTER = 20, 13
+#: a larger difference, as a share of the largest logit, is none of rounding
+ROUNDING = 1e-5
 
 _checked: dict[type, str | None] = {}
 
@@ -63,7 +65,7 @@ def tiny_values(config_class: Any) -> dict[str, Any]:
 
     Factors whose default is 1, under which leaving them out would not show, get another value.
     """
-    default = config_class()
+    default = config_class(bos_token_id=1, eos_token_id=2)  # those of some families lie outside of their vocabulary
     properties = inspect.getmembers(config_class, lambda member: isinstance(member, property))
     fixed = {name for name, value in properties if value.fset is None}
     values = {name: value for name, value in SIZES.items() if hasattr(default, name) and name not in fixed}
@@ -86,10 +88,12 @@ def randomize(model: nn.Module) -> None:
 
 
 def check_architecture(causal_lm: Any) -> None:
-    """Compares a tiny model of an architecture, under a policy that drops nothing, with the stock one, bit for bit.
+    """Compares a tiny model of an architecture, under a policy that drops nothing, with the stock one.
 
     Two padded prompts are read, and a token behind them, with each of the attention implementations eager and sdpa
-    that the stock model has. This is done once a process.
+    that the stock model has. The logits must be equal; a difference of rounding is let through, since a sum may round
+    differently in another place of the memory, and no valid model is to be refused for that. This is done once a
+    process.
 
     Args:
         causal_lm: the causal LM class; its attribute `tiny` has values for `tiny_values`.
@@ -126,7 +130,7 @@ def _difference(config: Any, causal_lm: Any, changes: dict[str, Any]) -> str | N
     try:
         same = config(**tiny_values(config) | changes)
         ours = causal_lm._from_config(same, attn_implementation="eager", dtype=torch.float32).eval()
-        ours.load_state_dict(stock.state_dict())
+        ours.load_state_dict(stock.state_dict(), assign=True)  # sums of the same memory are rounded alike
     except Exception as error:
         return f"of which no model with our layer loop can be built ({type(error).__name__}: {error})"
     ids = torch.randint(1, SIZES["vocab_size"], (2, LENGTH))
@@ -140,8 +144,8 @@ def _difference(config: Any, causal_lm: Any, changes: dict[str, Any]) -> str | N
         except Exception as error:
             return f"which fails with {implementation} attention ({type(error).__name__}: {error})"
         for where, one, other in zip(("the prompt", "the token behind it"), got, expected, strict=True):
-            if not torch.equal(one, other):
-                most = float((one - other).abs().max())
+            most = float((one - other).abs().max())
+            if not most <= ROUNDING * float(other.abs().max()):
                 return (
                     f"whose logits of {where} differ from stock's by up to {most:.3g} with {implementation} attention"
                 )
