@@ -105,6 +105,6 @@ def _make_known(ours: list[Any], stock: list[Any]) -> None:
         mine.forward.__annotations__["kwargs"] = inspect.signature(theirs.forward).parameters["kwargs"].annotation
 
 
-# the families with a file of their own; those made by one call differ by name only, and are compared with stock elsewhere
+# families with a file of their own; those made by one call differ by name only, and tests compare them with stock
 OWN = ("llama", "mistral", "phi3", "qwen2", "qwen3")
 globals().update((made.__name__, made) for made in map(_test_class, OWN))
