@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.utils import logging
 
 from distill.models.config import DistillConfigMixin
 from distill.models.promptdistill import PromptDistill
@@ -39,7 +40,6 @@ SIZES: dict[str, Any] = {
     "qk_rope_head_dim": 8,
     "qk_nope_head_dim": 8,
     "v_head_dim": 8,
-    "max_position_embeddings": 128,
     "sliding_window": 8,
     "attention_chunk_size": 8,
     "initializer_range": 0.2,
@@ -102,14 +102,16 @@ def check_architecture(causal_lm: Any) -> None:
     """
     config = causal_lm.config_class
     if causal_lm not in _checked:
-        threads = torch.get_num_threads()
+        threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
         torch.set_num_threads(1)  # the model is so small that more than one thread only costs time
+        logging.set_verbosity_error()  # what there is to say about the user's model is said when that is loaded
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
                 torch.manual_seed(0)
                 _checked[causal_lm] = _difference(config, causal_lm, causal_lm.tiny)
         finally:
             torch.set_num_threads(threads)
+            logging.set_verbosity(verbosity)
     found = _checked[causal_lm]
     if found is not None:
         raise ValueError(

@@ -32,8 +32,9 @@ def test_a_stock_checkpoint_loads_in_silence(arch, tmp_path, caplog, capfd):
         config = AutoConfig.for_model(f"distill_{arch}").__class__.from_pretrained(tmp_path, policy=POLICY)
         by_config = AutoModelForCausalLM.from_pretrained(tmp_path, config=config)
         by_load = distill.load(tmp_path, policy=POLICY)
-    # stock says so too where the default token ids of a family lie outside of a tiny vocabulary
-    said = [record for record in caplog.records if "within the vocabulary" not in record.getMessage()]
+    # stock says so too where default token ids lie outside of a tiny vocabulary, and where it has no fused activation
+    known = ("within the vocabulary", "transformers.activations")
+    said = [r for r in caplog.records if not any(part in f"{r.name} {r.getMessage()}" for part in known)]
     assert not said and "model of type" not in capfd.readouterr().err
     assert type(by_config) is type(by_load) and by_load.config.policy == POLICY
     ids = prompt(30)

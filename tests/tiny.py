@@ -47,7 +47,6 @@ def _sizes(arch):
         return SIZES | ARCHITECTURES[arch]
     values = tiny_values(CONFIG_MAPPING[arch]) | {"head_dim": SIZES["hidden_size"] // HEADS}
     shared = {name: value for name, value in (SIZES | WINDOW).items() if name in values and name != "bos_token_id"}
-    shared |= {"max_position_embeddings": 2**14} if arch in ("apertus", "cwm") else {}  # scaled from 2**13 on
     return values | shared
 
 
