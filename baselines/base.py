@@ -146,8 +146,8 @@ class Eviction(Policy):
     fraction of the row's tokens, rounded down. It overrides the other properties and methods where it differs.
 
     Args:
-        windows: whether layers with a sliding window are cut too where the window is shorter than the prompt and other
-            layers of the model see all of it. By default their cache holds what the window holds.
+        windows: whether layers with a sliding window are cut too, in models in which other layers see the whole prompt.
+            By default their cache holds what the window holds.
     """
 
     windows: bool = field(default=False, kw_only=True)
@@ -244,11 +244,10 @@ class Eviction(Policy):
 
     def windowed(self, count: int, layer_idx: int, length: int, config: Any) -> int:
         """How many entries a layer keeps, over all heads, that would keep `count` if it saw all `length` tokens."""
-        window = sliding_window(config, layer_idx)
-        if window is None or window >= length:
+        if sliding_window(config, layer_idx) is None:
             return count
         held = most_held(config, layer_idx, length) * config.num_key_value_heads
-        return held if not self.windows and left_to_window(config, layer_idx, length) else min(count, held)
+        return held if not self.windows and left_to_window(config, layer_idx) else min(count, held)
 
     def cache_heads(self, config: Any, cut: bool = True) -> int:
         """How many heads the cache of a layer has.
@@ -366,8 +365,7 @@ class EvictionRun(Run):
         self._lengths: tuple[Tokens, Tensor] | None = None
 
     def observes(self, layer_idx: int) -> bool:
-        length = self.call.past + self.call.tokens.count
-        return self.policy.windows or not left_to_window(self.call.decoder.config, layer_idx, length)
+        return self.policy.windows or not left_to_window(self.call.decoder.config, layer_idx)
 
     def observe(self, layer_idx: int, seen: Observation) -> None:
         if not self.cuts(layer_idx, seen.tokens):

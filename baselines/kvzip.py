@@ -64,8 +64,8 @@ class KVzip(Policy):
         overlap: number of last tokens of the chunk before that are given after `continuation`.
         prefix: number of first tokens that are not repeated, such as the opening of a chat template. They have no
             score, so those that are not sinks are dropped first.
-        windows: whether layers with a sliding window compete too where the window is shorter than the prompt and other
-            layers of the model see all of it. By default their cache holds what the window holds.
+        windows: whether layers with a sliding window compete too, in models in which other layers see the whole prompt.
+            By default their cache holds what the window holds.
     """
 
     name = "kvzip"
@@ -132,7 +132,7 @@ class KVzip(Policy):
         return self.entries_left(length, [length] * config.num_hidden_layers, config)
 
     def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
-        heads, competing = config.num_key_value_heads, self.competing(length, config)
+        heads, competing = config.num_key_value_heads, self.competing(config)
         left = [most_held(config, layer, tokens) * heads for layer, tokens in enumerate(reaching)]
         entries = {layer: reaching[layer] * heads for layer in competing}
         if self.layerwise:
@@ -147,9 +147,9 @@ class KVzip(Policy):
             left[layer], total = min(left[layer], share), total - share
         return left
 
-    def competing(self, length: int, config: Any) -> list[int]:
+    def competing(self, config: Any) -> list[int]:
         """The layers from which entries of a prompt are dropped."""
-        return [i for i in range(config.num_hidden_layers) if self.windows or not left_to_window(config, i, length)]
+        return [i for i in range(config.num_hidden_layers) if self.windows or not left_to_window(config, i)]
 
     def begin(self, call: Call) -> Run | None:
         if call.cache is None or not bool(call.tokens.droppable.any()):
@@ -186,7 +186,7 @@ class _KVzipRun(Run):
         self.lengths = tokens.prompt.sum(1)
         self.first = tokens.positions.masked_fill(~tokens.prompt, tokens.positions.max() + 1).amin(1)
         self.layers: Any = call.cache.layers  # type: ignore[union-attr]
-        self.competing = policy.competing(call.past + tokens.count, call.decoder.config)
+        self.competing = policy.competing(call.decoder.config)
         self.scores: dict[int, Tensor] = {}
 
     def rank(self, layout: Tensor) -> Tensor:

@@ -36,10 +36,9 @@ def sliding_window(config: Any, layer_idx: int) -> int | None:
     return getattr(config, "sliding_window", None)
 
 
-def left_to_window(config: Any, layer_idx: int, length: int) -> bool:
-    """Whether a layer sees less than a prompt of this length, through a sliding window, while other layers see all."""
-    window = sliding_window(config, layer_idx)
-    return window is not None and window < length and bool(full_layers(config))
+def left_to_window(config: Any, layer_idx: int) -> bool:
+    """Whether a layer sees the prompt through a sliding window, while other layers of the model see all of it."""
+    return sliding_window(config, layer_idx) is not None and bool(full_layers(config))
 
 
 def most_held(config: Any, layer_idx: int, count: int) -> int:
@@ -60,9 +59,10 @@ def check_sees_all(name: str, layer_idx: int, config: Any, length: int) -> None:
         name: the argument of the policy that names the layer.
         length: tokens of the prompt.
     """
-    if left_to_window(config, layer_idx, length):
+    window = sliding_window(config, layer_idx)
+    if window is not None and window < length and full_layers(config):
         raise ValueError(
-            f"{name}: got layer {layer_idx}, which sees {sliding_window(config, layer_idx)} tokens through a sliding "
+            f"{name}: got layer {layer_idx}, which sees {window} tokens through a sliding "
             f"window, while the prompt has {length}; allowed are those that see all: "
             f"{', '.join(map(str, full_layers(config)))}"
         )

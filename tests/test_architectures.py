@@ -31,7 +31,7 @@ from distill.models.verify import tiny_values
 from distill.patches.masks import full_layers
 from distill.patches.meter import cache_bytes
 
-from .matrix.caches import entries, naive_step
+from .matrix.caches import entries, held, naive_step
 from .tiny import ARCHITECTURES, greedy, lasting_pair, padded, prefill, prompt, tiny_pair
 
 #: those that have layers with a sliding window
@@ -215,6 +215,22 @@ def test_under_a_window_shorter_than_the_prompt_bytes_are_predicted(arch, method
         out = prefill(ours, token, past_key_values=cache, position_ids=where)
         torch.testing.assert_close(out.logits[:, -1], expected, atol=2e-4, rtol=2e-4)
         assert cache.layers[0].held <= window - 1
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("method", ["snapkv", "h2o", "adakv", "kvzip"])
+@pytest.mark.parametrize("arch", HYBRID)
+@torch.no_grad()
+def test_a_row_longer_than_the_window_changes_nothing_for_a_shorter_one(arch, method, side):
+    ours = lasting_pair(arch, METHODS_ON_WINDOWS[method], sliding_window=16)[1]
+    rows = [prompt(40), prompt(14, seed=2)]
+    ids, mask = padded(rows, side)
+    together = prefill(ours, ids, mask, position_ids=(mask.cumsum(-1) - 1).clamp(min=0))
+    for index, row in enumerate(rows):
+        alone = prefill(ours, row)
+        torch.testing.assert_close(together.logits[index], alone.logits[0], atol=2e-4, rtol=2e-4)
+        for layer, single in zip(together.past_key_values.layers, alone.past_key_values.layers, strict=True):
+            assert held(layer)[index] == held(single)[0]
 
 
 @pytest.mark.parametrize("arch", HYBRID)

@@ -60,18 +60,18 @@ def _equal(one, other):
     return one == other
 
 
-_PAST: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+_PAST: dict[int, tuple[Tensor, Tensor, Tensor, bool]] = {}
 
 
 def _naive_attention(module, query, key, value, mask, scaling, **kwargs):
     """Attention of one new token, on what `_PAST` holds for this layer and on itself, written out."""
-    keys, values, real = _PAST[module.layer_idx]  # (batch, any number of heads, held, head_dim)
+    keys, values, real, capped = _PAST[module.layer_idx]  # (batch, any number of heads, held, head_dim)
     heads = query.shape[1]
     keys, values, key, value, real = (
         part.repeat_interleave(heads // part.shape[1], dim=1) for part in (keys, values, key, value, real)
     )
     logits = (query @ torch.cat([keys, key], dim=2).mT).float() * scaling
-    if kwargs.get("softcap") is not None:
+    if capped and kwargs.get("softcap") is not None:
         logits = kwargs["softcap"] * torch.tanh(logits / kwargs["softcap"])
     real = torch.cat([real, real.new_ones(*real.shape[:2], 1)], dim=-1)[:, :, None]
     logits = logits.masked_fill(~real, -torch.inf)
@@ -95,15 +95,16 @@ def naive_step(stock, cache, token, positions):
     """
     _PAST.clear()
     shift = cache.layers[0].shift
+    chosen = stock.config._attn_implementation
+    capped = chosen == "eager"  # torch's own attention has no soft-cap; some versions of Transformers then leave it out
     for index, layer in enumerate(cache.layers):
         seen = layer.real
         if layer.window is not None and shift is None:
             seen = seen & (layer.layout > positions[:, None] - layer.window)
         elif layer.window is not None:  # counted anew: the window is one of entries
             seen = seen & (seen.flip(-1).cumsum(-1).flip(-1) < layer.window)
-        _PAST[index] = (layer.keys, layer.values, seen)
+        _PAST[index] = (layer.keys, layer.values, seen, capped)
     rotary = positions if shift is None else positions - shift[:, None]
-    chosen = stock.config._attn_implementation
     stock.set_attn_implementation("naive_step")
     try:
         return stock(token, position_ids=rotary, past_key_values=DynamicCache()).logits[:, -1]
