@@ -146,7 +146,7 @@ class Eviction(Policy):
     fraction of the row's tokens, rounded down. It overrides the other properties and methods where it differs.
 
     Args:
-        windows: whether layers with a sliding window are cut too, in models in which other layers see the whole prompt.
+        windows: whether layers with a sliding window are cut too, in models whose other layers see the whole prompt.
             By default their cache holds what the window holds.
     """
 

@@ -64,7 +64,7 @@ class KVzip(Policy):
         overlap: number of last tokens of the chunk before that are given after `continuation`.
         prefix: number of first tokens that are not repeated, such as the opening of a chat template. They have no
             score, so those that are not sinks are dropped first.
-        windows: whether layers with a sliding window compete too, in models in which other layers see the whole prompt.
+        windows: whether layers with a sliding window compete too, in models whose other layers see the whole prompt.
             By default their cache holds what the window holds.
     """
 

@@ -96,7 +96,9 @@ def naive_step(stock, cache, token, positions):
     _PAST.clear()
     shift = cache.layers[0].shift
     chosen = stock.config._attn_implementation
-    capped = chosen == "eager"  # torch's own attention has no soft-cap; some versions of Transformers then leave it out
+    capped = (
+        chosen == "eager"
+    )  # torch's own attention has no soft-cap; some versions of Transformers then leave it out
     for index, layer in enumerate(cache.layers):
         seen = layer.real
         if layer.window is not None and shift is None:
