@@ -107,7 +107,7 @@ class FastKV(SnapKV):
         layers, reach = config.num_hidden_layers, self.tokens_reaching(length, config)
         counts = [min(n, int(self.quota(layer, torch.tensor([[n]]), layers))) for layer, n in enumerate(reach)]
         kept = [c * self.cache_heads(config, cut=c < n) for c, n in zip(counts, reach, strict=True)]
-        return [self.windowed(count, layer, length, config) for layer, count in enumerate(kept)]
+        return [self.windowed(count, layer, reach[layer], config) for layer, count in enumerate(kept)]
 
     def begin(self, call: Call) -> Run | None:
         check_sees_all("tsp_layer", self.tsp_layer, call.decoder.config, call.past + call.tokens.count)
@@ -140,11 +140,15 @@ class _FastKVRun(EvictionRun):
         lengths = self.lengths(tokens)
         return bool((self.policy.passed_on(lengths, self.call.layers) < lengths).any())
 
+    def observes(self, layer_idx: int) -> bool:
+        return layer_idx == self.policy.tsp_layer or super().observes(layer_idx)
+
     def choose(self, entries: Entries) -> Tensor:
         scores = self.policy.scores(entries)
         if entries.layer_idx == self.policy.tsp_layer:
             self.totals = self.call.reduce(scores.sum(1))  # (batch, tokens)
-        return self.policy.select(entries, scores)
+        # `tsp_layer` may have a window, if that is as long as the prompt; its cache is then left to it
+        return self.policy.select(entries, scores) if super().observes(entries.layer_idx) else entries.real
 
     def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:
         if self.totals is None:

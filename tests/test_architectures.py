@@ -15,7 +15,7 @@ import torch
 from transformers import CONFIG_MAPPING, DynamicCache
 
 import distill
-from distill import H2O, AdaKV, GemFilter, KVzip, PromptDistill, SnapKV
+from distill import H2O, AdaKV, FastKV, GemFilter, KVzip, PromptDistill, SnapKV
 from distill.baselines.base import Budgeted, last_queries
 from distill.models import (
     DistillGraniteConfig,
@@ -187,6 +187,7 @@ METHODS_ON_WINDOWS = {
     "kvzip": KVzip(12, 16, 2),
     "promptdistill": PromptDistill([1], [12], cache_truncation_end=1),
     "gemfilter": GemFilter(12, 1),
+    "fastkv": FastKV(12, 4, tsp_budget=20, tsp_layer=1),
 }
 
 
@@ -204,7 +205,7 @@ def test_under_a_window_shorter_than_the_prompt_bytes_are_predicted(arch, method
     found = [entries(layer) for layer in cache.layers]
     if method == "kvzip":
         assert sum(found) == sum(predicted)
-    elif method in ("promptdistill", "gemfilter", "snapkv on windows"):
+    elif method in ("promptdistill", "gemfilter", "fastkv", "snapkv on windows"):
         assert all(count <= most for count, most in zip(found, predicted, strict=True))
     else:
         assert found == predicted
@@ -236,10 +237,12 @@ def test_a_row_longer_than_the_window_changes_nothing_for_a_shorter_one(arch, me
 @pytest.mark.parametrize("arch", HYBRID)
 def test_a_layer_that_sees_a_part_cannot_choose_among_all(arch):
     ours = lasting_pair(arch, sliding_window=8)[1]
-    for policy in (PromptDistill([0], [5]), GemFilter(5, 2), PromptDistill("adaptive", [5], candidates=[0, 1])):
+    adaptive = PromptDistill("adaptive", [5], candidates=[0, 1])
+    for policy in (PromptDistill([0], [5]), GemFilter(5, 2), FastKV(5, 2, tsp_budget=5, tsp_layer=0), adaptive):
         with pytest.raises(ValueError, match=r"sees 8 tokens through a sliding window.* that see all: 1, 3"):
             prefill(ours, prompt(20), policy=policy)
-        prefill(ours, prompt(8), policy=policy)
+        (selection,) = prefill(ours, prompt(8), policy=policy).selections  # as long as the window
+        assert selection.positions.shape[1] < 8
     assert PromptDistill("adaptive", [5]).layers_of(ours.config) == (1,)
 
 
