@@ -106,5 +106,5 @@ def _make_known(ours: list[Any], stock: list[Any]) -> None:
 
 
 # families with a file of their own; those made by one call differ by name only, and tests compare them with stock
-OWN = ("llama", "mistral", "phi3", "qwen2", "qwen3")
+OWN = tuple(distill.architectures())
 globals().update((made.__name__, made) for made in map(_test_class, OWN))
