@@ -83,7 +83,7 @@ def propose(
         stages: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((layer,), (budget,)) for layer in good]
         for first in FIRST_STAGE:
             early = _usable(samples, first, target)[:1] if first > budget else []
-            stages += [((at, layer), (first, budget)) for at in early for layer in good if at < layer]
+            stages += [((at, layer), (first, budget)) for at in early for layer in good if at < good[0]]
         for layers, budgets in stages:
             bound = bound_of(made(way, layers, budgets), length, config)
             found.append(Candidate(way, layers, budgets, round(bound, 3)))
