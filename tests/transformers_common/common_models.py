@@ -105,6 +105,4 @@ def _make_known(ours: list[Any], stock: list[Any]) -> None:
         mine.forward.__annotations__["kwargs"] = inspect.signature(theirs.forward).parameters["kwargs"].annotation
 
 
-# families with a file of their own; those made by one call differ by name only, and tests compare them with stock
-OWN = tuple(distill.architectures())
-globals().update((made.__name__, made) for made in map(_test_class, OWN))
+globals().update((made.__name__, made) for made in map(_test_class, distill.models.architectures()))
