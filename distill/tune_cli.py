@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, required=True, help="folder for the results")
     parser.add_argument("--data", type=Path, help="your own prompts, JSON lines; default: facts hidden in a story")
     parser.add_argument("--text", type=Path, help="prose to hide the facts in, in place of the story")
-    parser.add_argument("--samples", type=int, default=32, help="number of built-in prompts (default %(default)s)")
+    parser.add_argument(
+        "--samples", type=int, default=32, help="built-in prompts that the stock model answers (default %(default)s)"
+    )
     parser.add_argument("--length", type=int, default=1000, help="their tokens (default %(default)s)")
     parser.add_argument(
         "--budgets",

@@ -1,4 +1,4 @@
-"""The built-in prompts of `distill tune`: a fact in a story, a question for it behind; and the user's own prompts."""
+"""The built-in prompts of `distill tune`: facts in a story, a question for one behind; and the user's own prompts."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ _FIRST = "Alma Bruno Clara Dario Edith Felix Greta Hugo Irene Jonas Lotte Marek 
 _LAST = "Abbott Bergman Castell Dunmore Ellery Fontaine Garrick Holm Ingram Jarvis Keller Lindqvist Moreau Norling"
 
 KINDS = ("numbers", "names", "json")
+#: facts of the same wording about other things, so that the wording alone does not lead to the answer
+DISTRACTORS = 2
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,14 @@ def sentences_of(text: str) -> list[str]:
 
 
 def _sample(tokenizer: Any, sentences: list[str], rng: random.Random, kind: str, length: int) -> Sample:
-    statement, question, value = _fact(rng, kind)
-    depth, start = rng.random(), rng.randrange(len(sentences))
+    (statement, question, value), *others = _facts(rng, kind, 1 + DISTRACTORS)
+    start = rng.randrange(len(sentences))
+    told = [(rng.random(), text) for text in (statement, *(other for other, _, _ in others))]
 
     def make(size: int) -> Prompt:
         body = [sentences[(start + i) % len(sentences)] for i in range(size)]
-        body.insert(int(depth * (size + 1)), statement)
+        for depth, text in told:
+            body.insert(int(depth * (len(body) + 1)), text)
         prompt = Prompt(" ".join(body), f"\n\n{question}\n")
         return chat(tokenizer, prompt) if getattr(tokenizer, "chat_template", None) else prompt
 
@@ -104,18 +108,21 @@ def _sample(tokenizer: Any, sentences: list[str], rng: random.Random, kind: str,
     return Sample(make(largest_size(tokens, length, smallest=1, step=1)), value)
 
 
-def _fact(rng: random.Random, kind: str) -> tuple[str, str, str]:
-    key = rng.choice(_THINGS.split())
+def _facts(rng: random.Random, kind: str, count: int) -> list[tuple[str, str, str]]:
+    """Statements in one wording, each with its question and value, about different things."""
+    statement, question = rng.choice({"numbers": _NUMBERS, "names": _NAMES, "json": _PAIRS}[kind])
+    firsts = rng.sample(_FIRST.split(), count)
     if kind == "numbers":
-        statement, question = rng.choice(_NUMBERS)
-        value = str(rng.randrange(10_000, 100_000))
+        values = [str(number) for number in rng.sample(range(10_000, 100_000), count)]
     elif kind == "names":
-        statement, question = rng.choice(_NAMES)
-        value = f"{rng.choice(_FIRST.split())} {rng.choice(_LAST.split())}"
+        values = [f"{first} {rng.choice(_LAST.split())}" for first in firsts]
     else:
-        statement, question = rng.choice(_PAIRS)
-        value = f"{rng.choice(_FIRST.split()).lower()}-{rng.randrange(100, 1000)}"
-    return statement.format(key=key, value=value), question.format(key=key), value
+        values = [f"{first.lower()}-{rng.randrange(100, 1000)}" for first in firsts]
+    keys = rng.sample(_THINGS.split(), count)
+    return [
+        (statement.format(key=key, value=value), question.format(key=key), value)
+        for key, value in zip(keys, values, strict=True)
+    ]
 
 
 def from_file(tokenizer: Any, path: Path) -> list[Sample]:

@@ -23,6 +23,8 @@ from distill.patches.checks import check_integer, check_number
 from distill.patches.policy import Policy
 
 BUDGETS = (1 / 8, 1 / 16, 1 / 32)
+#: so many times the wanted number of prompts are drawn at most; one that stock cannot answer says nothing of layers
+MOST_DRAWN = 3
 
 
 def tune(
@@ -44,7 +46,7 @@ def tune(
     Args:
         model: a causal LM from `distill.load`; its own policy is not used.
         tokenizer: the model's.
-        samples: number of built-in prompts.
+        samples: number of built-in prompts that stock answers; at most three times as many are drawn to find them.
         length: their tokens.
         budgets: shares of the context to try.
         target: share of stock's right answers that a policy must keep.
@@ -64,18 +66,21 @@ def tune(
     check_integer("max_new_tokens", max_new_tokens, 1)
     for budget in budgets:
         check_number("budgets", budget, 1e-6, 1)
-    drawn = built_in(tokenizer, samples, length, seed, text) if data is None else from_file(tokenizer, Path(data))
+    if data is None:
+        drawn = built_in(tokenizer, MOST_DRAWN * samples, length, seed, text)
+    else:
+        drawn = from_file(tokenizer, Path(data))
+        samples = len(drawn)
     if not drawn:
         raise ValueError(f"data: got no prompts in {data}; allowed are files with one or more")
     prompts = hashlib.sha256("\0".join(sample.prompt.text + sample.answer for sample in drawn).encode()).hexdigest()
     settings = {
-        "model": str(model.config.name_or_path), "samples": len(drawn), "length": length, "budgets": list(budgets),
+        "model": str(model.config.name_or_path), "samples": samples, "length": length, "budgets": list(budgets),
         "target": target, "data": None if data is None else str(data), "seed": seed, "new": max_new_tokens,
         "dtype": str(model.dtype), "ways": list(SCORES), "prompts": prompts,
     }  # fmt: skip
     store = _Store(None if folder is None else Path(folder), settings)
-    work = _Tuning(model, tokenizer, drawn, store, max_new_tokens, progress)
-    return work.run(budgets, target)
+    return _Tuning(model, tokenizer, drawn, store, max_new_tokens, progress).run(samples, budgets, target)
 
 
 class _Store:
@@ -127,16 +132,15 @@ class _Tuning:
         self.model, self.tokenizer, self.samples, self.store = model, tokenizer, samples, store
         self.new_tokens, self.progress = new_tokens, progress
         self.encoder = Encoder(tokenizer)
+        self.stock: dict[int, dict[str, Any]] = {}  # its right answers, by prompt
+        self.asked: list[int] = []
         self.encoded = [encode(tokenizer, sample, model.device) for sample in samples]
         self.length = round(statistics.mean(item.ids.shape[1] for item in self.encoded))
 
-    def run(self, budgets: Sequence[float], target: float) -> TuneResult:
-        stock = [self._answer(i, None, "stock") for i in self._bar(range(len(self.samples)), "stock answers")]
-        # what a prompt needs that stock cannot answer says nothing about layers
-        self.asked = [i for i, answer in enumerate(stock) if answer["right"]]
+    def run(self, wanted: int, budgets: Sequence[float], target: float) -> TuneResult:
+        drawn = self._ask_stock(wanted)
         if not self.asked:
             raise ValueError("data: got prompts of which stock answers none; allowed are prompts that it can answer")
-        self.stock = {i: stock[i] for i in self.asked}
         shares: dict[str, list[list[float]]] = {way: [] for way in SCORES}
         for i in self._bar(self.asked, "layers measured"):
             measured = self.store(f"layers/{i}", lambda i=i: self._measure(i))
@@ -170,10 +174,23 @@ class _Tuning:
             None if chosen is None else chosen.policy,
             None if best is None else best[1].policy,
             target,
-            len(self.samples),
+            drawn,
             rows,
             (reference, *[trial for trial, _ in tried]),
         )
+
+    def _ask_stock(self, wanted: int) -> int:
+        """Asks the stock model until it has answered as many prompts as wanted: the number of prompts asked."""
+        drawn = 0
+        with tqdm(total=wanted, desc="stock answers", disable=not self.progress) as bar:
+            while drawn < len(self.samples) and len(self.stock) < wanted:
+                answer = self._answer(drawn, None, "stock")
+                if answer["right"]:
+                    self.stock[drawn] = answer
+                    bar.update()
+                drawn += 1
+        self.asked = list(self.stock)
+        return drawn
 
     def _keeps(self, trial: Trial, target: float) -> bool:
         return trial.kept >= target * len(self.asked)
