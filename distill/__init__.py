@@ -47,6 +47,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "Distill": "distill.pruning",
     "mini": "distill.mini",
+    "suggest": "distill.models.profiles",
     "tune": "distill.evaluation.tune",
 }
 
@@ -84,6 +85,7 @@ __all__ = [
     "mini",
     "policies",
     "policy",
+    "suggest",
     "tune",
 ]
 

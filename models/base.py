@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from distill.models.profiles import warn_if_too_early
 from distill.models.saving import auto_map, write_card_and_module
 from distill.models.using import CONFIGURED, Override, PolicyMixin
 from distill.models.verify import check_architecture
@@ -130,6 +131,7 @@ class DistillCausalLMMixin(PolicyMixin):
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self._checked(config.policy)
+        warn_if_too_early(config)
         self.decoder_class.adopt(self.model)  # type: ignore[attr-defined]
 
     @classmethod
@@ -175,6 +177,7 @@ class DistillCausalLMMixin(PolicyMixin):
                 module.config = config
         cls.decoder_class.adopt(model.model)
         model._checked(policy)
+        warn_if_too_early(config)
         return model
 
     def forward(

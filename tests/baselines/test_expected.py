@@ -41,7 +41,7 @@ def test_queries_are_turned_back(rope, monkeypatch):
         "scores",
         lambda self, e: (found.__setitem__(e.layer_idx, (e.collected, e.seen.query)), scores(self, e))[1],
     )
-    model = model_of(rope, ExpectedAttention(12))
+    model = model_of(rope, ExpectedAttention(12, windows=True))
     for layer in model.model.layers:
         layer.register_forward_pre_hook(lambda module, *_: current.append(module.self_attn.layer_idx))
     module = sys.modules[type(model.model.layers[0].self_attn).__module__]
