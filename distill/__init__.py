@@ -46,7 +46,10 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Distill": "distill.pruning",
+    "measure": "distill.evaluation.measure",
     "mini": "distill.mini",
+    "show_cache": "distill.patches.show",
+    "show_kept": "distill.evaluation.show",
     "tune": "distill.evaluation.tune",
 }
 
@@ -81,9 +84,12 @@ __all__ = [
     "__version__",
     "architectures",
     "load",
+    "measure",
     "mini",
     "policies",
     "policy",
+    "show_cache",
+    "show_kept",
     "tune",
 ]
 
