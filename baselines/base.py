@@ -237,17 +237,19 @@ class Eviction(Policy):
     def entries_kept(self, length: int, config: Any) -> list[int]:
         layers, lengths = config.num_hidden_layers, torch.tensor([[length]])
         counts = [min(length, int(self.quota(layer, lengths, layers))) for layer in range(layers)]
-        return [
-            self.windowed(count * self.cache_heads(config, cut=count < length), layer, length, config)
-            for layer, count in enumerate(counts)
-        ]
+        return [self.windowed(count, layer, length, config) for layer, count in enumerate(counts)]
 
     def windowed(self, count: int, layer_idx: int, length: int, config: Any) -> int:
-        """How many entries a layer keeps, over all heads, that would keep `count` if it saw all `length` tokens."""
-        if sliding_window(config, layer_idx) is None:
-            return count
-        held = most_held(config, layer_idx, length) * config.num_key_value_heads
-        return held if not self.windows and left_to_window(config, layer_idx) else min(count, held)
+        """How many entries a layer keeps, over all heads.
+
+        Args:
+            count: what each head would keep if the layer saw all tokens.
+            length: number of tokens that reach the layer.
+        """
+        held = most_held(config, layer_idx, length)
+        if not self.windows and left_to_window(config, layer_idx):
+            return held * config.num_key_value_heads
+        return min(count, held) * self.cache_heads(config, cut=count < length)
 
     def cache_heads(self, config: Any, cut: bool = True) -> int:
         """How many heads the cache of a layer has.

@@ -114,8 +114,7 @@ class ChunkKV(Wrapper):
             chosen = min(int(self.chunks(layer, lengths, layers)), there)
             whole = chosen == there or length <= int(self.quota(layer, lengths, layers))
             short = -length % size if self._end_protected(layer, length, layers) else 0
-            count = (length if whole else chosen * size - short) * config.num_key_value_heads
-            kept.append(self.windowed(count, layer, length, config))
+            kept.append(self.windowed(length if whole else chosen * size - short, layer, length, config))
         return kept
 
     def _end_protected(self, layer_idx: int, length: int, layers: int) -> bool:

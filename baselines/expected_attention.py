@@ -116,8 +116,8 @@ class ExpectedAttention(Budgeted):
         tables = entries.seen.tokens.rotary.of(entries.layer_idx)
         if not isinstance(tables, tuple) or len(tables) != 2:
             raise ValueError(
-                f"model: got layer {entries.layer_idx} without cosines and sines for {self.name}, which turns queries "
-                "back; allowed are models with rotary embedding by both"
+                f"policy: got {self.name}, which rotates queries, for a model whose layer {entries.layer_idx} has no "
+                "cosines and sines; allowed are models with rotary embedding by both"
             )
         return tables
 

@@ -106,8 +106,7 @@ class FastKV(SnapKV):
     def entries_kept(self, length: int, config: Any) -> list[int]:
         layers, reach = config.num_hidden_layers, self.tokens_reaching(length, config)
         counts = [min(n, int(self.quota(layer, torch.tensor([[n]]), layers))) for layer, n in enumerate(reach)]
-        kept = [c * self.cache_heads(config, cut=c < n) for c, n in zip(counts, reach, strict=True)]
-        return [self.windowed(count, layer, reach[layer], config) for layer, count in enumerate(kept)]
+        return [self.windowed(count, layer, reach[layer], config) for layer, count in enumerate(counts)]
 
     def begin(self, call: Call) -> Run | None:
         check_sees_all("tsp_layer", self.tsp_layer, call.decoder.config, call.past + call.tokens.count)

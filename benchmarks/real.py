@@ -2,10 +2,9 @@
 
     python benchmarks/real.py MODEL --policy tuned/policy.json --samples 50 --length 1000
 
-Wordings, names and numbers are not those that `distill tune` uses. Right is an answer that contains the value. Every
-method answers the same prompts; a row says how many of those that the stock model answers a method answers too, with
-a 95 % interval. Chance is below 1 in 1,000 for each kind. Results go to a file line by line, from which a run that was
-killed goes on.
+Wordings, names and numbers are not those that `distill tune` uses. Right is an answer that contains the value. All
+methods are asked what the stock model answers; a row says how many of these one answers too, with a 95 % interval.
+Chance is below 1 in 1,000 for each kind. Results go to a file line by line, from which a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -134,8 +133,8 @@ def sample(tokenizer: Any, sentences: list[str], seed: int, length: int) -> tupl
 def methods(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     """The policies of the table, by name."""
     found: dict[str, Any] = {"stock": None}
-    if args.policy is not None:
-        found["tuned"] = read_policy(args.policy)
+    for path in args.policy:
+        found[f"tuned, {path.parent.name}"] = read_policy(str(path))
     layer = round(0.4 * config.num_hidden_layers)
     for share in args.shares:
         found[f"paper, 1/{round(1 / share)}"] = distill.PromptDistill([layer], [share])
@@ -150,7 +149,7 @@ def methods(args: argparse.Namespace, config: Any) -> dict[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a checkpoint")
-    parser.add_argument("--policy", help="policy.json of `distill tune`")
+    parser.add_argument("--policy", type=Path, nargs="*", default=[], help="policy.json of `distill tune`")
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--length", type=int, default=1000)
     parser.add_argument("--shares", type=float, nargs="+", default=[1 / 8], help="budgets of the methods compared")
@@ -176,11 +175,13 @@ def main() -> int:
             entry = json.loads(line)
             known[entry["key"]] = entry
     chosen = methods(args, model.config)
-    answers: dict[str, list[dict[str, Any]]] = {}
+    answers: dict[str, dict[int, dict[str, Any]]] = {}
+    asked = list(range(len(samples)))
     with args.output.open("a") as file:
         for name, policy in chosen.items():
             generate = Generator(model, Encoder(tokenizer), policy)
-            for seed, (prompt, value, _) in enumerate(tqdm(samples, desc=name)):
+            for seed in tqdm(asked, desc=name):
+                prompt, value, _ = samples[seed]
                 described = None if policy is None else policy.to_dict()
                 key = json.dumps([args.model, args.length, args.dtype, str(args.text), seed, described])
                 if key not in known:
@@ -191,17 +192,19 @@ def main() -> int:
                     }  # fmt: skip
                     file.write(json.dumps(known[key]) + "\n")
                     file.flush()
-                answers.setdefault(name, []).append(known[key])
+                answers.setdefault(name, {})[seed] = known[key]
+            if policy is None:
+                asked = [seed for seed in asked if answers[name][seed]["right"]]
     print(report(answers, chosen, samples, args.length, model.config))
     return 0
 
 
 def report(
-    answers: dict[str, list[dict[str, Any]]], chosen: dict[str, Any], samples: Any, length: int, config: Any
+    answers: dict[str, dict[int, dict[str, Any]]], chosen: dict[str, Any], samples: Any, length: int, config: Any
 ) -> str:
     """A Markdown table, a method a row."""
     stock, rows = answers["stock"], []
-    wanted = [i for i, answer in enumerate(stock) if answer["right"]]
+    wanted = [i for i, answer in stock.items() if answer["right"]]
     for name, given in answers.items():
         kept = sum(given[i]["right"] for i in wanted)
         low, high = wilson(kept, max(1, len(wanted)))
@@ -211,8 +214,8 @@ def report(
         rows.append([
             name, f"{kept}/{len(wanted)}", f"{low:.2f} to {high:.2f}", *by_kind,
             f"{length * len(reaching) / sum(reaching):.2f}x",
-            f"{statistics.median(s['first'] / g['first'] for s, g in zip(stock, given, strict=True)):.2f}x",
-            megabytes(statistics.mean(g["bytes"] for g in given)),
+            f"{statistics.median(stock[i]['first'] / given[i]['first'] for i in wanted):.2f}x",
+            megabytes(statistics.mean(given[i]["bytes"] for i in wanted)),
         ])  # fmt: skip
     head = ["method", "of stock's", "interval", *KINDS, "bound", "first token", "cache MB"]
     return f"n = {len(stock)}, stock answers {len(wanted)}\n\n{table(head, rows)}"

@@ -245,8 +245,9 @@ def rotation(module: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Callable[
         if bool(error <= 0.02 * turned.abs().max()):  # bfloat16 has 8 bits
             return rotate
     raise ValueError(
-        f"model: got {type(module).__name__}, whose queries are not simply rotated; allowed are models whose "
-        "attention rotates queries last, by a function apply_rotary_pos_emb of its module"
+        "policy: got one that rotates queries, for a model whose queries are not simply rotated "
+        f"({type(module).__name__}); allowed are models whose attention rotates queries last, by a function "
+        "apply_rotary_pos_emb of its module"
     )
 
 

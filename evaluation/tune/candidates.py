@@ -10,7 +10,9 @@ from distill.evaluation.tune.probe import SCORES
 from distill.patches.policy import Policy, policy
 
 #: shares of the context kept after the first of two selections
-FIRST_STAGE = (1 / 2, 1 / 4)
+FIRST_STAGE = (1 / 2, 1 / 4, 1 / 8)
+#: a layer counts as usable at a budget if it finds what is needed within this share of it: other prompts are harder
+MARGIN = 1 / 2
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,13 @@ def recall(shares: Sequence[Sequence[float]], layer: int, budget: float) -> floa
 
 
 def propose(
-    shares: dict[str, list[list[float]]], budget: float, target: float, length: int, config: Any, most: int = 8
+    shares: dict[str, list[list[float]]], budget: float, target: float, length: int, config: Any, most: int = 12
 ) -> list[Candidate]:
     """Single- and two-stage policies at a budget, the fastest first.
 
-    For each way of scoring: the layers, the earliest first, at which at least the share `target` of the samples would
-    keep what they need, and so would they at the layer behind, since a lone good layer among bad ones is luck; in the
-    second place two stages, the first of which keeps more. Where a way has no such layer, its best one is proposed.
+    For each way of scoring: the three earliest layers at which at least the share `target` of the samples would keep
+    what they need, with half of the budget to spare; and two stages, the first of which keeps more. Where a way has no
+    such layer, its best one is proposed.
 
     Args:
         shares: `shares[way][sample][layer]`, what `needed_shares` returned for each sample.
@@ -77,14 +79,11 @@ def propose(
     for way, samples in shares.items():
         if way == "paper":  # it is measured beside the others, as a reference
             continue
-        good = _usable(samples, budget, target)
-        stages: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((layer,), (budget,)) for layer in good[:3]] or [
-            ((_best(samples, budget),), (budget,))
-        ]
+        good = _usable(samples, budget, target)[:3] or [_best(samples, budget * MARGIN)]
+        stages: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((layer,), (budget,)) for layer in good]
         for first in FIRST_STAGE:
-            early = _usable(samples, first, target)
-            if first > budget and early and good and early[0] < good[0]:
-                stages.append(((early[0], good[0]), (first, budget)))
+            early = _usable(samples, first, target)[:1] if first > budget else []
+            stages += [((at, layer), (first, budget)) for at in early for layer in good if at < good[0]]
         for layers, budgets in stages:
             bound = bound_of(made(way, layers, budgets), length, config)
             found.append(Candidate(way, layers, budgets, round(bound, 3)))
@@ -92,9 +91,7 @@ def propose(
 
 
 def _usable(samples: list[list[float]], budget: float, target: float) -> list[int]:
-    depth = len(samples[0])
-    enough = [recall(samples, layer, budget) >= target for layer in range(depth)]
-    return [layer for layer in range(depth) if enough[layer] and enough[min(layer + 1, depth - 1)]]
+    return [layer for layer in range(len(samples[0])) if recall(samples, layer, budget * MARGIN) >= target]
 
 
 def _best(samples: list[list[float]], budget: float) -> int:

@@ -56,10 +56,10 @@ def _trials(result: TuneResult) -> str:
     stock, rows = result.trials[0], []
     chosen = None if result.policy is None else result.policy.to_dict()
     for trial in result.trials:
-        note = "" if trial.samples == result.samples else f" (stopped after {trial.samples} prompts)"
+        note = "" if trial.samples == stock.samples else " (stopped: it had missed too many)"
         cells = (
             html.escape(trial.label) + note,
-            f"{trial.kept}/{stock.right if trial.samples == result.samples else trial.samples}",
+            f"{trial.kept}/{trial.samples}",
             f"{trial.bound:.2f}x",
             f"{trial.first_token:.3f} s",
             f"{stock.first_token / trial.first_token:.2f}x",

@@ -7,6 +7,7 @@ among the best tokens that the budget allows.
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,15 +28,22 @@ _WINDOW = {
     "observation_window": 16,
 }
 
+_WIDE = _WINDOW | {"pooling_kernel": 15}
+
 #: ways of scoring, by name: arguments of PromptDistill
 SCORES: dict[str, dict[str, Any]] = {
     "paper": {},
     "mean": {"scoring": "softmax", **_WINDOW},
     "max": {"scoring": "max", **_WINDOW},
-    "max, tail 4": {"scoring": "max", "tail": 4, **_WINDOW},
+    "max, tail": {"scoring": "max", "tail": 4, **_WINDOW},
     "max, 4 layers": {"scoring": "max", "aggregate": 4, **_WINDOW},
-    "mean, 4 layers": {"scoring": "softmax", "aggregate": 4, **_WINDOW},
+    "max, wide": {"scoring": "max", "tail": 8, **_WIDE},
+    "max, wide, 2 layers": {"scoring": "max", "tail": 8, "aggregate": 2, **_WIDE},
+    "max, wide, 4 layers": {"scoring": "max", "tail": 8, "aggregate": 4, **_WIDE},
 }
+
+#: arguments that change what is made of the scores, not the scores
+_SMOOTHING = ("pooling", "pooling_kernel", "tail", "aggregate")
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Probe(Policy):
 
     Args:
         ways: names out of `SCORES`.
+        found: takes, for each of these, the run that scored; ways that differ in smoothing only share one.
     """
 
     name = "probe"
@@ -52,12 +61,17 @@ class Probe(Policy):
     found: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def begin(self, call: Call) -> Run | None:
-        every = list(range(call.layers - 1))
+        runs: dict[str, Any] = {}
         for way in self.ways:
-            arguments = SCORES[way] | {"aggregate": 1, "tail": 0}
-            chooser = policy("promptdistill", selection_layers=every, n_topks=[1] * len(every), **arguments)
-            self.found[way] = chooser.begin(call)
-        return _ProbeRun(self.found)
+            unsmoothed = {name: value for name, value in SCORES[way].items() if name not in _SMOOTHING}
+            self.found[way] = runs.setdefault(str(unsmoothed), _chooser(call.layers, unsmoothed).begin(call))
+        return _ProbeRun(runs)
+
+
+def _chooser(layers: int, arguments: dict[str, Any]) -> Any:
+    """PromptDistill with a selection after every layer but the last."""
+    every = list(range(layers - 1))
+    return policy("promptdistill", selection_layers=every, n_topks=[1] * len(every), **arguments)
 
 
 class _ProbeRun(Run):
@@ -150,6 +164,8 @@ def needed_shares(model: Any, encoded: Encoded, ways: tuple[str, ...]) -> dict[s
 
 
 def _shares(run: Any, needed: list[int], arguments: dict[str, Any]) -> list[float]:
+    run = copy(run)
+    run.policy = _chooser(run.call.layers, arguments)
     tokens = run.call.tokens
     context = (tokens.droppable & ~run.always(tokens) if run.policy.beside else tokens.droppable)[0]
     wanted = torch.tensor([i for i in needed if bool(context[i])], dtype=torch.long)

@@ -21,17 +21,25 @@ STORY = Path(distill.__file__).parent / "mini" / "story.txt"
 #: (statement, question, values) of each kind of fact; several wordings each
 _NUMBERS = [
     ("The secret number of the {key} is {value}.", "What is the secret number of the {key}?"),
-    ("The code for the {key} is {value}.", "What is the code for the {key}?"),
+    ("{value} is written on the door of the {key}.", "Which number is written on the door of the {key}?"),
     ("Remember that the {key} has the number {value}.", "Which number does the {key} have?"),
+    ("The alarm of the {key} stops at {value}, day and night.", "Which number stops the alarm of the {key}?"),
+    ("For the {key}, dial {value}.", "What number do you dial for the {key}?"),
+    ("The code for the {key} is {value}.", "What is the code for the {key}?"),
 ]
 _NAMES = [
     ("The keeper of the {key} is called {value}.", "What is the keeper of the {key} called?"),
+    ("{value} owns the {key}.", "Who owns the {key}?"),
     ("The {key} belongs to {value}.", "Who does the {key} belong to?"),
+    ("Last spring {value} painted the {key}.", "Who painted the {key}?"),
+    ("In the {key} lives {value}, all alone.", "Who lives in the {key}?"),
     ("The owner of the {key} is {value}.", "Who is the owner of the {key}?"),
 ]
 _PAIRS = [
     ('{{"{key}": "{value}"}}', 'What is the value of "{key}"?'),
+    ('{{"code": "{value}", "name": "{key}"}}', 'What is the "code" of "{key}"?'),
     ('{{"name": "{key}", "code": "{value}"}}', 'What is the "code" of "{key}"?'),
+    ("{key} = {value}", "What is {key} equal to?"),
 ]
 _THINGS = "boathouse observatory orchard archive chapel foundry greenhouse lighthouse quarry tannery vineyard workshop"
 _FIRST = "Alma Bruno Clara Dario Edith Felix Greta Hugo Irene Jonas Lotte Marek Nadia Oskar Petra Ruben Stella Viktor"

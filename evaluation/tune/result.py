@@ -18,15 +18,14 @@ class Trial:
         label: what it is called in the table.
         policy: its JSON form; None for stock.
         bound: see `Candidate`.
-        right, kept: prompts answered right, and those of them that stock answers right too.
-        samples: prompts run; fewer than there are where the policy had missed too many.
+        kept: how many of the stock model's right answers the policy gives too.
+        samples: how many it was asked for; fewer than there are where it had missed too many.
         first_token: median seconds to the first token.
     """
 
     label: str
     policy: dict[str, Any] | None
     bound: float
-    right: int
     kept: int
     samples: int
     first_token: float
@@ -40,7 +39,7 @@ class TuneResult:
         policy: the fastest policy that kept the target share of stock's right answers; None if none did.
         best: the one that kept most, whatever its speed.
         target: that share.
-        samples: number of prompts.
+        samples: number of prompts, those that stock does not answer included.
         recall: `recall[way][budget][layer]`: share of prompts whose needed tokens are within the budget.
         trials: all policies that were run end to end, stock first.
     """
@@ -64,13 +63,13 @@ class TuneResult:
 def table(result: TuneResult) -> str:
     """The trials as a text table, and what came out."""
     stock = result.trials[0]
-    lines = [f"{'':44}{'kept of stock':>16}{'interval':>16}{'bound':>8}{'first token':>13}{'ratio':>8}"]
+    lines = [f"stock answers {stock.kept} of {result.samples} prompts\n"]
+    lines.append(f"{'':58}{'kept of stock':>16}{'interval':>16}{'bound':>8}{'first token':>13}{'ratio':>8}")
     for trial in result.trials:
-        wanted = max(1, stock.right if trial.samples == result.samples else trial.samples)
-        low, high = wilson(min(trial.kept, wanted), wanted)
-        note = "" if trial.samples == result.samples else f" (stopped after {trial.samples})"
+        low, high = wilson(trial.kept, trial.samples)
+        note = "" if trial.samples == stock.samples else " (stopped)"
         lines.append(
-            f"{(trial.label + note)[:58]:44}{f'{trial.kept}/{wanted}':>16}{f'{low:.2f} to {high:.2f}':>16}"
+            f"{(trial.label + note)[:58]:58}{f'{trial.kept}/{trial.samples}':>16}{f'{low:.2f} to {high:.2f}':>16}"
             f"{trial.bound:>7.2f}x{trial.first_token:>11.3f} s{stock.first_token / trial.first_token:>7.2f}x"
         )
     if result.policy is not None:

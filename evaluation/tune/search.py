@@ -131,78 +131,74 @@ class _Tuning:
         self.length = round(statistics.mean(item.ids.shape[1] for item in self.encoded))
 
     def run(self, budgets: Sequence[float], target: float) -> TuneResult:
-        stock = [self._answer(i, None, "stock") for i in self._bar(len(self.samples), "stock answers")]
+        stock = [self._answer(i, None, "stock") for i in self._bar(range(len(self.samples)), "stock answers")]
         # what a prompt needs that stock cannot answer says nothing about layers
-        asked = [i for i, answer in enumerate(stock) if answer["right"]]
-        if not asked:
+        self.asked = [i for i, answer in enumerate(stock) if answer["right"]]
+        if not self.asked:
             raise ValueError("data: got prompts of which stock answers none; allowed are prompts that it can answer")
+        self.stock = {i: stock[i] for i in self.asked}
         shares: dict[str, list[list[float]]] = {way: [] for way in SCORES}
-        for number in self._bar(len(asked), "layers measured"):
-            i = asked[number]
-            measured = self.store(f"layers/{i}", lambda i=i: self._measure(i, stock[i]))
+        for i in self._bar(self.asked, "layers measured"):
+            measured = self.store(f"layers/{i}", lambda i=i: self._measure(i))
             for way in SCORES:
                 shares[way].append(measured[way])
-        trials = [self._trial("stock", None, 1.0, stock, stock)]
-        wanted = trials[0].right
         chosen: Candidate | None = None
         tried: list[tuple[Trial, Candidate]] = []
         for budget in sorted(budgets):
             for candidate in propose(shares, budget, target, self.length, self.model.config):
                 if chosen is not None and candidate.bound <= chosen.bound:
                     continue
-                answers = self._until_hopeless(candidate, stock, target * wanted)
-                trial = self._trial(candidate.label, candidate.policy, candidate.bound, answers, stock)
-                tried.append((trial, candidate))
-                if trial.samples == len(self.samples) and trial.kept >= target * wanted:
+                tried.append((self._trial(candidate, target), candidate))
+                if self._keeps(tried[-1][0], target):
                     chosen = candidate
                     break
         if chosen is not None:  # the same tokens in fewer bytes, if the answers bear it
             smaller = replace(chosen, cut=True)
-            answers = self._until_hopeless(smaller, stock, target * wanted)
-            trial = self._trial(smaller.label, smaller.policy, smaller.bound, answers, stock)
-            tried.append((trial, smaller))
-            if trial.samples == len(self.samples) and trial.kept >= target * wanted:
+            tried.append((self._trial(smaller, target), smaller))
+            if self._keeps(tried[-1][0], target):
                 chosen = smaller
         best = max(tried, key=lambda pair: (pair[0].kept, pair[0].bound), default=None)
-        trials += [trial for trial, _ in tried]
         rows = {
             way: {
                 f"1/{round(1 / b)}": [recall(shares[way], at, b) for at in range(len(shares[way][0]))] for b in budgets
             }
             for way in SCORES
         }
+        first = statistics.median(answer["first"] for answer in self.stock.values())
+        reference = Trial("stock", None, 1.0, len(self.asked), len(self.asked), first)
         return TuneResult(
             None if chosen is None else chosen.policy,
             None if best is None else best[1].policy,
             target,
             len(self.samples),
             rows,
-            tuple(trials),
+            (reference, *[trial for trial, _ in tried]),
         )
 
-    def _bar(self, count: int, what: str) -> Any:
-        return tqdm(range(count), desc=what, disable=not self.progress)
+    def _keeps(self, trial: Trial, target: float) -> bool:
+        return trial.kept >= target * len(self.asked)
 
-    def _measure(self, index: int, stock: dict[str, Any]) -> dict[str, list[float]]:
+    def _bar(self, which: Sequence[int], what: str) -> Any:
+        return tqdm(which, desc=what, disable=not self.progress)
+
+    def _measure(self, index: int) -> dict[str, list[float]]:
         encoded = self.encoded[index]
         if not encoded.needed:
-            answer = torch.tensor([stock["ids"] or [0]], device=encoded.ids.device)
-            encoded = type(encoded)(encoded.ids, encoded.question_tokens, attended(self.model, encoded, answer))
+            answer = torch.tensor([self.stock[index]["ids"] or [0]], device=encoded.ids.device)
+            encoded = replace(encoded, needed=attended(self.model, encoded, answer))
         return needed_shares(self.model, encoded, tuple(SCORES))
 
-    def _until_hopeless(
-        self, candidate: Candidate, stock: list[dict[str, Any]], needed: float
-    ) -> list[dict[str, Any]]:
-        """Answers under a policy, up to the one after which it can no longer keep as many as needed."""
-        answers: list[dict[str, Any]] = []
-        key, missed = json.dumps(candidate.policy.to_dict(), sort_keys=True), 0
-        allowed = sum(answer["right"] for answer in stock) - needed
-        for i in self._bar(len(self.samples), candidate.label):
+    def _trial(self, candidate: Candidate, target: float) -> Trial:
+        """Asks what stock answers, up to the prompt after which the candidate can no longer keep as many as needed."""
+        key = json.dumps(candidate.policy.to_dict(), sort_keys=True)
+        answers, kept = [], 0
+        for i in self._bar(self.asked, candidate.label):
             answers.append(self._answer(i, candidate.policy, key))
-            missed += stock[i]["right"] and not self._agrees(answers[-1], stock[i], self.samples[i])
-            if missed > allowed:
+            kept += self._agrees(answers[-1], i)
+            if len(answers) - kept > (1 - target) * len(self.asked):
                 break
-        return answers
+        first = statistics.median(answer["first"] for answer in answers)
+        return Trial(candidate.label, candidate.policy.to_dict(), candidate.bound, kept, len(answers), first)
 
     def _answer(self, index: int, chosen: Policy | None, key: str) -> dict[str, Any]:
         return self.store(f"{key}/{index}", lambda: self._generate(index, chosen))
@@ -215,26 +211,7 @@ class _Tuning:
         # without a known answer, whatever stock answers is right
         return {"text": made.text, "ids": ids, "right": answer in made.text, "first": made.ttft_seconds}
 
-    def _agrees(self, answer: dict[str, Any], stock: dict[str, Any], sample: Sample) -> bool:
-        if sample.answer:
+    def _agrees(self, answer: dict[str, Any], index: int) -> bool:
+        if self.samples[index].answer:
             return bool(answer["right"])
-        return bool(answer["text"].split() == stock["text"].split())
-
-    def _trial(
-        self,
-        label: str,
-        chosen: Policy | None,
-        bound: float,
-        answers: list[dict[str, Any]],
-        stock: list[dict[str, Any]],
-    ) -> Trial:
-        agreed = [self._agrees(a, s, sample) for a, s, sample in zip(answers, stock, self.samples, strict=False)]
-        return Trial(
-            label=label,
-            policy=None if chosen is None else chosen.to_dict(),
-            bound=bound,
-            right=sum(agreed),
-            kept=sum(a and s["right"] for a, s in zip(agreed, stock, strict=False)),
-            samples=len(answers),
-            first_token=statistics.median(answer["first"] for answer in answers),
-        )
+        return bool(answer["text"].split() == self.stock[index]["text"].split())

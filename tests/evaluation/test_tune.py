@@ -89,7 +89,7 @@ def test_what_comes_out_works(found, model, tokenizer, tmp_path):
     again = distill.load(MODEL, policy=str(tmp_path / "policy.json"))
     assert again.config.policy == result.policy
     stock, *others = result.trials
-    assert stock.kept == stock.right > 0 and any(t.policy == result.policy.to_dict() for t in others)
+    assert stock.kept == stock.samples > 0 and any(t.policy == result.policy.to_dict() for t in others)
 
 
 def test_the_page_opens_in_a_browser(found, tmp_path):
@@ -112,7 +112,7 @@ def test_own_prompts_without_answers(model, tokenizer, tmp_path):
     rows = [{"context": sample.prompt.context, "question": "What is the code?"}]
     (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
     result = tune(model, tokenizer, data=tmp_path / "p.jsonl", **SETTINGS)
-    assert result.samples == 1 and result.trials[0].right == 1  # what stock says is right
+    assert result.samples == 1 and result.trials[0].kept == 1  # what stock says is right
     (tmp_path / "bad.jsonl").write_text('{"context": "x"}\n')
     with pytest.raises(ValueError, match=r"data: got .*bad.jsonl, line 1 without context and question"):
         from_file(tokenizer, tmp_path / "bad.jsonl")
@@ -126,7 +126,7 @@ def test_a_model_that_answers_nothing_is_told_so(tokenizer):
 
 def test_candidates_are_proposed_fastest_first(model):
     # one way whose first usable layer is 3, one that has none
-    shares = {"max": [[1.0, 1.0, 1.0, 0.1, 0.1, 0.1, 0.1]] * 4, "mean": [[0.9] * 7] * 4, "paper": [[0.0] * 7] * 4}
+    shares = {"max": [[1.0, 1.0, 0.4, 0.05, 0.05, 0.05, 0.05]] * 4, "mean": [[0.9] * 7] * 4, "paper": [[0.0] * 7] * 4}
     proposed = propose(shares, 1 / 8, 0.95, 1000, model.config)
     assert [c.bound for c in proposed] == sorted((c.bound for c in proposed), reverse=True)
     assert {c.layers for c in proposed if c.way == "max"} == {(3,), (4,), (5,)}

@@ -1,8 +1,8 @@
 """Runs Transformers' own common model tests on the distill classes, with the policy off.
 
 The tests are not in the wheel, but in the source distribution of the same version, which this downloads once. That is
-why they are not part of `pytest tests`, which is offline. Arguments are handed to pytest; `--stock` runs the same
-tests on the stock classes instead, which tells whether a failure is ours.
+why they are not part of `pytest tests`, which is offline. Arguments are handed to pytest. A test that fails is run
+again on the stock class, and is no failure of ours if it fails there too; `--stock` runs all on the stock classes.
 
     python tests/transformers_common/run.py [--stock] [-k EXPRESSION ...]
 """
@@ -15,9 +15,11 @@ import sys
 import tarfile
 from importlib.metadata import version
 from pathlib import Path
+from xml.etree import ElementTree
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+TESTS = HERE / "common_models.py"
 CACHE = ROOT / ".cache"
 PACKAGE = "transformers_tests"
 
@@ -68,22 +70,38 @@ def unpack(archive: Path) -> Path:
     return CACHE / name
 
 
-def main(arguments: list[str]) -> int:
-    release = version("transformers")
-    folder = unpack(fetch(release))
-    stock = "--stock" in arguments
+def run(release: str, arguments: list[str], stock: bool) -> tuple[int, list[tuple[str, str]]]:
+    """Runs the tests: pytest's exit status, and class and name of each test that failed."""
     environment = os.environ | {
         "DISTILL_COMMON_STOCK": "1" if stock else "",
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(unpack(fetch(release))), os.environ.get("PYTHONPATH")])),
         "TOKENIZERS_PARALLELISM": "false",
     }
+    report = CACHE / f"common-{'stock' if stock else 'distill'}.xml"
     command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--noconftest", "-p", "no:cacheprovider"]
     # the repository's own pytest settings are for its own tests: strict markers, warnings as errors
-    command += ["-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=ignore"]
-    command += [str(HERE / "common_models.py"), *(a for a in arguments if a != "--stock")]
-    code = subprocess.run(command, cwd=ROOT, env=environment).returncode
+    command += ["-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=ignore", f"--junit-xml={report}"]
+    code = subprocess.run([*command, *arguments], cwd=ROOT, env=environment).returncode
+    cases = ElementTree.parse(report).getroot().iter("testcase") if code in (0, 1) else []
+    failed = [case for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    return code, list(dict.fromkeys((case.attrib["classname"].split(".")[-1], case.attrib["name"]) for case in failed))
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status: 0 if no test failed but those that fail on the stock class too."""
+    release, stock = version("transformers"), "--stock" in arguments
+    rest = [argument for argument in arguments if argument != "--stock"]
+    code, failed = run(release, [str(TESTS), *rest], stock)
+    if failed and not stock:
+        print("\nThe same tests on the stock classes:", flush=True)
+        same = [f"{TESTS}::{test_class.removeprefix('Distill')}::{name}" for test_class, name in failed]
+        _, fails_too = run(release, same, stock=True)
+        ours = [pair for pair in failed if (pair[0].removeprefix("Distill"), pair[1]) not in fails_too]
+        code = 1 if ours else 0
+        for test_class, name in failed:
+            print(f"{'FAILED' if (test_class, name) in ours else 'fails with stock too:'} {test_class}::{name}")
     if code == 0:  # pytest's own closing line leaves out a count of none
         print(f"Transformers {release}, {'stock' if stock else 'distill'} classes: 0 failed")
     return code
