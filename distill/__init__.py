@@ -46,7 +46,10 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "Distill": "distill.pruning",
+    "measure": "distill.evaluation.measure",
     "mini": "distill.mini",
+    "show_cache": "distill.patches.show",
+    "show_kept": "distill.evaluation.show",
     "suggest": "distill.models.profiles",
     "tune": "distill.evaluation.tune",
 }
@@ -82,9 +85,12 @@ __all__ = [
     "__version__",
     "architectures",
     "load",
+    "measure",
     "mini",
     "policies",
     "policy",
+    "show_cache",
+    "show_kept",
     "suggest",
     "tune",
 ]
@@ -92,5 +98,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        module = importlib.import_module(_LAZY[name])
+        return module if _LAZY[name] == f"distill.{name}" else getattr(module, name)  # the room mini can be called
     raise AttributeError(f"module 'distill' has no attribute {name!r}")

@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer, DynamicCache
+from transformers import AutoTokenizer
 
+from distill.evaluation.measure import Cost, timed_generate
 from distill.models import load
 from distill.patches.grammar import make_method, parse_arguments, parse_budget
-from distill.patches.meter import FirstToken, cache_bytes, full_bytes
+from distill.patches.meter import full_bytes
 from distill.patches.policy import Policy
 
 
@@ -55,21 +56,14 @@ def run(args: argparse.Namespace) -> int:
     model = load(args.model, policy=method, dtype=args.dtype, **kwargs).to(args.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     inputs = encode(tokenizer, text, not args.no_chat_template).to(args.device)
-    cache = DynamicCache(config=model.config)
-    clock = FirstToken(args.device, cache)
     settings = {} if args.prefill_chunk_size is None else {"prefill_chunk_size": args.prefill_chunk_size}
-    output = model.generate(
-        **inputs,
-        past_key_values=cache,
-        max_new_tokens=args.max_new_tokens,
-        do_sample=False,
-        streamer=clock,
-        pad_token_id=tokenizer.eos_token_id,
-        **settings,
+    output, cache, cost = timed_generate(
+        model, inputs, max_new_tokens=args.max_new_tokens, pad_token_id=tokenizer.eos_token_id, **settings
     )
     length = inputs["input_ids"].shape[1]
     print(tokenizer.decode(output[0, length:], skip_special_tokens=True))
-    print(f"\n{report(args.method, model.config, clock, length)}")
+    element = next(layer.keys.element_size() for layer in cache.layers if isinstance(layer.keys, Tensor))
+    print(f"\n{report(args.method, length, cost, full_bytes(model.config, length, element))}")
     return 0
 
 
@@ -110,17 +104,14 @@ def encode(tokenizer: Any, text: str, chat: bool) -> Any:
     return tokenizer(text, return_tensors="pt")
 
 
-def report(method: str, config: Any, clock: FirstToken, length: int) -> str:
-    """Kept share, time to first token, speed, bytes."""
-    assert clock.cache is not None
-    element = next(layer.keys.element_size() for layer in clock.cache.layers if isinstance(layer.keys, Tensor))
-    final, after, stock = cache_bytes(clock.cache), clock.prompt_bytes, full_bytes(config, length, element)
+def report(method: str, length: int, cost: Cost, stock: int) -> str:
+    """Kept share, time to first token, speed, bytes; `stock`: bytes of the stock model's cache after the prompt."""
     lines = {
         "method": method,
         "prompt tokens": str(length),
-        "kept share": f"{after / stock:.1%} of the prompt's cache",
-        "time to first token": f"{clock.seconds:.3f} s",
-        "tokens per second": f"{clock.tokens_per_second:.1f}",
-        "cache bytes": f"{final:,} ({after:,} after the prompt, where stock has {stock:,})",
+        "kept share": f"{cost.prompt_bytes / stock:.1%} of the prompt's cache",
+        "time to first token": f"{cost.first_token:.3f} s",
+        "tokens per second": f"{cost.tokens_per_second:.1f}",
+        "cache bytes": f"{cost.cache_bytes:,} ({cost.prompt_bytes:,} after the prompt, where stock has {stock:,})",
     }
     return "\n".join(f"{name + ':':21}{value}" for name, value in lines.items())

@@ -16,6 +16,7 @@ from distill.evaluation.intervals import interval
 from distill.evaluation.metrics.infinitebench import Unscorable
 from distill.evaluation.store import Results, read_results, summarise, write_whole
 from distill.patches.checks import check_choice, check_flag
+from distill.patches.show import in_words
 
 SCORES = "scores.json"
 # what scores and reports read from a header, and of which kinds it is
@@ -225,7 +226,7 @@ def table(scores: Mapping[str, Any]) -> str:
         cost = task["cost"]
         lines.append(
             f"{name:<28}{task['score']:>8.2f}  {shown:<16}{task['chance']:>7.2f}{task['n']:>6}"
-            f"{cost['ttft_seconds']:>9.3f}{_size(cost['peak_cache_bytes']):>13}"
+            f"{cost['ttft_seconds']:>9.3f}{in_words(cost['peak_cache_bytes']):>13}"
         )
         if task["unscorable"]:
             lines.append(f"  {task['unscorable']} predictions crash the official scorer; they count 0")
@@ -242,11 +243,3 @@ def table(scores: Mapping[str, Any]) -> str:
     if scores["scoring"]:
         lines.append("scored with " + ", ".join(f"{key} = {value}" for key, value in scores["scoring"].items()))
     return "\n".join(lines)
-
-
-def _size(number: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1000
-    return f"{number:.2f} GB"

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import argparse
 import html
-import os
 import random
 import sys
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
-from distill.evaluation.generation import pieces_of
+from distill.evaluation.show import Kept, show_kept
 from distill.mini import FOLDER, mini
 from distill.mini.passkey import FACT, QUESTION, Prompt, answer, hide, right, small_policy
+from distill.patches.meter import cache_bytes
 
-KEPT, DROPPED, PLAIN = "\x1b[30;42m", "\x1b[2m", "\x1b[0m"
 BLOCKS = " ▁▂▃▄▅▆▇█"
 
 #: what is hidden and how it is asked for; {0}, {1}, ... are the answers
@@ -42,12 +40,9 @@ WORDS = ("harbour", "library", "tower", "bakery")
 
 PAGE = """<!doctype html><meta charset="utf-8"><title>Which tokens were kept</title>
 <style>
-body {{ font: 15px/1.6 Georgia, serif; max-width: 48em; margin: 2em auto; color: #b5b5b5; white-space: pre-wrap }}
-h1, p {{ color: #222; font-family: sans-serif; white-space: normal }} h1 {{ font-size: 20px }} p {{ font-size: 14px }}
-mark {{ background: #bfe8c4; color: #111; border-radius: 2px }}
-b {{ background: #f5c96a; color: #111; font-weight: 400 }}
+body {{ max-width: 48em; margin: 2em auto; font: 14px/1.6 sans-serif; color: #222 }} h1 {{ font-size: 20px }}
 </style>
-<h1>Which tokens were kept</h1><p>{note}</p><div>{text}</div>
+<h1>Which tokens were kept</h1><p>{note}</p>{text}
 """
 
 
@@ -73,22 +68,9 @@ def run(model: Any, tokenizer: Any, prompt: Prompt, policy: Any) -> dict[str, An
     return {
         "answer": text.split("\n")[0].strip(),
         "seconds": seconds,
-        "bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in layers),
+        "bytes": cache_bytes(out.past_key_values),
         "kept": None if policy is None else set(layers[-1].positions[0].tolist()) & set(range(prompt.ids.shape[1])),
     }
-
-
-def colour(pieces: list[str], kept: set[int], first: int, last: int) -> str:
-    """Tokens `[first, last)` for a terminal: kept ones marked, dropped ones faint; without colours, in brackets."""
-    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    parts = []
-    for is_kept, run_of in groupby(range(first, last), key=kept.__contains__):
-        text = "".join(pieces[i] for i in run_of)
-        if coloured:
-            parts.append((KEPT if is_kept else DROPPED) + text + PLAIN)
-        else:
-            parts.append(f"[{text}]" if is_kept else text)
-    return "".join(parts)
 
 
 def skyline(kept: set[int], length: int, width: int = 80) -> str:
@@ -99,15 +81,10 @@ def skyline(kept: set[int], length: int, width: int = 80) -> str:
     return "".join(BLOCKS[-(-count * (len(BLOCKS) - 1) // max(counts))] for count in counts)
 
 
-def write_page(file: Path, pieces: list[str], kept: set[int], prompt: Prompt, note: str) -> None:
-    """The whole prompt as a page: kept tokens marked, the hidden fact framed in yellow where it was kept."""
-    parts = []
-    start, stop = prompt.facts[0]
-    for i, piece in enumerate(pieces):
-        tag = ("b" if start <= i < stop else "mark") if i in kept else None
-        parts.append(f"<{tag}>{html.escape(piece)}</{tag}>" if tag else html.escape(piece))
+def write_page(file: Path, shown: Kept, note: str) -> None:
+    """The whole prompt as a page: kept tokens marked, the hidden fact in yellow where it was kept."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(PAGE.format(note=html.escape(note), text="".join(parts)), encoding="utf-8")
+    file.write_text(PAGE.format(note=html.escape(note), text=shown.html()), encoding="utf-8")
 
 
 def main() -> None:
@@ -152,14 +129,14 @@ def main() -> None:
     print(f"{'KV cache':44} {'':10} {size[0]:7.2f} MB {'':10} {size[1]:7.2f} MB  ({size[0] / size[1]:.1f} x)")
     print(f"{'tokens kept':44} {'':10} {1:10.1%} {'':10} {len(kept) / length:10.1%}\n")
 
-    pieces = pieces_of(tokenizer, prompts[0].ids[0].tolist())
     start, stop = prompts[0].facts[0]
+    shown = show_kept(tokenizer, prompts[0].ids, kept, framed=range(start, stop))
     print("Around the first fact, and its question; marked tokens were kept:\n")
-    print(colour(pieces, kept, max(0, start - 60), min(length, stop + 40)).strip("\n"))
-    print(" ...\n" + colour(pieces, kept, length - 30, length).strip("\n"))
+    print(str(shown.part(max(0, start - 60), min(length, stop + 40))).strip("\n"))
+    print(" ...\n" + str(shown.part(length - 30, length)).strip("\n"))
     print(f"\nKept tokens from the first to the last of the prompt:\n{skyline(kept, length)}")
     note = f"{len(kept)} of {length} tokens kept. {QUESTIONS[0].split('?')[0]}? {figures[0][1]['answer']}"
-    write_page(args.page, pieces, kept, prompts[0], note)
+    write_page(args.page, shown, note)
     print(f"\nThe whole prompt: {args.page}")
     sys.exit(f"not answered with the kept tokens: {', '.join(wrong)}" if wrong else 0)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from distill.mini import FOLDER, SELECTION_LAYER, SETTINGS, SOFTMAX, mini, names
 from distill.models import PromptDistill
+from distill.patches.meter import FirstToken
 from distill.patches.policy import Policy
 
 FACT = "The pass key is {key}. Remember it. {key} is the pass key."
@@ -91,20 +91,12 @@ def make_prompt(tokenizer: Any, text: str, length: int, depth: float, seed: int)
 @torch.no_grad()
 def answer(model: Any, tokenizer: Any, prompt: Prompt, new_tokens: int = 6) -> tuple[str, Any, float]:
     """The greedy continuation, the output of `generate`, and the seconds to the first token."""
-    marks: list[float] = []
-
-    class Clock:
-        def put(self, value: Any) -> None:
-            marks.append(time.perf_counter())
-
-        def end(self) -> None:
-            pass
-
+    clock = FirstToken(model.device)
     out = model.generate(
         prompt.ids, attention_mask=torch.ones_like(prompt.ids), max_new_tokens=new_tokens, do_sample=False,
-        pad_token_id=tokenizer.pad_token_id, return_dict_in_generate=True, streamer=Clock(),
+        pad_token_id=tokenizer.pad_token_id, return_dict_in_generate=True, streamer=clock,
     )  # fmt: skip
-    return tokenizer.decode(out.sequences[0, prompt.ids.shape[1] :]), out, marks[1] - marks[0]
+    return tokenizer.decode(out.sequences[0, prompt.ids.shape[1] :]), out, clock.seconds
 
 
 def right(given: str, wanted: str) -> bool:

@@ -15,21 +15,20 @@ from transformers.generation.streamers import BaseStreamer
 from distill.patches.cache import KeptLayer
 
 
-def cache_bytes(cache: Cache) -> int:
-    """Bytes of the keys and values that a cache, stock or ours, keeps in memory.
+def layer_bytes(layer: Any) -> int:
+    """Bytes of the keys and values that one layer of a cache, stock or ours, keeps in memory.
 
     A tensor that is a view, as after `crop`, counts as the memory it keeps alive, not as the part it shows.
     """
-    total = 0
-    for layer in cache.layers:
-        if isinstance(layer, KeptLayer):
-            total += layer.nbytes
-            continue
-        for name in ("keys", "values"):
-            tensor = getattr(layer, name, None)
-            if isinstance(tensor, Tensor):
-                total += tensor.untyped_storage().nbytes()
-    return total
+    if isinstance(layer, KeptLayer):
+        return layer.nbytes
+    tensors = (getattr(layer, name, None) for name in ("keys", "values"))
+    return sum(tensor.untyped_storage().nbytes() for tensor in tensors if isinstance(tensor, Tensor))
+
+
+def cache_bytes(cache: Cache) -> int:
+    """The bytes of all layers of a cache, see `layer_bytes`."""
+    return sum(map(layer_bytes, cache.layers))
 
 
 def full_bytes(config: Any, length: int, element_size: int) -> int:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from distill.patches.checks import check_budget, check_list, shown
 from distill.patches.run import Call, Run
+from distill.patches.show import policy_html
 
 _REGISTRY: dict[str, type[Policy]] = {}
 
@@ -104,6 +105,10 @@ class Policy:
         own = {} if module.startswith("distill.") else {"module": module}
         arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {"name": self.name} | own | {name: _to_json(value) for name, value in arguments.items()}
+
+    def _repr_html_(self) -> str:
+        """The arguments as a table, for notebooks."""
+        return policy_html(self)
 
 
 def _has(cls: type[Policy], argument: str) -> bool:

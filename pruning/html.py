@@ -130,6 +130,25 @@ def _bar(result: Result) -> str:
     )
 
 
+_PIECE = """<style>
+.pruned { font: 14px/1.6 system-ui, sans-serif } .pruned article { white-space: pre-wrap; overflow-wrap: anywhere }
+.pruned del { color: #999; text-decoration: line-through rgb(128 128 128 / 50%) }
+.pruned mark { color: inherit; border-radius: 2px; background: rgb(128 128 128 / 15%) }
+"""
+
+
+def piece(result: Result) -> str:
+    """The text for a notebook: what was removed is grey and struck through, anchors have the colour of their mask."""
+    colours = "".join(f".pruned mark.{name} {{ background: {pair[0]}22 }}\n" for name, pair in COLOURS.items())
+    budget = "no budget" if result.budget is None else f"at most {result.budget} allowed"
+    counts = f"{'' if result.exact else '≈ '}{result.original_tokens} → {result.tokens} tokens"
+    notes = "".join(f"<p><i>{escape(note)}</i></p>" for note in result.notes)
+    return (
+        f"<div class='pruned'>{_PIECE}{colours}</style><p>{counts} ({result.rate:.1%} kept, {budget})</p>"
+        f"{notes}<article>{_article(result)}</article></div>"
+    )
+
+
 def page(result: Result, title: str = "Pruned text") -> str:
     """The page, as one HTML document.
 

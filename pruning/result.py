@@ -71,6 +71,12 @@ class Result:
         """The share of the tokens that stayed; 1.0 for an empty text."""
         return self.tokens / self.original_tokens if self.original_tokens else 1.0
 
+    def _repr_html_(self) -> str:
+        """The text with what was removed struck through, for notebooks."""
+        from distill.pruning.html import piece
+
+        return piece(self)
+
     def to_dict(self, *, with_original: bool = False) -> dict[str, Any]:
         """The result as values that JSON can hold.
 

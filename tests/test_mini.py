@@ -138,4 +138,4 @@ def test_demo(tmp_path):
         assert stock.rstrip(".") == ours.rstrip(".") != ""
     assert f"{97 / 1500:.1%}" in done.stdout
     page = (tmp_path / "outputs" / "demo.html").read_text()
-    assert page.count("<mark>") + page.count("<b>") == 97
+    assert page.count("<mark ") + page.count("<b>") == 97
