@@ -6,7 +6,7 @@ SETUP := $(VENV)/.ready
 # the oldest Transformers that pyproject.toml allows
 OLDEST ?= 5.17.0
 
-.PHONY: demo test lint pytest common oldest fuzz clean
+.PHONY: demo test lint pytest common oldest fuzz notebooks clean
 
 demo: $(SETUP)
 	$(PY) -m distill.mini.demo
@@ -15,6 +15,10 @@ test: lint pytest
 
 pytest: $(SETUP)
 	$(PY) -m pytest -n 2 tests
+
+# runs the notebooks, and writes what they show to outputs/notebooks
+notebooks: $(SETUP)
+	$(PY) notebooks/run.py
 
 # random cases, as long as one likes: make fuzz SECONDS=1800
 SECONDS ?= 60
