@@ -52,13 +52,6 @@ PROFILES = (
         too_early=21,
     ),
     Profile(
-        "Qwen2.5-Coder-1.5B-Instruct",
-        {"stock_model_type": "qwen2", "num_hidden_layers": 28, "hidden_size": 1536, "vocab_size": 151936},
-        PromptDistill([8], [1 / 16], aggregate=2, **_FEW_HEADS),
-        "QWEN",
-        too_early=16,
-    ),
-    Profile(
         "Llama-3.1-8B-Instruct",
         {"stock_model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 128256},
         PromptDistill([13], [1024], cache_truncation_end=1),

@@ -27,7 +27,9 @@ def executed(name: str) -> Any:
     """
     notebook = nbformat.read(HERE / f"{name}.ipynb", as_version=4)
     paths = [str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # so that this checkout is imported
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    # these models are small: threads of several notebooks, or of a test run, would only wait for one another
+    threads = {"OMP_NUM_THREADS": "1"}
+    environment = threads | os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(HERE)}})
     return client.execute(env=environment)
 
