@@ -1,6 +1,6 @@
 """Answers of a pretrained model under several methods, on facts hidden in prose: what each keeps, and what it costs.
 
-    python benchmarks/real.py MODEL --policy tuned/policy.json --samples 50 --length 1000
+    python benchmarks/real.py MODEL --samples 48 --policy tuned/policy.json
 
 Wordings, names and numbers are not those that `distill tune` uses. Right is an answer that contains the value. All
 methods are asked what the stock model answers; a row says how many of these one answers too, with a 95 % interval.
@@ -133,6 +133,9 @@ def sample(tokenizer: Any, sentences: list[str], seed: int, length: int) -> tupl
 def methods(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     """The policies of the table, by name."""
     found: dict[str, Any] = {"stock": None}
+    suggested = distill.suggest(config).policy
+    if suggested is not None:
+        found["distill.suggest"] = suggested
     for path in args.policy:
         found[f"tuned, {path.parent.name}"] = read_policy(str(path))
     layer = round(0.4 * config.num_hidden_layers)
