@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.baselines.base import Entries, Eviction, EvictionRun, Queries
+from distill.baselines.base import Eviction, EvictionRun
 from distill.patches.cache import KeptLayer, entries_at
+from distill.patches.entries import Entries, Queries
 from distill.patches.policy import Policy
 from distill.patches.run import Call, Observation
 from distill.patches.selection import indices_of
