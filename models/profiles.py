@@ -13,11 +13,6 @@ from typing import Any
 from distill.models.promptdistill import PromptDistill
 from distill.patches.policy import Policy
 
-_FEW_HEADS: dict[str, Any] = {
-    "scoring": "max", "pooling": "max", "pooling_kernel": 15, "tail": 8, "observation_window": 16, "question": True,
-    "beside": True, "sinks": 4,
-}  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Profile:
@@ -40,21 +35,34 @@ class Profile:
 
     def fits(self, config: Any) -> bool:
         """Whether a model of this config has the shape."""
-        return all(getattr(config, name, None) == value for name, value in self.shape.items())
+        shape = {name: getattr(config, name, None) for name in self.shape}
+        return shape | {"model_type": config.model_type.removeprefix("distill_")} == self.shape
 
 
 PROFILES = (
     Profile(
         "SmolLM2-135M-Instruct",
-        {"stock_model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "vocab_size": 49152},
-        PromptDistill([8], [1 / 8], aggregate=2, **_FEW_HEADS),
+        {"model_type": "llama", "num_hidden_layers": 30, "hidden_size": 576, "vocab_size": 49152},
+        PromptDistill(
+            [8],
+            [1 / 8],
+            scoring="max",
+            aggregate=2,
+            pooling="max",
+            pooling_kernel=15,
+            tail=8,
+            observation_window=16,
+            question=True,
+            beside=True,
+            sinks=4,
+        ),
         "19 of 20 answers of the stock model kept (interval 0.76 to 0.99), 2.5 times fewer tokens times layers; "
         "`python benchmarks/real.py MODEL --samples 48`, prompts of 1,000 tokens, 2026-11-26",
         too_early=21,
     ),
     Profile(
         "Llama-3.1-8B-Instruct",
-        {"stock_model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 128256},
+        {"model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "vocab_size": 128256},
         PromptDistill([13], [1024], cache_truncation_end=1),
         "the paper's authors, in the commands of https://github.com/declare-lab/PromptDistill; not measured by us",
     ),
@@ -99,19 +107,8 @@ def _config(model: Any) -> Any:
     return AutoConfig.from_pretrained(model)
 
 
-class _Stock:
-    """A stock config, with the field by which ours says what it builds on."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-
-    def __getattr__(self, name: str) -> Any:
-        return self.config.model_type if name == "stock_model_type" else getattr(self.config, name)
-
-
 def _profile(config: Any) -> Profile | None:
-    known = config if hasattr(config, "stock_model_type") else _Stock(config)
-    return next((profile for profile in PROFILES if profile.fits(known)), None)
+    return next((profile for profile in PROFILES if profile.fits(config)), None)
 
 
 _warned: set[tuple[str, Policy]] = set()

@@ -101,9 +101,8 @@ def test_a_cache_is_shown_layer_by_layer():
     stock, model = lasting_pair("llama", PromptDistill([1], [10]))
     cache = prefill(model, prompt(40), past_key_values=DynamicCache()).past_key_values
     found = distill.show_cache(cache)
-    assert [layer.held for layer in found.layers] == [40, 40, 11, 11] and {layer.seen for layer in found.layers} == {
-        40
-    }
+    assert [layer.held for layer in found.layers] == [40, 40, 11, 11]
+    assert {layer.seen for layer in found.layers} == {40}
     assert found.bytes == sum(layer.nbytes for layer in cache.layers)
     assert f"{found.bytes:,}" in str(found) and _Text(found._repr_html_()).tags.count("rect") == 8
     with torch.no_grad():

@@ -64,7 +64,10 @@ class Probe(Policy):
         runs: dict[str, Any] = {}
         for way in self.ways:
             unsmoothed = {name: value for name, value in SCORES[way].items() if name not in _SMOOTHING}
-            self.found[way] = runs.setdefault(str(unsmoothed), _chooser(call.layers, unsmoothed).begin(call))
+            key = str(unsmoothed)
+            if key not in runs:
+                runs[key] = _chooser(call.layers, unsmoothed).begin(call)
+            self.found[way] = runs[key]
         return _ProbeRun(runs)
 
 

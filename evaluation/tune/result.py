@@ -63,8 +63,10 @@ class TuneResult:
 def table(result: TuneResult) -> str:
     """The trials as a text table, and what came out."""
     stock = result.trials[0]
-    lines = [f"stock answers {stock.kept} of {result.samples} prompts\n"]
-    lines.append(f"{'':58}{'kept of stock':>16}{'interval':>16}{'bound':>8}{'first token':>13}{'ratio':>8}")
+    lines = [
+        f"stock answers {stock.kept} of {result.samples} prompts\n",
+        f"{'':58}{'kept of stock':>16}{'interval':>16}{'bound':>8}{'first token':>13}{'ratio':>8}",
+    ]
     for trial in result.trials:
         low, high = wilson(trial.kept, trial.samples)
         note = "" if trial.samples == stock.samples else " (stopped)"
