@@ -30,6 +30,7 @@ from distill.baselines import (
     StreamingLLM,
 )
 from distill.baselines.compose import Compose
+from distill.distillation import AttentionMatching
 from distill.models import (
     DistillLlamaConfig,
     DistillMistralConfig,
@@ -58,6 +59,7 @@ __all__ = [
     "H2O",
     "TOVA",
     "AdaKV",
+    "AttentionMatching",
     "ChunkKV",
     "Compose",
     "CriticalKV",

@@ -50,7 +50,7 @@ class Incoming:
 
 
 class _Entries:
-    """Keys or values of a `KeptLayer`, `(batch, heads, held, head_dim)`.
+    """Keys, values or bias of a `KeptLayer`, `(batch, heads, held, head_dim or 1)`.
 
     Where heads hold unequal numbers of entries, only the real ones are stored, one behind the other; the tensor with
     fillers is made when it is asked for.
@@ -82,6 +82,8 @@ class KeptLayer(DynamicLayer):
     Attributes:
         keys, values: `(batch, heads, held, head_dim)`; the heads are the KV heads, or the query heads once a policy
             has kept one set per query head.
+        bias: `(batch, heads, held, 1)` float32, added to the attention logits of each entry, 0 for new ones; `None`
+            for no bias.
         seen: number of tokens the model has read, dropped ones and padding included.
         padded: whether some entries are fillers.
         ragged: whether the heads of a row hold unequal numbers of entries, which are then stored without fillers.
@@ -98,7 +100,7 @@ class KeptLayer(DynamicLayer):
         record_past: entries that the window has left stay until `crop`, which assisted decoding calls after each step.
     """
 
-    keys, values = _Entries(), _Entries()
+    keys, values, bias = _Entries(), _Entries(), _Entries()
 
     def __init__(self) -> None:
         super().__init__()
@@ -114,6 +116,7 @@ class KeptLayer(DynamicLayer):
         self.shift: Tensor | None = None
         self.notes: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {}
+        self._bias: Tensor | None = None
 
     @property
     def held(self) -> int:
@@ -138,8 +141,8 @@ class KeptLayer(DynamicLayer):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the keys and values as they are stored; a view counts as what it is a view of."""
-        stored = (self.__dict__.get("_keys"), self.__dict__.get("_values"))
+        """Bytes of keys, values and bias as they are stored; a view counts as what it is a view of."""
+        stored = (self.__dict__.get("_keys"), self.__dict__.get("_values"), self._bias)
         return sum(tensor.untyped_storage().nbytes() for tensor in stored if tensor is not None)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -156,11 +159,12 @@ class KeptLayer(DynamicLayer):
             value_states = value_states.repeat_interleave(self.repeats, dim=1)
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
+        bias = None if self._bias is None else F.pad(self.bias, (0, 0, 0, new))
         self.layout, self.seen = incoming.after(self.layout), incoming.seen
         self.padded = self.padded or incoming.padded
         self.trimmed = False
         self.notes = {name: F.pad(note, (0, new)) for name, note in self.notes.items()}
-        self.keys, self.values = keys, values
+        self.keys, self.values, self.bias = keys, values, bias
         return keys, values
 
     def keep(self, indices: Tensor, shared: dict[int, Any] | None = None) -> None:
@@ -174,7 +178,7 @@ class KeptLayer(DynamicLayer):
         assert self.layout is not None
         if indices.dim() == 2:
             indices = indices[:, None]
-        keys, values = self.keys, self.values
+        keys, values, bias = self.keys, self.values, self.bias
         if (
             1 < indices.shape[1] < keys.shape[1]
         ):  # one set per KV head, and a cache that holds each of these repeatedly
@@ -198,6 +202,7 @@ class KeptLayer(DynamicLayer):
         self.padded = bool((counts < self.held).any())
         self.ragged = self.padded and bool((counts != counts[:, :1]).any())
         self.keys, self.values = entries_at(keys, indices), entries_at(values, indices)
+        self.bias = None if bias is None else entries_at(bias, indices)
 
     def get_seq_length(self) -> int:
         """Tokens seen: what `generate` counts by."""
@@ -283,9 +288,10 @@ class KeptLayer(DynamicLayer):
         """Applies a function to all that is held per entry, `(batch, heads, held, ...)`."""
         if self.layout is not None:
             keys, values = function(self.keys), function(self.values)
+            bias = None if self._bias is None else function(self.bias)
             self.layout = function(self.layout)
             self.notes = {name: function(note) for name, note in self.notes.items()}
-            self.keys, self.values = keys, values
+            self.keys, self.values, self.bias = keys, values, bias
 
     def _map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         self._map(function)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
@@ -93,6 +94,8 @@ class Masks:
         held = None if kept is None else kept.layout
         padded = incoming.padded or (kept is not None and kept.padded)
         size = 0 if held is None else held.shape[-1]
+        if kept is not None and kept.bias is not None:  # every layer has its own
+            return self._mask(hidden, incoming, kept, window, kept.shift is not None)
         # without fillers and windows a mask depends on nothing but sizes
         key = (id(held), id(incoming), window) if padded or window is not None else (size, hidden.shape[1])
         if key not in self._made:
@@ -122,23 +125,37 @@ class Masks:
         if renumbered:
             entries = (valid.cumsum(-1) - 1).masked_fill(~valid, -1)
         new = hidden.shape[1]
+        if kept is not None and kept.bias is not None:
+            return self._per_head(hidden, entries, valid, window, kept.repeats, kept.bias)
         if kept is not None and (kept.ragged or (entries.shape[1] > 1 and window is not None)):
             return self._per_head(hidden, entries, valid, window, kept.repeats)
         overlay = None if window is None else self._window(entries[:, 0], entries[:, 0, -new:], window)
         padding = valid[:, 0] if incoming.padded or not bool(valid.all()) else None
         return self._causal(hidden, entries.shape[-1] - new, padding, overlay)
 
-    def _per_head(self, hidden: Tensor, entries: Tensor, valid: Tensor, window: int | None, repeats: int) -> Tensor:
+    def _per_head(
+        self,
+        hidden: Tensor,
+        entries: Tensor,
+        valid: Tensor,
+        window: int | None,
+        repeats: int,
+        bias: Tensor | None = None,
+    ) -> Tensor:
         """A mask `(batch, query heads, new, held + new)`."""
-        self._needs_any_mask(
-            "attn_implementation: takes one mask for all heads, and here heads hold unequal numbers of entries"
-        )
+        uneven = "takes one mask for all heads, and here heads hold unequal numbers of entries"
+        biased = "takes no bias for each entry, which this cache has"
+        self._needs_any_mask(f"attn_implementation: {uneven if bias is None else biased}")
         new, total = hidden.shape[1], entries.shape[-1]
         columns = torch.arange(total, device=hidden.device)
         allowed = valid[:, :, None] & (columns <= columns[total - new :, None])
         if window is not None:
             allowed &= entries[:, :, None] > entries[:, :, total - new :, None] - window
         groups = self.config.num_attention_heads // self.config.num_key_value_heads // repeats
+        if bias is not None:
+            added = F.pad(bias[..., 0], (0, new)).to(hidden.device)[:, :, None]  # (batch, heads, 1, held + new)
+            added = added.to(hidden.dtype).masked_fill(~allowed, torch.finfo(hidden.dtype).min)
+            return added.repeat_interleave(groups, dim=1)
         allowed = allowed.repeat_interleave(groups, dim=1)
         if self.config._attn_implementation == "sdpa":
             return allowed

@@ -33,7 +33,7 @@ ALLOWED = {
     "serving": {"pruning"},
     "evaluation": {"patches", "models", FRONT},
     "mini": {"patches", "models", "baselines", "evaluation", "training"},
-    FRONT: {"patches", "models", "baselines"},
+    FRONT: {"patches", "models", "baselines", "distillation"},
     SUBCOMMANDS: {FRONT, *ROOMS},
 }
 
