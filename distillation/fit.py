@@ -67,31 +67,29 @@ def choose(probabilities: Tensor, candidates: Tensor, count: Tensor, rounds: int
     Args:
         candidates: bool `(batch, kv_heads, entries)`.
         count: `(batch, kv_heads)`, how many to choose; fewer where there are not so many candidates.
-        rounds: more than one is chosen a round if `count` is larger than this.
+        rounds: heads with a larger `count` choose more than one a round.
     Returns:
         bool, the shape of `candidates`.
     """
     count = count.minimum(candidates.sum(-1))
-    chosen = torch.zeros_like(candidates)
-    most = int(count.max())
-    if not most:
-        return chosen
+    chosen, picked = torch.zeros_like(candidates), candidates.new_zeros((*candidates.shape[:2], 0), dtype=torch.long)
     mass = (probabilities * candidates[:, :, None]).sum(-1)  # (batch, kv_heads, queries)
     norms = probabilities.norm(dim=2).clamp(min=torch.finfo(probabilities.dtype).tiny)
-    left, picked = mass, candidates.new_zeros((*candidates.shape[:2], 0), dtype=torch.long)
-    for number in range(min(rounds, most)):
-        size = most * (number + 1) // min(rounds, most) - picked.shape[-1]
+    left = mass
+    for number in range(1, rounds + 1):
+        # by now each head has an even part of its own number, and at least one a round
+        wanted = (-(-count * number // rounds)).clamp(min=number).minimum(count) - chosen.sum(-1)
+        if not int(wanted.max()):
+            break
         gain = (left[:, :, None] @ probabilities)[:, :, 0] / norms
         gain = gain.masked_fill(~candidates | chosen, -torch.inf)
-        new = gain.topk(min(size, gain.shape[-1]), dim=-1).indices
-        places = picked.shape[-1] + torch.arange(new.shape[-1], device=new.device)
-        new = new.masked_fill(places >= count[..., None], -1)
+        new = gain.topk(int(wanted.max()), dim=-1).indices
+        new = new.masked_fill(torch.arange(new.shape[-1], device=new.device) >= wanted[..., None], -1)
         picked = torch.cat([picked, new], dim=-1)
         chosen = chosen | marks_at(new, candidates.shape[-1])
-        if number + 1 < rounds:
-            x = columns(probabilities, picked)  # (batch, kv_heads, queries, picked)
-            w = nonnegative(x.mT @ x, (x.mT @ mass[..., None])[..., 0], 0.0, torch.inf, steps=30)
-            left = mass - (x @ w[..., None])[..., 0]
+        x = columns(probabilities, picked)  # (batch, kv_heads, queries, picked)
+        w = nonnegative(x.mT @ x, (x.mT @ mass[..., None])[..., 0], 0.0, torch.inf, steps=30)
+        left = mass - (x @ w[..., None])[..., 0]
     return chosen
 
 
@@ -142,7 +140,8 @@ def values_for(blocks: Blocks, value: Tensor, fixed: Tensor, free: Tensor, bias:
         x = x / mass
         missing = rows @ value - (rows * fixed[:, :, None]) @ value / mass - x @ original
         gram, moment = gram + x.mT @ x, moment + x.mT @ missing
-    scale = gram.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None] * ridge
+    count = (free >= 0).sum(-1).clamp(min=1)
+    scale = (gram.diagonal(dim1=-2, dim2=-1).sum(-1) / count * ridge)[..., None, None]
     tiny = torch.finfo(gram.dtype).tiny ** 0.5
     eye = torch.eye(gram.shape[-1], device=gram.device)
     none = (free < 0)[..., None] * eye  # a unit diagonal where there is no entry keeps the system solvable

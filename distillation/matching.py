@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from distill.distillation.fit import choose, log_bias, values_for
+from distill.distillation.fit import Blocks, choose, log_bias, values_for
 from distill.distillation.queries import Collected, Collecting, repetitions, turned_on
 from distill.patches.cache import KeptLayer
 from distill.patches.checks import check_choice, check_flag, check_number
@@ -192,12 +193,13 @@ class _MatchingRun(Run):
         if not fits:
             return
         for fit, count in zip(fits, self._carriers(fits), strict=True):
-            fit.apply(count)
+            if not torch.equal(count, fit.room):
+                fit.apply(count)
 
     def _carriers(self, fits: list[_LayerFit]) -> list[Tensor]:
         """How many carriers each head of each layer gets, `(batch, kv_heads)` a layer."""
         policy, config = self.policy, self.call.decoder.config
-        room = [(fit.prompt & ~fit.stays).sum(-1).cpu() for fit in fits]
+        room = [fit.room for fit in fits]
         if not policy.carriers:
             return [torch.zeros_like(heads) for heads in room]
         totals = []
@@ -230,6 +232,7 @@ class _LayerFit:
     Attributes:
         prompt: bool `(batch, kv_heads, held)`, the entries of this call's prompt.
         stays: as `prompt`, the entries that the chooser keeps.
+        room: `(batch, kv_heads)`, how many entries the chooser drops.
     """
 
     def __init__(self, run: _MatchingRun, index: int, layer: KeptLayer, stays: Tensor, queries: Collected) -> None:
@@ -239,6 +242,7 @@ class _LayerFit:
         asked = tokens.positions.masked_fill(~tokens.prompt, -1).to(layout.device)
         self.prompt = _among(layout, asked[:, None]).expand(-1, layer.keys.shape[1], -1)
         self.stays = _among(layout, stays.to(layout.device)).expand_as(self.prompt)
+        self.room = (self.prompt & ~self.stays).sum(-1).cpu()
 
     def blocks(self, most: int = ELEMENTS, every: int = 1) -> Iterator[Tensor]:
         """Attention probabilities among the prompt's entries, `(batch, kv_heads, queries, held)`, block by block.
@@ -259,40 +263,44 @@ class _LayerFit:
                 rows = attention_rows(query[:, :, part], layer.keys, self.queries.softmax, visible)
                 yield rows.unflatten(1, (heads, -1)).flatten(2, 3)
 
+    @torch.no_grad()
     def apply(self, count: Tensor) -> None:
         """Drops what does not stay, and fits.
 
         Args:
             count: `(batch, kv_heads)`, carriers of each head.
         """
-        layer, policy = self.layer, self.policy
-        fixed, chosen = self.stays & self.prompt, torch.zeros_like(self.prompt)
-        if policy.carriers:
-            elements = self.queries.count * self.prompt.shape[0] * self.prompt.shape[-1]
+        policy, fixed = self.policy, self.stays & self.prompt
+        chosen, blocks = torch.zeros_like(fixed), self.blocks
+        elements = self.queries.count * fixed.shape[-1]  # of one row: a batch must not change what it gets
+        if policy.carriers or elements <= SAMPLE:
             sample = torch.cat(list(self.blocks(SAMPLE, every=-(-elements // SAMPLE))), dim=2)
-            chosen = choose(sample, self.prompt & ~self.stays, count.to(fixed.device))
-            del sample
+            if elements <= SAMPLE:  # these are all queries
+                blocks = partial(iter, (sample,))
+            if policy.carriers:
+                chosen = choose(sample, self.prompt & ~self.stays, count.to(fixed.device))
+        if policy.carriers:
             free = indices_of(chosen)
         else:
-            free, fixed = indices_of(fixed), torch.zeros_like(fixed)
+            free, fixed = indices_of(fixed), chosen
         if free.shape[-1]:
             # heads that keep everything have nothing to fit
             free = free.masked_fill(~(self.prompt & ~self.stays & ~chosen).any(-1)[..., None], -1)
-            self._fit(fixed, free)
-        layer.keep(indices_of(self.stays | chosen))
+            self._fit(blocks, fixed, free)
+        self.layer.keep(indices_of(self.stays | chosen))
 
-    def _fit(self, fixed: Tensor, free: Tensor) -> None:
+    def _fit(self, blocks: Blocks, fixed: Tensor, free: Tensor) -> None:
         layer, policy = self.layer, self.policy
         where, none = free.clamp(min=0), (free < 0)[..., None]
         bias = torch.zeros(free.shape, device=free.device)
         if policy.bias:
-            bias = log_bias(self.blocks, fixed, free).masked_fill(none[..., 0], 0)
+            bias = log_bias(blocks, fixed, free).masked_fill(none[..., 0], 0)
             before = layer.bias
             before = torch.zeros(*fixed.shape, 1, device=free.device) if before is None else before.clone()
             layer.bias = before.scatter_add_(2, where[..., None], bias[..., None])
         if policy.values:
             values, index = layer.values, where[..., None].expand(-1, -1, -1, layer.values.shape[-1])
-            fitted = values_for(self.blocks, values, fixed, free, bias, policy.ridge).to(values.dtype)
+            fitted = values_for(blocks, values, fixed, free, bias, policy.ridge).to(values.dtype)
             change = (fitted - values.gather(2, index)).masked_fill(none, 0)
             layer.values = values.scatter_add(2, index, change)
 

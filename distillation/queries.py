@@ -96,10 +96,9 @@ def turned_on(layer_idx: int, seen: Observation, call: Call) -> tuple[Tensor, Te
     lengths = (tokens.positions * tokens.prompt).amax(1) + 1  # (batch,)
     asked = seen.prompt_positions[:, seen.start :]
     asked = torch.where(asked < 0, asked, asked + lengths[:, None])
-    cos, sin = (table[:, seen.stop - 1 : seen.stop] for table in tables)
-    rotate = rotation(seen.module, seen.hidden[:, -1:], cos, sin)
+    cos, sin = tables_at(call.decoder, lengths[:, None], layer_idx)  # (batch, 1, dim)
+    rotate = rotation(seen.module, seen.hidden[:, -1:], cos.to(seen.hidden.dtype), sin.to(seen.hidden.dtype))
     if rotate is None:
         return seen.query, asked
-    cos, sin = tables_at(call.decoder, lengths[:, None], layer_idx)  # (batch, 1, dim)
     scale = (cos**2 + sin**2).sqrt()
     return rotate(seen.query.float(), cos / scale, sin / scale).to(seen.query.dtype), asked

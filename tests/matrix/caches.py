@@ -60,19 +60,20 @@ def _equal(one, other):
     return one == other
 
 
-_PAST: dict[int, tuple[Tensor, Tensor, Tensor, bool]] = {}
+_PAST: dict[int, tuple[Tensor, Tensor, Tensor, bool, Tensor]] = {}
 
 
 def _naive_attention(module, query, key, value, mask, scaling, **kwargs):
     """Attention of one new token, on what `_PAST` holds for this layer and on itself, written out."""
-    keys, values, real, capped = _PAST[module.layer_idx]  # (batch, any number of heads, held, head_dim)
+    keys, values, real, capped, bias = _PAST[module.layer_idx]  # (batch, any number of heads, held, head_dim)
     heads = query.shape[1]
-    keys, values, key, value, real = (
-        part.repeat_interleave(heads // part.shape[1], dim=1) for part in (keys, values, key, value, real)
+    keys, values, key, value, real, bias = (
+        part.repeat_interleave(heads // part.shape[1], dim=1) for part in (keys, values, key, value, real, bias)
     )
     logits = (query @ torch.cat([keys, key], dim=2).mT).float() * scaling
     if capped and kwargs.get("softcap") is not None:
         logits = kwargs["softcap"] * torch.tanh(logits / kwargs["softcap"])
+    logits[..., :-1] += bias.mT  # (batch, heads, 1, held)
     real = torch.cat([real, real.new_ones(*real.shape[:2], 1)], dim=-1)[:, :, None]
     logits = logits.masked_fill(~real, -torch.inf)
     if kwargs.get("s_aux") is not None:
@@ -105,7 +106,8 @@ def naive_step(stock, cache, token, positions):
             seen = seen & (layer.layout > positions[:, None] - layer.window)
         elif layer.window is not None:  # counted anew: the window is one of entries
             seen = seen & (seen.flip(-1).cumsum(-1).flip(-1) < layer.window)
-        _PAST[index] = (layer.keys, layer.values, seen, capped)
+        bias = layer.keys.new_zeros(*layer.keys.shape[:3], 1) if layer.bias is None else layer.bias
+        _PAST[index] = (layer.keys, layer.values, seen, capped, bias)
     rotary = positions if shift is None else positions - shift[:, None]
     stock.set_attn_implementation("naive_step")
     try:

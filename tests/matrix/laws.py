@@ -59,7 +59,8 @@ def generate_is_the_loop_and_bytes_are_predicted(case):
     cache, tokens = out.past_key_values, []
     assert_as_predicted(case.method, cache, model.config.policy.entries_kept(LENGTH, model.config))
     for layer in cache.layers:
-        assert layer.nbytes == entries(layer) * layer.keys.shape[-1] * 2 * layer.keys.element_size()
+        bias = 0 if layer.bias is None else layer.bias.element_size()
+        assert layer.nbytes == entries(layer) * (layer.keys.shape[-1] * 2 * layer.keys.element_size() + bias)
         assert layer.get_seq_length() == LENGTH
         assert all(head == sorted(set(head)) for row in held(layer) for head in row)
     assert cache_bytes(cache) == sum(layer.nbytes for layer in cache.layers)
