@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from distill.patches.asked import Asked
+from distill.patches.cache import holds_kept_layers
 from distill.patches.policy import Policy, as_policy
 
 CONFIGURED: Any = "configured"  # default of `policy=`: the one set by `using`, else that of the config
@@ -39,6 +41,7 @@ class PolicyMixin:
     """Finds the policy of a call: its argument `policy`, else that of the innermost `using`, else the config's."""
 
     config: Any
+    _device_mesh: Any
 
     @contextmanager
     def using(self, policy: Any) -> Iterator[None]:
@@ -79,6 +82,15 @@ class PolicyMixin:
         if override is not None:
             return override.policy
         return self._checked(self.config.policy)
+
+    def _asked(
+        self, policy: Any, cache: Any, prompt_ends: Any, after_prompt: int, question_tokens: Any, chunk: int | None
+    ) -> Asked | None:
+        """What a call of `forward` asks for, by its arguments; `None` if the stock `forward` does all of it."""
+        chosen = self._resolve(policy)
+        if chosen is None and chunk is None and not holds_kept_layers(cache):
+            return None
+        return Asked(chosen, prompt_ends, after_prompt, question_tokens, chunk, mesh=self._device_mesh)
 
     def _partial_logits(self) -> bool:
         override = self._override()

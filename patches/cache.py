@@ -317,8 +317,15 @@ def holds_kept_layers(cache: Any) -> bool:
     return isinstance(cache, Cache) and any(isinstance(layer, KeptLayer) for layer in cache.layers)
 
 
-def adopt(cache: Cache | None, num_layers: int, mask: Tensor | None) -> Cache:
-    """Makes every layer of a cache a `KeptLayer`, in place, keeping what it holds; `None` makes a new cache.
+def new_cache(num_layers: int) -> Cache:
+    """An empty cache of layers from which entries can be dropped."""
+    cache = DynamicCache()
+    cache.layers.extend(KeptLayer() for _ in range(num_layers))
+    return cache
+
+
+def adopt(cache: Cache, num_layers: int, mask: Tensor | None) -> Cache:
+    """Makes every layer of a cache a `KeptLayer`, in place, keeping what it holds.
 
     Args:
         cache: a `DynamicCache`, empty or filled by the stock model.
@@ -326,7 +333,6 @@ def adopt(cache: Cache | None, num_layers: int, mask: Tensor | None) -> Cache:
     Raises:
         ValueError: a cache whose layers cannot drop entries (static, quantized, ...).
     """
-    cache = DynamicCache() if cache is None else cache
     if not isinstance(cache, DynamicCache):
         raise ValueError(
             f"past_key_values: got a {type(cache).__name__}, from which entries cannot be dropped; allowed under a "

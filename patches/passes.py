@@ -26,7 +26,6 @@ class Chunk:
         tokens: all tokens alive.
         incoming: what the cache layers are told about their new entries.
         masks: makes the attention masks of these layers.
-        trimmed: what these layers share when entries beyond their windows are dropped.
     """
 
     tokens: Tokens
@@ -34,7 +33,6 @@ class Chunk:
     stop: int
     incoming: Incoming
     masks: Masks
-    trimmed: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     @property
     def last(self) -> bool:
@@ -51,20 +49,24 @@ class Pass:
         run: what observes the layers, and decides which cache entries stay.
         cache: where keys and values go, or None.
         seen: tokens the model will have read after this pass.
+        fresh: whether it has read none before.
         chunk_size: tokens that go through the layers together; None for all.
         kwargs: for each layer, its further arguments.
         transient: entries made now leave the cache as soon as their layer has run.
         hidden_from: `(batch,)` if set, cached entries from this position on are not seen; only while transient.
+        trimmed: what the layers share when entries beyond their windows are dropped.
     """
 
     decoder: Decoder
     run: Run
     cache: Cache | None
     seen: int
+    fresh: bool
     chunk_size: int | None
     kwargs: Sequence[dict[str, Any]]
     transient: bool = False
     hidden_from: Tensor | None = None
+    trimmed: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -78,9 +80,8 @@ class Pass:
         outputs = []
         for start in range(0, tokens.count, size):
             stop = min(start + size, tokens.count)
-            hidden = tokens.hidden if stop - start == tokens.count else tokens.hidden[:, start:stop]
-            positions = tokens.positions[:, start:stop].masked_fill(~tokens.valid[:, start:stop], -1)
-            incoming = Incoming(positions, self.seen - tokens.count + stop, tokens.padded)
+            hidden = tokens.hidden[:, start:stop]
+            incoming = Incoming(tokens.marked[:, start:stop], self.seen - tokens.count + stop, tokens.padded)
             chunk = Chunk(tokens, start, stop, incoming, masks)
             for index in which:
                 hidden = self._layer(index, hidden, chunk)
@@ -97,8 +98,8 @@ class Pass:
             indices = self.run.evict(index, kept) if chunk.last else None
             if indices is not None:
                 kept.keep(indices)
-            if chunk.last and self.seen == chunk.tokens.count and not kept.record_past:
-                kept.trim(chunk.trimmed)
+            if chunk.last and self.fresh:
+                self.trim(kept)
             return hidden
         # a second layer that shares the entries takes the new ones, and is thrown away with them
         scratch = copy(kept)
@@ -110,6 +111,11 @@ class Pass:
             return self._run(index, hidden, chunk, scratch)
         finally:
             self.cache.layers[index] = kept
+
+    def trim(self, layer: Any) -> None:
+        """Drops from a cache layer what its window has left, unless that may be asked for again."""
+        if not layer.record_past:
+            layer.trim(self.trimmed)
 
     def _run(self, index: int, hidden: Tensor, chunk: Chunk, kept: KeptLayer | None) -> Tensor:
         mask = chunk.masks.make(index, hidden, chunk.incoming, kept, self.seen)

@@ -90,6 +90,11 @@ class Tokens:
         return self.valid & (columns < self.ends[:, None])
 
     @property
+    def marked(self) -> Tensor:
+        """Original positions `(batch, tokens)`, `-1` for padding."""
+        return self.positions.masked_fill(~self.valid, PADDING)
+
+    @property
     def prompt(self) -> Tensor:
         """bool `(batch, tokens)`: real tokens up to the last prompt token, this included."""
         columns = torch.arange(self.count, device=self.valid.device)
