@@ -144,6 +144,10 @@ class Call:
     ranks: int = 1
     question_tokens: Tensor | None = None
 
+    def mean_of_ranks(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks that share the heads."""
+        return self.reduce(tensor) / self.ranks
+
     @property
     def layers(self) -> int:
         """Number of layers of the model."""

@@ -66,12 +66,14 @@ def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
         bool, the shape of `scores`.
     """
     allowed = allowed.expand(scores.shape)
+    return allowed & (ranks(scores, allowed) < count.to(scores.device)[..., None])
+
+
+def ranks(scores: Tensor, allowed: Tensor) -> Tensor:
+    """The rank of each score `(..., tokens)`: 0 for the highest, ties to the earlier token; those not allowed last."""
     order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    # (..., tokens): 0 for the highest score
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    )
-    return allowed & (rank < count.to(rank.device)[..., None])
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def protect(scores: Tensor, protected: Tensor, count: Tensor) -> Tensor:
