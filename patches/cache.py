@@ -22,6 +22,19 @@ from distill.patches.selection import indices_of
 PADDING = -1
 
 
+class OncePer:
+    """A function of layouts, called once for each: layers that share their positions share what is made of them."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function, self._made = function, {}  # type: ignore[var-annotated]
+
+    def __call__(self, layout: Tensor | None) -> Any:
+        if id(layout) not in self._made:
+            # the layout is kept alive beside it: an id is unique only among living objects
+            self._made[id(layout)] = layout, self._function(layout)
+        return self._made[id(layout)][1]
+
+
 class Incoming:
     """What the layer loop tells the cache layers about the entries that their next `update` appends.
 
@@ -33,20 +46,37 @@ class Incoming:
 
     def __init__(self, positions: Tensor, seen: int, padded: bool = True) -> None:
         self.positions, self.seen, self.padded = positions[:, None], seen, padded
-        self._joined: dict[int, tuple[Tensor | None, Tensor]] = {}
+        self.after = OncePer(self._joined)
 
-    def after(self, held: Tensor | None) -> Tensor:
-        """Positions `(batch, 1 or heads, held + new)` of a layer's entries once the new ones are appended.
+    def _joined(self, held: Tensor | None) -> Tensor:
+        """Positions `(batch, 1 or heads, held + new)` of a layer's entries once the new ones are appended."""
+        if held is None:
+            return self.positions
+        return torch.cat([held, self.positions.to(held.device).expand(-1, held.shape[1], -1)], dim=-1)
 
-        Layers whose positions were one object before get one object again.
-        """
-        if id(held) not in self._joined:
-            new = self.positions
-            if held is not None:
-                new = new.to(held.device).expand(-1, held.shape[1], -1)
-                new = torch.cat([held, new], dim=-1)  # (batch, 1 or heads, held + new)
-            self._joined[id(held)] = (held, new)
-        return self._joined[id(held)][1]
+
+class Cut:
+    """Entries of a layout that stay when the others are dropped, at once.
+
+    Args:
+        layout: `(batch, 1 or heads, held)` positions of the entries.
+        indices: `(batch, 1 or heads, kept)`, ascending, `-1` for a filler entry.
+    Attributes:
+        layout: `(batch, 1 or heads, kept)` positions of the entries that stay.
+        lost: 1 if the last token of a row was dropped in some head, else 0. A tensor without dimensions.
+        padded, ragged: as in `KeptLayer`.
+    """
+
+    def __init__(self, layout: Tensor, indices: Tensor) -> None:
+        self.indices = indices
+        filler = indices.to(layout.device) < 0
+        self.layout = entries_at(layout[..., None], indices)[..., 0].masked_fill(filler, PADDING)
+        # there may be more heads now than before: each then stands for a part of an earlier one
+        last = last_positions(layout).repeat_interleave(self.layout.shape[1] // layout.shape[1], dim=1)
+        self.lost = (last_positions(self.layout) != last).any().long()
+        counts = (self.layout >= 0).sum(-1)
+        self.padded = bool((counts < self.layout.shape[-1]).any())
+        self.ragged = self.padded and bool((counts != counts[:, :1]).any())
 
 
 class _Entries:
@@ -163,41 +193,29 @@ class KeptLayer(DynamicLayer):
         self.keys, self.values = keys, values
         return keys, values
 
-    def keep(self, indices: Tensor, shared: dict[int, Any] | None = None) -> None:
+    def keep(self, indices: Tensor) -> None:
         """Drops all entries but those at `indices`, at once.
 
         Args:
             indices: `(batch, kept)` or `(batch, 1 or heads, kept)`, ascending, `-1` for a filler entry. With one row
                 per query head, the cache holds that many heads from now on.
-            shared: pass one dict to all layers that keep the same indices, and they will share their positions.
         """
         assert self.layout is not None
         if indices.dim() == 2:
             indices = indices[:, None]
+        heads = self.keys.shape[1]
+        if 1 < indices.shape[1] < heads:  # one set per KV head, and a cache that holds each of these repeatedly
+            indices = indices.repeat_interleave(heads // indices.shape[1], dim=1)
+        self.cut(Cut(self.layout, indices))
+
+    def cut(self, cut: Cut) -> None:
+        """As `keep`. Layers that hold the same entries, and are given one `Cut`, share their positions afterwards."""
         keys, values = self.keys, self.values
-        if (
-            1 < indices.shape[1] < keys.shape[1]
-        ):  # one set per KV head, and a cache that holds each of these repeatedly
-            indices = indices.repeat_interleave(keys.shape[1] // indices.shape[1], dim=1)
-        shared = {} if shared is None else shared
-        if id(self.layout) not in shared:
-            layout = entries_at(self.layout[..., None], indices)[..., 0].masked_fill(
-                indices.to(self.layout.device) < 0, -1
-            )
-            # the old layout is kept alive with the new one: an id is unique only among living objects
-            shared[id(self.layout)] = (self.layout, layout)
-        last = last_positions(self.layout)
-        self.repeats *= max(indices.shape[1] // keys.shape[1], 1)
-        self.notes = {name: entries_at(note[..., None], indices)[..., 0] for name, note in self.notes.items()}
-        self.layout = shared[id(self.layout)][1]
-        # there may be more heads now than before: each then stands for a part of an earlier one
-        last = last.repeat_interleave(self.layout.shape[1] // last.shape[1], dim=1)
-        gone = (last_positions(self.layout) != last).any()
-        self.lost_at = torch.maximum(self.lost_at.to(gone.device), gone.long() * self.seen)
-        counts = self.real.sum(-1)
-        self.padded = bool((counts < self.held).any())
-        self.ragged = self.padded and bool((counts != counts[:, :1]).any())
-        self.keys, self.values = entries_at(keys, indices), entries_at(values, indices)
+        self.repeats *= max(cut.indices.shape[1] // keys.shape[1], 1)
+        self.notes = {name: entries_at(note[..., None], cut.indices)[..., 0] for name, note in self.notes.items()}
+        self.layout, self.padded, self.ragged = cut.layout, cut.padded, cut.ragged
+        self.lost_at = torch.maximum(self.lost_at.to(cut.lost.device), cut.lost * self.seen)
+        self.keys, self.values = entries_at(keys, cut.indices), entries_at(values, cut.indices)
 
     def get_seq_length(self) -> int:
         """Tokens seen: what `generate` counts by."""
@@ -236,7 +254,7 @@ class KeptLayer(DynamicLayer):
         """From now on, entries that the window leaves stay until `crop`."""
         self.record_past = True
 
-    def trim(self, shared: dict[tuple[int, int], tuple[Tensor, Tensor | None, dict[int, Any]]]) -> None:
+    def trim(self, shared: dict[tuple[int, int], tuple[Tensor, Cut | None]]) -> None:
         """Drops the entries that no later token sees through the layer's sliding window; a stock layer does so too.
 
         Args:
@@ -246,15 +264,15 @@ class KeptLayer(DynamicLayer):
             return
         key = (id(self.layout), self.window)
         if key not in shared:
-            shared[key] = self.layout, self._beyond(self.window), {}
-        _, indices, layouts = shared[key]
-        if indices is not None:
-            self.keep(indices, layouts)
+            shared[key] = self.layout, self._beyond(self.window)
+        _, cut = shared[key]
+        if cut is not None:
+            self.cut(cut)
             self.settled = self.seen
         self.trimmed = True
 
-    def _beyond(self, window: int) -> Tensor | None:
-        """Indices of the entries that the next token sees, as for `keep`; `None` if nothing can be dropped."""
+    def _beyond(self, window: int) -> Cut | None:
+        """The entries that the next token sees; `None` if nothing can be dropped."""
         assert self.layout is not None
         if self.shift is not None:  # positions are counted anew, so the window is one of entries
             stays = self.real & (self.real.flip(-1).cumsum(-1).flip(-1) < window)
@@ -262,7 +280,8 @@ class KeptLayer(DynamicLayer):
             newest = last_positions(self.layout).amax(1)[:, None, None]
             stays = self.real & (self.layout > newest + 1 - window)
         indices = indices_of(stays)
-        return None if indices.shape[-1] == self.held and torch.equal(stays, self.real) else indices
+        nothing = indices.shape[-1] == self.held and torch.equal(stays, self.real)
+        return None if nothing else Cut(self.layout, indices)
 
     def reset(self) -> None:
         """Empties the layer."""

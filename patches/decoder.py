@@ -20,7 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from distill.patches.asked import Asked
-from distill.patches.cache import adopt, new_cache
+from distill.patches.cache import KeptLayer, adopt, new_cache
 from distill.patches.checks import check_integer
 from distill.patches.guard import all_or_nothing, refuse_torn
 from distill.patches.parallel import head_ranks
@@ -175,7 +175,8 @@ def _read(prompt: Pass, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
         if not prompt.fresh:
             # only now, since a failed call on a filled cache is undone, for which what it held must still be there
             for layer in prompt.cache.layers:
-                prompt.trim(layer)
+                if isinstance(layer, KeptLayer) and not layer.record_past:
+                    layer.trim(prompt.trimmed)
     return alive, selections
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from distill.patches.cache import Incoming, KeptLayer
+from distill.patches.cache import Cut, Incoming, KeptLayer, OncePer
 from distill.patches.masks import Masks, sliding_window
 from distill.patches.run import Decoder, Observation, Run, Tokens
 from distill.patches.selection import Softmax, indices_of
@@ -98,8 +98,8 @@ class Pass:
             indices = self.run.evict(index, kept) if chunk.last else None
             if indices is not None:
                 kept.keep(indices)
-            if chunk.last and self.fresh:
-                self.trim(kept)
+            if chunk.last and self.fresh and not kept.record_past:
+                kept.trim(self.trimmed)
             return hidden
         # a second layer that shares the entries takes the new ones, and is thrown away with them
         scratch = copy(kept)
@@ -111,11 +111,6 @@ class Pass:
             return self._run(index, hidden, chunk, scratch)
         finally:
             self.cache.layers[index] = kept
-
-    def trim(self, layer: Any) -> None:
-        """Drops from a cache layer what its window has left, unless that may be asked for again."""
-        if not layer.record_past:
-            layer.trim(self.trimmed)
 
     def _run(self, index: int, hidden: Tensor, chunk: Chunk, kept: KeptLayer | None) -> Tensor:
         mask = chunk.masks.make(index, hidden, chunk.incoming, kept, self.seen)
@@ -157,16 +152,16 @@ def truncate(layers: Sequence[Any], before: Tokens, after: Tokens) -> None:
     Entries are told apart by position, since a layer may have dropped some of them already.
     """
     stays = _staying(before, after)
-    shared: dict[int, Any] = {}
-    indices: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def cut(layout: Tensor) -> Cut:
+        known = layout.to(stays.device)  # (batch, 1 or heads, held)
+        rows = stays[:, None].expand(-1, known.shape[1], -1)
+        here = rows.gather(2, known.clamp(0, stays.shape[1] - 1))
+        return Cut(layout, indices_of(here & (known >= 0)))
+
+    cuts = OncePer(cut)
     for layer in layers:
-        assert isinstance(layer, KeptLayer) and layer.layout is not None
-        layout = layer.layout  # (batch, 1 or heads, held)
-        if id(layout) not in indices:
-            known = layout.to(stays.device).clamp(0, stays.shape[1] - 1)
-            here = stays[:, None].expand(-1, known.shape[1], -1).gather(2, known)
-            indices[id(layout)] = (layout, indices_of(here & layer.real.to(stays.device)))
-        layer.keep(indices[id(layout)][1], shared)
+        layer.cut(cuts(layer.layout))
 
 
 def _staying(before: Tokens, after: Tokens) -> Tensor:
