@@ -81,10 +81,9 @@ class DistillModelMixin(PolicyMixin):
             asked: all of these at once, as a causal LM hands them on.
         """
         inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
-        if asked is None:
-            asked = self._asked(
-                policy, past_key_values, prompt_ends, after_prompt, question_tokens, prefill_chunk_size
-            )
+        asked = asked or self._asked(
+            policy, past_key_values, prompt_ends, after_prompt, question_tokens, prefill_chunk_size
+        )
         if asked is None:
             return super().forward(*inputs, use_cache=use_cache, **kwargs)  # type: ignore[misc]
         output = run_decoder(self, asked, *inputs, use_cache=use_cache, **kwargs)
@@ -127,12 +126,11 @@ class DistillCausalLMMixin(PolicyMixin):
             ValueError: the architecture does not compute what the stock one does.
         """
         check_architecture(cls)
-        path = pretrained_model_name_or_path
         if gguf_file is None:
-            return super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         config, loading_info = kwargs.pop("config", None), kwargs.get("output_loading_info", False)
         stock: Any = next(base for base in cls.__mro__ if not issubclass(base, PolicyMixin))
-        loaded = stock.from_pretrained(path, *args, gguf_file=gguf_file, **kwargs)
+        loaded = stock.from_pretrained(pretrained_model_name_or_path, *args, gguf_file=gguf_file, **kwargs)
         model = cls.adopt(loaded[0] if loading_info else loaded, None if config is None else config.policy)
         return (model, *loaded[1:]) if loading_info else model
 

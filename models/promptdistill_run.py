@@ -35,7 +35,9 @@ class PromptDistillRun(Run):
         self.boundaries = policy.layers_of(call.decoder.config)
         self.truncating = policy.truncating(self.boundaries)
         self.back = policy.aggregate
-        self.asking = self._asking()
+        self.asking = torch.full_like(call.tokens.ends, min(policy.observation_window, call.tokens.count))
+        if policy.question and call.question_tokens is not None:
+            self.asking = call.question_tokens
         prompt = call.tokens.droppable
         counted = (prompt & ~self.always(call.tokens) if policy.beside else prompt).sum(1)
         # an adaptive selection has one budget, at whichever layer
@@ -45,13 +47,6 @@ class PromptDistillRun(Run):
         self.queries: dict[int, Tensor] = {}
         self.scores: dict[int, Tensor] = {}
         self.scored_tokens: Tokens | None = None
-
-    def _asking(self) -> Tensor:
-        """How many of the last prompt tokens ask: `(batch,)`."""
-        said = self.call.question_tokens
-        if self.policy.question and said is not None:
-            return said
-        return torch.full_like(self.call.tokens.ends, min(self.policy.observation_window, self.call.tokens.count))
 
     def observes(self, layer_idx: int) -> bool:
         return any(0 <= selecting - layer_idx < self.back for selecting in self.budgets)
@@ -127,12 +122,11 @@ class PromptDistillRun(Run):
     def always(self, tokens: Tokens) -> Tensor:
         """bool `(batch, tokens)`: the sinks, the recent tokens and the tokens of the question."""
         droppable = tokens.droppable
-        from_start = droppable.cumsum(1)
-        from_end = droppable.sum(1, keepdim=True) - from_start + 1
+        rank = droppable.cumsum(1)  # from 1
         recent = torch.full_like(tokens.ends, self.policy.recent)
         if self.policy.question:  # the last prompt token, which is never dropped, is one of the asking ones
             recent = torch.maximum(recent, self.asking.to(recent.device) - 1)
-        return droppable & ((from_start <= self.policy.sinks) | (from_end <= recent[:, None]))
+        return droppable & ((rank <= self.policy.sinks) | (rank > rank[:, -1:] - recent[:, None]))
 
 
 class AdaptiveRun(PromptDistillRun):

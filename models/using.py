@@ -76,12 +76,7 @@ class PolicyMixin:
         return policy
 
     def _resolve(self, policy: Any) -> Policy | None:
-        if policy is not CONFIGURED:
-            return self._checked(policy)
-        override = self._override()
-        if override is not None:
-            return override.policy
-        return self._checked(self.config.policy)
+        return self._checked(self._override().policy if policy is CONFIGURED else policy)
 
     def _asked(
         self, policy: Any, cache: Any, prompt_ends: Any, after_prompt: int, question_tokens: Any, chunk: int | None
@@ -93,8 +88,9 @@ class PolicyMixin:
         return Asked(chosen, prompt_ends, after_prompt, question_tokens, chunk, mesh=self._device_mesh)
 
     def _partial_logits(self) -> bool:
-        override = self._override()
-        return override is not None and override.partial_logits
+        return self._override().partial_logits
 
-    def _override(self) -> Override | None:
-        return _overrides.get().get(id(self)) if _open else None
+    def _override(self) -> Override:
+        """What is set for calls of this model now; by default, the policy of its config."""
+        found = _overrides.get().get(id(self)) if _open else None
+        return found or Override(self.config.policy)

@@ -52,28 +52,31 @@ class Asked:
         Raises:
             ValueError: `prompt_ends` that are not columns of this call.
         """
-        count, stay = valid.shape[1], max(self.last, 1)
-        columns = torch.arange(count, device=valid.device)
         if self.prompt_ends is not None:
-            ends = torch.as_tensor(self.prompt_ends, device=valid.device).expand(len(valid))
-            if bool((ends < 0).any()) or bool((ends >= count).any()):
-                raise ValueError(
-                    f"prompt_ends: got {ends.tolist()}; allowed are columns of this call, 0 to {count - 1}"
-                )
-            last_wanted = (columns * valid).amax(1) - (stay - 1)
-            return torch.minimum(ends, last_wanted.clamp(min=0))
+            return self._given_ends(self.prompt_ends, valid)
         # (batch, tokens): 1 for the last real token of a row, 2 for the one before it, ...
         rank_from_end = valid.flip(1).cumsum(1).flip(1)
-        ends = (valid & (rank_from_end <= stay)).long().argmax(1)
+        ends = (valid & (rank_from_end <= max(self.last, 1))).long().argmax(1)
         if self.after_prompt:
-            ends = torch.minimum(ends, (columns * (valid & (columns < count - self.after_prompt))).amax(1))
+            columns = torch.arange(valid.shape[1], device=valid.device)
+            before = valid & (columns < len(columns) - self.after_prompt)
+            ends = torch.minimum(ends, (columns * before).amax(1))
         return ends
+
+    def _given_ends(self, given: Tensor | int, valid: Tensor) -> Tensor:
+        columns = torch.arange(valid.shape[1], device=valid.device)
+        ends = torch.as_tensor(given, device=valid.device).expand(len(valid))
+        if bool((ends < 0).any()) or bool((ends >= len(columns)).any()):
+            most = len(columns) - 1
+            raise ValueError(f"prompt_ends: got {ends.tolist()}; allowed are columns of this call, 0 to {most}")
+        last_wanted = (columns * valid).amax(1) - (max(self.last, 1) - 1)
+        return torch.minimum(ends, last_wanted.clamp(min=0))
 
     def question(self, valid: Tensor) -> Tensor | None:
         """Length `(batch,)` of each row's question; `None` if nobody said so. Argument and errors as in `ends`."""
-        given, (rows, count) = self.question_tokens, valid.shape
-        if given is None:
+        if self.question_tokens is None:
             return None
+        given, (rows, count) = self.question_tokens, valid.shape
         lengths = torch.as_tensor(given, device=valid.device)
         if lengths.is_floating_point() or lengths.dim() > 1 or lengths.numel() not in (1, rows):
             raise ValueError(f"question_tokens: got {given}; allowed are an integer, and one integer a row")
@@ -99,10 +102,8 @@ class Asked:
                 "fewer of them; allowed are logits_to_keep=1 or more for the last ones, partial_logits=True for those "
                 "that are kept (`positions` on the output says which), and policy=None for all"
             )
-        rereads = run.scout is not None or type(run).review is not Run.review
-        pieces = rereads or (self.prefill_chunk_size or count) < count
         for name in ("output_hidden_states", "output_attentions"):
-            if pieces and recorded.get(name, getattr(config, name, False)):
+            if recorded.get(name, getattr(config, name, False)) and self._runs_in_pieces(run, count):
                 raise ValueError(
                     f"{name}: got True; allowed is False where layers run more than once a call, as under this policy "
                     "or with prefill_chunk_size: what they return would no longer be one entry a layer"
@@ -112,3 +113,8 @@ class Asked:
                 "output_router_logits: got True; allowed is False under a policy that drops tokens between layers, "
                 "where the loss of the routers would count other tokens in each layer"
             )
+
+    def _runs_in_pieces(self, run: Run, count: int) -> bool:
+        """Whether layers run more than once in a call of `count` tokens."""
+        rereads = run.scout is not None or type(run).review is not Run.review
+        return rereads or (self.prefill_chunk_size or count) < count

@@ -9,6 +9,7 @@ their position tensors are the same object, which is quick to find out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,13 +47,14 @@ class Incoming:
 
     def __init__(self, positions: Tensor, seen: int, padded: bool = True) -> None:
         self.positions, self.seen, self.padded = positions[:, None], seen, padded
-        self.after = OncePer(self._joined)
+        self.after = OncePer(partial(_joined, self.positions))
 
-    def _joined(self, held: Tensor | None) -> Tensor:
-        """Positions `(batch, 1 or heads, held + new)` of a layer's entries once the new ones are appended."""
-        if held is None:
-            return self.positions
-        return torch.cat([held, self.positions.to(held.device).expand(-1, held.shape[1], -1)], dim=-1)
+
+def _joined(new: Tensor, held: Tensor | None) -> Tensor:
+    """Positions `(batch, 1 or heads, held + new)` of a layer's entries once the new ones are appended."""
+    if held is None:
+        return new
+    return torch.cat([held, new.to(held.device).expand(-1, held.shape[1], -1)], dim=-1)
 
 
 class Cut:
@@ -129,19 +131,17 @@ class KeptLayer(DynamicLayer):
     """
 
     keys, values = _Entries(), _Entries()
+    layout: Tensor | None = None  # (batch, 1 or heads, held)
+    incoming: Incoming | None = None
+    seen = settled = 0
+    repeats = 1
+    padded = ragged = torn = trimmed = record_past = False
+    window: int | None = None
+    shift: Tensor | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self._forget()
-
-    def _forget(self) -> None:
-        self.layout: Tensor | None = None  # (batch, 1 or heads, held)
-        self.incoming: Incoming | None = None
-        self.seen, self.settled, self.repeats = 0, 0, 1
         self.lost_at = torch.zeros((), dtype=torch.long)
-        self.padded = self.ragged = self.torn = self.trimmed = self.record_past = False
-        self.window: int | None = None
-        self.shift: Tensor | None = None
         self.notes: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {}
 
@@ -285,9 +285,8 @@ class KeptLayer(DynamicLayer):
 
     def reset(self) -> None:
         """Empties the layer."""
-        self.keys = self.values = None
-        self.is_initialized = False
-        self._forget()
+        self.__dict__.clear()
+        KeptLayer.__init__(self)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._map_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))

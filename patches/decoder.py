@@ -24,7 +24,7 @@ from distill.patches.cache import KeptLayer, adopt, new_cache
 from distill.patches.checks import check_integer
 from distill.patches.guard import all_or_nothing, refuse_torn
 from distill.patches.parallel import head_ranks
-from distill.patches.passes import Pass, truncate
+from distill.patches.passes import Pass, Replay, truncate
 from distill.patches.run import Call, Decoder, Run, Tokens
 from distill.patches.selection import indices_of
 from distill.patches.stock import Start, prepare
@@ -89,18 +89,12 @@ def run_decoder(
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("input_ids, inputs_embeds: got both or neither; allowed is exactly one of the two")
-    given = inputs_embeds if input_ids is None else input_ids
-    assert given is not None
+    given: Any = inputs_embeds if input_ids is None else input_ids
     batch, count = given.shape[:2]
     if count == 0:
         raise ValueError("input_ids: got a prompt without tokens; allowed are prompts of at least one token")
     with all_or_nothing(past_key_values):
-        cache = None
-        if past_key_values is not None:
-            cache = adopt(past_key_values, len(decoder.layers), attention_mask)
-            refuse_torn(cache)
-        elif use_cache:
-            cache = new_cache(len(decoder.layers))
+        cache = _opened(past_key_values, use_cache, len(decoder.layers), attention_mask)
         if asked.prefill_chunk_size is not None:
             check_integer("prefill_chunk_size", asked.prefill_chunk_size, 1)
             if cache is None:
@@ -116,7 +110,7 @@ def run_decoder(
             position_ids = torch.arange(past, past + count, device=given.device)[None]
         shift = None if cache is None else cache.layers[0].shift
         rotated = position_ids if shift is None else position_ids - shift.to(position_ids.device)[:, None]
-        left: list[Any] = []
+        found: dict[str, Any] = {"past_key_values": cache}
 
         def layers(start: Start) -> Tensor:
             tokens = _tokens(start, attention_mask, position_ids, asked)
@@ -128,14 +122,23 @@ def run_decoder(
             alive, selections = _read(prompt, tokens)
             if asked.last > 0 and alive.padded:
                 alive = alive.at(indices_of(alive.valid))
-            left.extend((alive, selections))
+            found.update(positions=alive.marked, selections=tuple(selections))
             return alive.hidden
 
         around = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": rotated}
         output = decoder.around_layers(layers, **around, **kwargs)
-    tokens, selections = left
-    found = {"positions": tokens.marked, "selections": tuple(selections)}
-    return extended(DecoderOutput, output, past_key_values=cache, **found)
+    return extended(DecoderOutput, output, **found)
+
+
+def _opened(
+    given: Cache | None, use_cache: bool | None, num_layers: int, attention_mask: Tensor | None
+) -> Cache | None:
+    """The cache of this call: the caller's, whose layers are now ours, or a new one, or `None`."""
+    if given is None:
+        return new_cache(num_layers) if use_cache else None
+    cache = adopt(given, num_layers, attention_mask)
+    refuse_torn(cache)
+    return cache
 
 
 def _tokens(start: Start, attention_mask: Tensor | None, position_ids: Tensor, asked: Asked) -> Tokens:
@@ -209,12 +212,6 @@ def _replay(prompt: Pass, tokens: Tokens, input_ids: Tensor, valid: Tensor, run:
     ends = torch.full_like(behind, input_ids.shape[1] - 1)
     further = Tokens(start.hidden, positions, valid, not bool(valid.all()), start.rotary, ends)
     follows = bool((tokens.valid & ~tokens.prompt).any())
-    replay = replace(
-        prompt,
-        run=run,
-        chunk_size=None,
-        seen=prompt.seen + further.count,
-        transient=True,
-        hidden_from=behind if follows else None,
-    )
+    seen, hidden_from = prompt.seen + further.count, behind if follows else None
+    replay = Replay(prompt.decoder, run, prompt.cache, seen, False, None, prompt.kwargs, hidden_from=hidden_from)
     replay.through(range(prompt.depth), further)

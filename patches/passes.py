@@ -52,8 +52,6 @@ class Pass:
         fresh: whether it has read none before.
         chunk_size: tokens that go through the layers together; None for all.
         kwargs: for each layer, its further arguments.
-        transient: entries made now leave the cache as soon as their layer has run.
-        hidden_from: `(batch,)` if set, cached entries from this position on are not seen; only while transient.
         trimmed: what the layers share when entries beyond their windows are dropped.
     """
 
@@ -64,8 +62,6 @@ class Pass:
     fresh: bool
     chunk_size: int | None
     kwargs: Sequence[dict[str, Any]]
-    transient: bool = False
-    hidden_from: Tensor | None = None
     trimmed: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     @property
@@ -93,24 +89,13 @@ class Pass:
             return self._run(index, hidden, chunk, None)
         kept = self.cache.layers[index]
         assert isinstance(kept, KeptLayer)
-        if not self.transient:
-            hidden = self._run(index, hidden, chunk, kept)
-            indices = self.run.evict(index, kept) if chunk.last else None
-            if indices is not None:
-                kept.keep(indices)
-            if chunk.last and self.fresh and not kept.record_past:
-                kept.trim(self.trimmed)
-            return hidden
-        # a second layer that shares the entries takes the new ones, and is thrown away with them
-        scratch = copy(kept)
-        if scratch.layout is not None and self.hidden_from is not None:
-            limit = self.hidden_from.to(scratch.layout.device)[:, None, None]
-            scratch.keep(indices_of(scratch.real & (scratch.layout < limit)))
-        self.cache.layers[index] = scratch
-        try:
-            return self._run(index, hidden, chunk, scratch)
-        finally:
-            self.cache.layers[index] = kept
+        hidden = self._run(index, hidden, chunk, kept)
+        indices = self.run.evict(index, kept) if chunk.last else None
+        if indices is not None:
+            kept.keep(indices)
+        if chunk.last and self.fresh and not kept.record_past:
+            kept.trim(self.trimmed)
+        return hidden
 
     def _run(self, index: int, hidden: Tensor, chunk: Chunk, kept: KeptLayer | None) -> Tensor:
         mask = chunk.masks.make(index, hidden, chunk.incoming, kept, self.seen)
@@ -144,6 +129,31 @@ class Pass:
         layer, tokens = self.decoder.layers[index], chunk.tokens
         seen = Observation(layer, hidden, module, query, key, value, softmax, chunk.start, chunk.stop, tokens)
         self.run.observe(index, seen)
+
+
+@dataclass(frozen=True)
+class Replay(Pass):
+    """A pass whose entries leave the cache as soon as their layer has run.
+
+    Attributes:
+        hidden_from: `(batch,)` if set, cached entries from this position on are not seen.
+    """
+
+    hidden_from: Tensor | None = None
+
+    def _layer(self, index: int, hidden: Tensor, chunk: Chunk) -> Tensor:
+        assert self.cache is not None
+        kept = self.cache.layers[index]
+        # a second layer that shares the entries takes the new ones, and is thrown away with them
+        scratch: Any = copy(kept)
+        if scratch.layout is not None and self.hidden_from is not None:
+            limit = self.hidden_from.to(scratch.layout.device)[:, None, None]
+            scratch.keep(indices_of(scratch.real & (scratch.layout < limit)))
+        self.cache.layers[index] = scratch
+        try:
+            return self._run(index, hidden, chunk, scratch)
+        finally:
+            self.cache.layers[index] = kept
 
 
 def truncate(layers: Sequence[Any], before: Tokens, after: Tokens) -> None:
