@@ -87,8 +87,7 @@ class DistillModelMixin(PolicyMixin):
         if asked is None:
             return super().forward(*inputs, use_cache=use_cache, **kwargs)  # type: ignore[misc]
         output = run_decoder(self, asked, *inputs, use_cache=use_cache, **kwargs)
-        if asked.report is not None:
-            asked.report(output)
+        asked.outputs.append(output)
         return output
 
     def around_layers(self, loop: Callable[[Start], Tensor], **inputs: Any) -> Any:
@@ -199,14 +198,13 @@ class DistillCausalLMMixin(PolicyMixin):
         return_dict = kwargs.pop("return_dict", None)
         last = logits_to_keep if isinstance(logits_to_keep, int) else 0
         every_row = self._needing_every_row(labels, logits_to_keep, partial_logits)
-        heard: list[Any] = []
-        asked = replace(asked, last=last, every_row=every_row, report=heard.append)
+        asked = replace(asked, last=last, every_row=every_row)
         with all_or_nothing(past_key_values):
             output = super().forward(*inputs, asked=asked, return_dict=True, **kwargs)  # type: ignore[misc]
             if not (return_dict or (return_dict is None and self.config.return_dict)):
                 return output.to_tuple()  # code that unpacks a tuple expects the stock fields and no others
             rows: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            positions, selections = heard[0].positions[:, rows], heard[0].selections
+            positions, selections = asked.outputs[0].positions[:, rows], asked.outputs[0].selections
             return extended(DistillCausalLMOutput, output, positions=positions, selections=selections)
 
     def _needing_every_row(self, labels: Any, logits_to_keep: int | Tensor, partial_logits: bool) -> str | None:

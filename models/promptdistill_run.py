@@ -62,7 +62,7 @@ class PromptDistillRun(Run):
             return
         if self.scored_tokens is not seen.tokens:  # some have been dropped since, perhaps by another policy
             self.scores, self.scored_tokens = {}, seen.tokens
-        self.scores[layer_idx] = self._score(layer_idx, seen, queries, columns)
+        self.scores[layer_idx] = self._score(layer_idx, seen, queries, columns).to(seen.tokens.valid.device)
 
     def _random(self, layer_idx: int, tokens: Tokens) -> Tensor:
         """Random numbers `(batch, tokens)`, the same for the same seed, layer and place of a token in its row."""
@@ -95,10 +95,8 @@ class PromptDistillRun(Run):
         return self.call.reduce(local, most=True) if most else self.call.mean_of_ranks(local)
 
     def retain(self, layer_idx: int, tokens: Tokens) -> Retention | None:
-        if layer_idx not in self.budgets:
-            return None
         budgets, droppable, always = self.budgets[layer_idx], tokens.droppable, self.always(tokens)
-        window = self.scores_of_last(self.policy.aggregate, tokens)
+        window = list(self.scores.values())[-self.policy.aggregate :]
         scores = self.smoothed(torch.stack(window).mean(0), tokens)
         self.scores = {}
         if self.policy.beside:
@@ -108,16 +106,11 @@ class PromptDistillRun(Run):
         keep = chosen | (tokens.valid & ~droppable)
         return Retention(keep, layer_idx in self.truncating, scores)
 
-    def scores_of_last(self, layers: int, tokens: Tokens) -> list[Tensor]:
-        """Scores `(batch, tokens)` of the layers that scored last, at most so many."""
-        return [scores.to(tokens.valid.device) for scores in list(self.scores.values())[-layers:]]
-
     def smoothed(self, scores: Tensor, tokens: Tokens) -> Tensor:
         """Scores `(batch, tokens)` after `use_pooling`, and after `tail`."""
-        policy = self.policy
-        if policy.use_pooling and policy.scoring != "random":
-            scores = pool(scores.masked_fill(~tokens.droppable, 0.0), policy.pooling_kernel, policy.pooling)
-        return reach(scores, policy.tail) if policy.tail else scores
+        if self.policy.use_pooling and self.policy.scoring != "random":
+            scores = pool(scores.masked_fill(~tokens.droppable, 0.0), self.policy.pooling_kernel, self.policy.pooling)
+        return reach(scores, self.policy.tail) if self.policy.tail else scores
 
     def always(self, tokens: Tokens) -> Tensor:
         """bool `(batch, tokens)`: the sinks, the recent tokens and the tokens of the question."""
@@ -151,7 +144,7 @@ class AdaptiveRun(PromptDistillRun):
         them, the distance between its ranks in the last layer and in each layer before is averaged over these layers.
         The mean over the tokens, as a share of the number of tokens to keep, must be below `threshold`.
         """
-        window, budgets = self.scores_of_last(self.back, tokens), self.budgets[layer_idx]
+        window, budgets = list(self.scores.values())[-self.back :], self.budgets[layer_idx]
         if len(window) < self.back:
             return False
         allowed = tokens.droppable

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ class Asked:
         every_row: name of an argument that needs as many rows as tokens were put in; a policy that would return
             fewer is refused.
         mesh: the model's device mesh under tensor parallelism; all ranks then choose the same tokens.
-        report: called with the output, since a causal LM hands on only the fields that it knows.
+        outputs: where the base model puts its output, since a causal LM hands on only the fields that it knows.
     """
 
     policy: Policy | None = None
@@ -42,7 +41,7 @@ class Asked:
     last: int = 0
     every_row: str | None = None
     mesh: Any = None
-    report: Callable[[Any], None] | None = None
+    outputs: list[Any] = field(default_factory=list)
 
     def ends(self, valid: Tensor) -> Tensor:
         """Column `(batch,)` of each row's last prompt token; earlier if more tokens than those behind it must stay.

@@ -126,16 +126,16 @@ class KeptLayer(DynamicLayer):
         state: what else a policy remembers from call to call; tensors have the batch first and follow its rows.
         torn: a call that wrote to this layer failed and could not be undone; further calls are refused.
         window: width of the layer's sliding window in tokens, or `None`.
-        trimmed: nothing is held that the next token does not see through the window.
+        trimmed: number of tokens seen when what the next one does not see through the window was dropped last.
         record_past: entries that the window has left stay until `crop`, which assisted decoding calls after each step.
     """
 
     keys, values = _Entries(), _Entries()
     layout: Tensor | None = None  # (batch, 1 or heads, held)
     incoming: Incoming | None = None
-    seen = settled = 0
+    seen = settled = trimmed = 0
     repeats = 1
-    padded = ragged = torn = trimmed = record_past = False
+    padded = ragged = torn = record_past = False
     window: int | None = None
     shift: Tensor | None = None
 
@@ -188,7 +188,6 @@ class KeptLayer(DynamicLayer):
         values = torch.cat([self.values, value_states], dim=-2)
         self.layout, self.seen = incoming.after(self.layout), incoming.seen
         self.padded = self.padded or incoming.padded
-        self.trimmed = False
         self.notes = {name: F.pad(note, (0, new)) for name, note in self.notes.items()}
         self.keys, self.values = keys, values
         return keys, values
@@ -260,7 +259,7 @@ class KeptLayer(DynamicLayer):
         Args:
             shared: pass one dict to all layers of a model, and those that hold the same entries share their positions.
         """
-        if self.window is None or self.layout is None or self.trimmed:
+        if self.window is None or self.layout is None or self.trimmed == self.seen:
             return
         key = (id(self.layout), self.window)
         if key not in shared:
@@ -269,7 +268,7 @@ class KeptLayer(DynamicLayer):
         if cut is not None:
             self.cut(cut)
             self.settled = self.seen
-        self.trimmed = True
+        self.trimmed = self.seen
 
     def _beyond(self, window: int) -> Cut | None:
         """The entries that the next token sees; `None` if nothing can be dropped."""
@@ -323,8 +322,7 @@ def entries_at(entries: Tensor, indices: Tensor) -> Tensor:
     """
     batch, heads, _, dim = entries.shape
     index = indices.to(entries.device).clamp(min=0)
-    if index.shape[1] < heads:
-        index = index.repeat_interleave(heads // index.shape[1], dim=1)
+    index = index.repeat_interleave(max(heads // index.shape[1], 1), dim=1)
     groups = index.shape[1] // heads
     index = index.reshape(batch, heads, groups, -1, 1).expand(-1, -1, -1, -1, dim)
     return entries[:, :, None].expand(-1, -1, groups, -1, -1).gather(3, index).flatten(1, 2)

@@ -163,7 +163,7 @@ def _read(prompt: Pass, tokens: Tokens) -> tuple[Tokens, list[Selection]]:
     for last in sorted({*prompt.run.boundaries, prompt.depth - 1}):
         alive.hidden = prompt.through(range(first, last + 1), alive)
         first = last + 1
-        retention = prompt.run.retain(last, alive)
+        retention = prompt.run.retain(last, alive) if last in prompt.run.boundaries else None
         if retention is None:
             continue
         keep = retention.keep & alive.valid

@@ -165,8 +165,7 @@ def truncate(layers: Sequence[Any], before: Tokens, after: Tokens) -> None:
 
     def cut(layout: Tensor) -> Cut:
         known = layout.to(stays.device)  # (batch, 1 or heads, held)
-        rows = stays[:, None].expand(-1, known.shape[1], -1)
-        here = rows.gather(2, known.clamp(0, stays.shape[1] - 1))
+        here = stays[:, None].expand(-1, known.shape[1], -1).gather(2, known.clamp(0, stays.shape[1] - 1))
         return Cut(layout, indices_of(here & (known >= 0)))
 
     cuts = OncePer(cut)

@@ -104,7 +104,6 @@ class Tokens:
         """The tokens at `indices` `(batch, kept)`: ascending, `-1` at the front of short rows."""
         real = indices >= 0
         index = indices.clamp(min=0)
-        kept_after = (real & (indices >= self.ends[:, None])).sum(1)
 
         def rows(tensor: Tensor) -> Tensor:
             where = index.to(tensor.device)[..., None].expand(-1, -1, tensor.shape[-1])
@@ -116,7 +115,7 @@ class Tokens:
             valid=real,
             padded=not bool(real.all()),
             rotary=self.rotary.map(rows),
-            ends=(indices.shape[1] - kept_after).clamp(max=indices.shape[1] - 1),
+            ends=(indices < self.ends[:, None]).sum(1).clamp(max=indices.shape[1] - 1),
         )
 
 

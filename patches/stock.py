@@ -127,17 +127,16 @@ class _Recorder:
                     "allowed under a policy are hidden states, masks, positions and rotary tables"
                 )
         self.given.append(kwargs)
-        return self.loop(self._start()) if len(self.given) == len(self.stands) else hidden
+        return self.loop(self._start(hidden)) if len(self.given) == len(self.stands) else hidden
 
-    def _start(self) -> Start:
-        assert self.hidden is not None
+    def _start(self, hidden: Tensor) -> Start:
         tables = [given.get("position_embeddings") for given in self.given]
         counting = tuple(_counts(type(stand.self_attn).forward) for stand in self.stands)
         places = self.known["position_ids"][..., None]
         # layers that are given the same table share what is made of it
         rotary = Rotary({id(table): table for table in tables}, tuple(map(id, tables)), places, counting)
         rest = tuple({name: value for name, value in given.items() if name not in _OURS} for given in self.given)
-        return Start(self.hidden, rotary, rest)
+        return Start(hidden, rotary, rest)
 
 
 @cache
