@@ -12,7 +12,7 @@ from distill.patches.checks import check_budget, check_integer, check_kernel
 from distill.patches.masks import check_sees_all, most_held
 from distill.patches.policy import Policy, budget_tokens, register
 from distill.patches.run import Call, Observation, Retention, Run, Tokens
-from distill.patches.selection import last_rows, mean_logits, smooth, top
+from distill.patches.selection import Softmax, last_rows, mean_logits, smooth, top
 
 
 @register
@@ -90,7 +90,7 @@ class _GemFilterRun(Run):
         self.query = last_rows(seen.query, columns - seen.start, self.query)
         if seen.complete:
             visible = seen.tokens.prompt.to(columns.device)[:, None]  # (batch, 1, tokens)
-            self.scores = mean_logits(self.query, seen.own_key, 1.0, visible)
+            self.scores = mean_logits(self.query, seen.own_key, Softmax(1.0), visible)
 
     def restart(self, tokens: Tokens) -> Retention:
         assert self.scores is not None

@@ -51,4 +51,4 @@ class TOVA(Budgeted):
 
     def scores(self, entries: Entries) -> Tensor:
         local = entries.attention().squeeze(2).mean(1, keepdim=True)  # (batch, 1, entries)
-        return entries.call.reduce(local) / entries.call.ranks
+        return entries.call.mean_of_ranks(local)

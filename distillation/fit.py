@@ -12,8 +12,8 @@ The first is a least-squares problem in w >= 0, the second one in u with a ridge
 Source: "Fast KV Compaction via Attention Matching", https://arxiv.org/abs/2602.16284, which has no fixed entries. All
 sums run over blocks of queries in float32, so that the attention matrix is never in memory at once.
 
-Shapes: probabilities `(batch, kv_heads, queries, entries)`, where the queries of all query heads of a KV head stand one
-behind the other; indices `(batch, kv_heads, count)`, `-1` for none.
+Shapes: probabilities `(batch, kv_heads, queries, entries)`, where the queries of all query heads of a KV head stand
+one behind the other; indices `(batch, kv_heads, count)`, `-1` for none.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from distill.distillation.fit import Blocks, choose, log_bias, values_for
 from distill.distillation.queries import Collected, Collecting, repetitions, turned_on
+from distill.patches.biased import BiasedLayer
 from distill.patches.cache import KeptLayer
 from distill.patches.checks import check_choice, check_flag, check_number
 from distill.patches.policy import Policy, as_policy, register
@@ -94,8 +95,8 @@ class AttentionMatching(Policy):
         implementation = config._attn_implementation
         if self.bias and implementation not in (None, "eager", "sdpa"):
             raise ValueError(
-                f"attn_implementation: got {implementation!r}, which takes no bias for each entry; allowed are 'eager' "
-                f"and 'sdpa', and any with {self.name}:bias=False"
+                f"attn_implementation: got {implementation!r}, which takes no bias for each entry; allowed are "
+                f"'eager' and 'sdpa', and any with {self.name}:bias=False"
             )
 
     def entries_kept(self, length: int, config: Any) -> list[int]:
@@ -163,8 +164,8 @@ class _MatchingRun(Run):
             indices = indices[:, None] if indices.dim() == 2 else indices
             if indices.shape[1] > layer.keys.shape[1]:
                 raise ValueError(
-                    f"policy: got {self.policy.policy.name} with a set of entries per query head; allowed are policies "
-                    "that keep one per KV head"
+                    f"policy: got {self.policy.policy.name} with a set of entries per query head; allowed are "
+                    "policies that keep one per KV head"
                 )
             layout = layer.layout.expand(-1, max(layer.layout.shape[1], indices.shape[1]), -1)
             index = indices.to(layout.device).expand(-1, layout.shape[1], -1)
@@ -189,7 +190,7 @@ class _MatchingRun(Run):
             self.stays |= {i: cut.layout for i, cut in enumerate(layers) if cut.layout is not whole[i].layout}
         finally:
             layers[:] = whole
-        fits = [_LayerFit(self, i, whole[i], kept, self.collected.pop(i)) for i, kept in sorted(self.stays.items())]
+        fits = [_LayerFit(self, i, kept, self.collected.pop(i)) for i, kept in sorted(self.stays.items())]
         if not fits:
             return
         for fit, count in zip(fits, self._carriers(fits), strict=True):
@@ -235,14 +236,20 @@ class _LayerFit:
         room: `(batch, kv_heads)`, how many entries the chooser drops.
     """
 
-    def __init__(self, run: _MatchingRun, index: int, layer: KeptLayer, stays: Tensor, queries: Collected) -> None:
-        self.policy, self.index, self.layer, self.queries = run.policy, index, layer, queries
-        layout, tokens = layer.layout, run.call.tokens
+    def __init__(self, run: _MatchingRun, index: int, stays: Tensor, queries: Collected) -> None:
+        self.policy, self.index, self.queries = run.policy, index, queries
+        self.layers: Any = run.call.cache.layers  # type: ignore[union-attr]
+        layer, tokens = self.layer, run.call.tokens
+        layout = layer.layout
         assert layout is not None
         asked = tokens.positions.masked_fill(~tokens.prompt, -1).to(layout.device)
         self.prompt = _among(layout, asked[:, None]).expand(-1, layer.keys.shape[1], -1)
         self.stays = _among(layout, stays.to(layout.device)).expand_as(self.prompt)
         self.room = (self.prompt & ~self.stays).sum(-1).cpu()
+
+    @property
+    def layer(self) -> KeptLayer:
+        return self.layers[self.index]
 
     def blocks(self, most: int = ELEMENTS, every: int = 1) -> Iterator[Tensor]:
         """Attention probabilities among the prompt's entries, `(batch, kv_heads, queries, held)`, block by block.
@@ -297,7 +304,9 @@ class _LayerFit:
             bias = log_bias(blocks, fixed, free).masked_fill(none[..., 0], 0)
             before = layer.bias
             before = torch.zeros(*fixed.shape, 1, device=free.device) if before is None else before.clone()
-            layer.bias = before.scatter_add_(2, where[..., None], bias[..., None])
+            layer = self.layers[self.index] = BiasedLayer.of(
+                layer, before.scatter_add_(2, where[..., None], bias[..., None])
+            )
         if policy.values:
             values, index = layer.values, where[..., None].expand(-1, -1, -1, layer.values.shape[-1])
             fitted = values_for(blocks, values, fixed, free, bias, policy.ridge).to(values.dtype)

@@ -6,7 +6,7 @@ An architecture is its stock config, base model and causal LM, each subclassed t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -19,9 +19,10 @@ from distill.models.profiles import warn_if_too_early
 from distill.models.saving import auto_map, write_card_and_module
 from distill.models.using import CONFIGURED, Override, PolicyMixin
 from distill.models.verify import check_architecture
+from distill.patches.asked import Asked
 from distill.patches.attention import observe_attention
 from distill.patches.cache import holds_kept_layers
-from distill.patches.decoder import DecoderOutput, Selection, extended, run_decoder
+from distill.patches.decoder import Selection, extended, run_decoder
 from distill.patches.guard import all_or_nothing
 from distill.patches.policy import Policy
 from distill.patches.stock import Start, around_layers
@@ -69,46 +70,24 @@ class DistillModelMixin(PolicyMixin):
         after_prompt: int = 0,
         question_tokens: Tensor | int | None = None,
         prefill_chunk_size: int | None = None,
-        protect: int = 1,
-        align: bool = False,
-        every_row: str | None = None,
-        mesh: Any = None,
-        report: Callable[[DecoderOutput], None] | None = None,
+        asked: Asked | None = None,
         **kwargs: Any,
     ) -> Any:
         """The stock `forward`, under a policy.
 
         Args:
             policy: for this call only: a `Policy`, its name, its JSON form, or `None` for exactly the stock model.
-            prompt_ends, ..., mesh: as in `distill.patches.decoder.run_decoder`.
-            report: called with the output under a policy, since a causal LM hands on only the fields that it knows.
+            prompt_ends, after_prompt, question_tokens, prefill_chunk_size: as in `distill.patches.asked.Asked`.
+            asked: all of these at once, as a causal LM hands them on.
         """
-        kwargs |= {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-        }
-        chosen = self._resolve(policy)
-        if chosen is None and prefill_chunk_size is None and not holds_kept_layers(past_key_values):
-            return super().forward(**kwargs)  # type: ignore[misc]
-        output = run_decoder(
-            self,
-            policy=chosen,
-            prompt_ends=prompt_ends,
-            after_prompt=after_prompt,
-            question_tokens=question_tokens,
-            prefill_chunk_size=prefill_chunk_size,
-            protect=protect,
-            align=align,
-            every_row=every_row,
-            mesh=mesh or self._device_mesh,  # type: ignore[attr-defined]
-            **kwargs,
+        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        asked = asked or self._asked(
+            policy, past_key_values, prompt_ends, after_prompt, question_tokens, prefill_chunk_size
         )
-        if report is not None:
-            report(output)
+        if asked is None:
+            return super().forward(*inputs, use_cache=use_cache, **kwargs)  # type: ignore[misc]
+        output = run_decoder(self, asked, *inputs, use_cache=use_cache, **kwargs)
+        asked.outputs.append(output)
         return output
 
     def around_layers(self, loop: Callable[[Start], Tensor], **inputs: Any) -> Any:
@@ -146,12 +125,11 @@ class DistillCausalLMMixin(PolicyMixin):
             ValueError: the architecture does not compute what the stock one does.
         """
         check_architecture(cls)
-        path = pretrained_model_name_or_path
         if gguf_file is None:
-            return super().from_pretrained(path, *args, **kwargs)  # type: ignore[misc]
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
         config, loading_info = kwargs.pop("config", None), kwargs.get("output_loading_info", False)
         stock: Any = next(base for base in cls.__mro__ if not issubclass(base, PolicyMixin))
-        loaded = stock.from_pretrained(path, *args, gguf_file=gguf_file, **kwargs)
+        loaded = stock.from_pretrained(pretrained_model_name_or_path, *args, gguf_file=gguf_file, **kwargs)
         model = cls.adopt(loaded[0] if loading_info else loaded, None if config is None else config.policy)
         return (model, *loaded[1:]) if loading_info else model
 
@@ -205,54 +183,29 @@ class DistillCausalLMMixin(PolicyMixin):
                 no policy drops these tokens. With 0, the logits of all tokens are returned; a policy that drops tokens
                 between layers then raises an error (but see `partial_logits`).
             policy: for this call only: a `Policy`, its name, its JSON form, or `None` for exactly the stock model.
-            prompt_ends, after_prompt, question_tokens, prefill_chunk_size: see `distill.patches.decoder.run_decoder`.
+            prompt_ends, after_prompt, question_tokens, prefill_chunk_size: see `distill.patches.asked.Asked`.
             partial_logits: with `logits_to_keep=0`, return the logits of those tokens that the policy has kept. The
                 output's `positions` says which ones these are.
         Raises:
             ValueError: labels, or a `logits_to_keep` of 0 or a tensor, under a policy that drops tokens between
                 layers. The caller's cache is then as it was.
         """
-        inputs = {
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": position_ids,
-            "past_key_values": past_key_values,
-            "inputs_embeds": inputs_embeds,
-            "use_cache": use_cache,
-        }
-        chosen = self._resolve(policy)
-        if chosen is None and prefill_chunk_size is None and not holds_kept_layers(past_key_values):
-            return super().forward(  # type: ignore[misc]
-                **inputs, labels=labels, logits_to_keep=logits_to_keep, policy=None, **kwargs
-            )
-        last = logits_to_keep if isinstance(logits_to_keep, int) else 0
+        inputs = (input_ids, attention_mask, position_ids, past_key_values, inputs_embeds)
+        kwargs |= {"labels": labels, "use_cache": use_cache, "logits_to_keep": logits_to_keep}
+        asked = self._asked(policy, past_key_values, prompt_ends, after_prompt, question_tokens, prefill_chunk_size)
+        if asked is None:
+            return super().forward(*inputs, policy=None, **kwargs)  # type: ignore[misc]
         return_dict = kwargs.pop("return_dict", None)
-        heard: list[DecoderOutput] = []
+        last = logits_to_keep if isinstance(logits_to_keep, int) else 0
+        every_row = self._needing_every_row(labels, logits_to_keep, partial_logits)
+        asked = replace(asked, last=last, every_row=every_row)
         with all_or_nothing(past_key_values):
-            output = super().forward(  # type: ignore[misc]
-                **inputs,
-                labels=labels,
-                logits_to_keep=logits_to_keep,
-                policy=chosen,
-                prompt_ends=prompt_ends,
-                after_prompt=after_prompt,
-                question_tokens=question_tokens,
-                prefill_chunk_size=prefill_chunk_size,
-                protect=max(last, 1),
-                align=last > 0,
-                every_row=self._needing_every_row(labels, logits_to_keep, partial_logits),
-                mesh=self._device_mesh,  # type: ignore[attr-defined]
-                report=heard.append,
-                return_dict=True,
-                **kwargs,
-            )
+            output = super().forward(*inputs, asked=asked, return_dict=True, **kwargs)  # type: ignore[misc]
             if not (return_dict or (return_dict is None and self.config.return_dict)):
                 return output.to_tuple()  # code that unpacks a tuple expects the stock fields and no others
-            positions = heard[0].positions
-            assert positions is not None
             rows: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            selections = heard[0].selections
-            return extended(DistillCausalLMOutput, output, positions=positions[:, rows], selections=selections)
+            positions, selections = asked.outputs[0].positions[:, rows], asked.outputs[0].selections
+            return extended(DistillCausalLMOutput, output, positions=positions, selections=selections)
 
     def _needing_every_row(self, labels: Any, logits_to_keep: int | Tensor, partial_logits: bool) -> str | None:
         """The name of an argument that needs the logits of all tokens, dropped or not; `None` if none does."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distill.models.promptdistill_run import PromptDistillRun
+from distill.models.promptdistill_run import AdaptiveRun, PromptDistillRun
 from distill.patches.checks import (
     MOST_SEED,
     check_budget,
@@ -224,7 +224,7 @@ class PromptDistill(Policy):
         for layer in self.layers_of(call.decoder.config):
             name = "candidates" if self.adaptive else "selection_layers"
             check_sees_all(name, layer, call.decoder.config, call.past + call.tokens.count)
-        return PromptDistillRun(self, call)
+        return AdaptiveRun(self, call) if self.adaptive else PromptDistillRun(self, call)
 
 
 def _check_layers(name: str, layers: Any) -> None:

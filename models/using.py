@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from distill.patches.asked import Asked
+from distill.patches.cache import holds_kept_layers
 from distill.patches.policy import Policy, as_policy
 
 CONFIGURED: Any = "configured"  # default of `policy=`: the one set by `using`, else that of the config
@@ -39,6 +41,7 @@ class PolicyMixin:
     """Finds the policy of a call: its argument `policy`, else that of the innermost `using`, else the config's."""
 
     config: Any
+    _device_mesh: Any
 
     @contextmanager
     def using(self, policy: Any) -> Iterator[None]:
@@ -73,16 +76,21 @@ class PolicyMixin:
         return policy
 
     def _resolve(self, policy: Any) -> Policy | None:
-        if policy is not CONFIGURED:
-            return self._checked(policy)
-        override = self._override()
-        if override is not None:
-            return override.policy
-        return self._checked(self.config.policy)
+        return self._checked(self._override().policy if policy is CONFIGURED else policy)
+
+    def _asked(
+        self, policy: Any, cache: Any, prompt_ends: Any, after_prompt: int, question_tokens: Any, chunk: int | None
+    ) -> Asked | None:
+        """What a call of `forward` asks for, by its arguments; `None` if the stock `forward` does all of it."""
+        chosen = self._resolve(policy)
+        if chosen is None and chunk is None and not holds_kept_layers(cache):
+            return None
+        return Asked(chosen, prompt_ends, after_prompt, question_tokens, chunk, mesh=self._device_mesh)
 
     def _partial_logits(self) -> bool:
-        override = self._override()
-        return override is not None and override.partial_logits
+        return self._override().partial_logits
 
-    def _override(self) -> Override | None:
-        return _overrides.get().get(id(self)) if _open else None
+    def _override(self) -> Override:
+        """What is set for calls of this model now; by default, the policy of its config."""
+        found = _overrides.get().get(id(self)) if _open else None
+        return found or Override(self.config.policy)

@@ -100,7 +100,6 @@ def check_architecture(causal_lm: Any) -> None:
     Raises:
         ValueError: the logits differ, or the stock model cannot be run with our layer loop; the message says which.
     """
-    config = causal_lm.config_class
     if causal_lm not in _checked:
         threads, verbosity = torch.get_num_threads(), logging.get_verbosity()
         torch.set_num_threads(1)  # the model is so small that more than one thread only costs time
@@ -108,15 +107,16 @@ def check_architecture(causal_lm: Any) -> None:
         try:
             with torch.random.fork_rng(devices=[]), torch.device("cpu"), torch.no_grad():
                 torch.manual_seed(0)
-                _checked[causal_lm] = _difference(config, causal_lm, causal_lm.tiny)
+                _checked[causal_lm] = _difference(causal_lm.config_class, causal_lm, causal_lm.tiny)
         finally:
             torch.set_num_threads(threads)
             logging.set_verbosity(verbosity)
     found = _checked[causal_lm]
     if found is not None:
         raise ValueError(
-            f"model_type: got {config.stock_model_type!r}, {found}; allowed are architectures that compute under a "
-            "policy that drops nothing what they compute without one, bit for bit (see docs/architectures.md)"
+            f"model_type: got {causal_lm.config_class.stock_model_type!r}, {found}; allowed are architectures that "
+            "compute under a policy that drops nothing what they compute without one, bit for bit (see "
+            "docs/architectures.md)"
         )
 
 

@@ -9,6 +9,7 @@ their position tensors are the same object, which is quick to find out.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,19 @@ from distill.patches.selection import indices_of
 PADDING = -1
 
 
+class OncePer:
+    """A function of layouts, called once for each: layers that share their positions share what is made of them."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._function, self._made = function, {}  # type: ignore[var-annotated]
+
+    def __call__(self, layout: Tensor | None) -> Any:
+        if id(layout) not in self._made:
+            # the layout is kept alive beside it: an id is unique only among living objects
+            self._made[id(layout)] = layout, self._function(layout)
+        return self._made[id(layout)][1]
+
+
 class Incoming:
     """What the layer loop tells the cache layers about the entries that their next `update` appends.
 
@@ -33,24 +47,42 @@ class Incoming:
 
     def __init__(self, positions: Tensor, seen: int, padded: bool = True) -> None:
         self.positions, self.seen, self.padded = positions[:, None], seen, padded
-        self._joined: dict[int, tuple[Tensor | None, Tensor]] = {}
-
-    def after(self, held: Tensor | None) -> Tensor:
-        """Positions `(batch, 1 or heads, held + new)` of a layer's entries once the new ones are appended.
-
-        Layers whose positions were one object before get one object again.
-        """
-        if id(held) not in self._joined:
-            new = self.positions
-            if held is not None:
-                new = new.to(held.device).expand(-1, held.shape[1], -1)
-                new = torch.cat([held, new], dim=-1)  # (batch, 1 or heads, held + new)
-            self._joined[id(held)] = (held, new)
-        return self._joined[id(held)][1]
+        self.after = OncePer(partial(_joined, self.positions))
 
 
-class _Entries:
-    """Keys, values or bias of a `KeptLayer`, `(batch, heads, held, head_dim or 1)`.
+def _joined(new: Tensor, held: Tensor | None) -> Tensor:
+    """Positions `(batch, 1 or heads, held + new)` of a layer's entries once the new ones are appended."""
+    if held is None:
+        return new
+    return torch.cat([held, new.to(held.device).expand(-1, held.shape[1], -1)], dim=-1)
+
+
+class Cut:
+    """Entries of a layout that stay when the others are dropped, at once.
+
+    Args:
+        layout: `(batch, 1 or heads, held)` positions of the entries.
+        indices: `(batch, 1 or heads, kept)`, ascending, `-1` for a filler entry.
+    Attributes:
+        layout: `(batch, 1 or heads, kept)` positions of the entries that stay.
+        lost: 1 if the last token of a row was dropped in some head, else 0. A tensor without dimensions.
+        padded, ragged: as in `KeptLayer`.
+    """
+
+    def __init__(self, layout: Tensor, indices: Tensor) -> None:
+        self.indices = indices
+        filler = indices.to(layout.device) < 0
+        self.layout = entries_at(layout[..., None], indices)[..., 0].masked_fill(filler, PADDING)
+        # there may be more heads now than before: each then stands for a part of an earlier one
+        last = last_positions(layout).repeat_interleave(self.layout.shape[1] // layout.shape[1], dim=1)
+        self.lost = (last_positions(self.layout) != last).any().long()
+        counts = (self.layout >= 0).sum(-1)
+        self.padded = bool((counts < self.layout.shape[-1]).any())
+        self.ragged = self.padded and bool((counts != counts[:, :1]).any())
+
+
+class Entries:
+    """Keys, values or bias of a layer, `(batch, heads, held, head_dim or 1)`.
 
     Where heads hold unequal numbers of entries, only the real ones are stored, one behind the other; the tensor with
     fillers is made when it is asked for.
@@ -82,8 +114,6 @@ class KeptLayer(DynamicLayer):
     Attributes:
         keys, values: `(batch, heads, held, head_dim)`; the heads are the KV heads, or the query heads once a policy
             has kept one set per query head.
-        bias: `(batch, heads, held, 1)` float32, added to the attention logits of each entry, 0 for new ones; `None`
-            for no bias.
         seen: number of tokens the model has read, dropped ones and padding included.
         padded: whether some entries are fillers.
         ragged: whether the heads of a row hold unequal numbers of entries, which are then stored without fillers.
@@ -96,27 +126,25 @@ class KeptLayer(DynamicLayer):
         state: what else a policy remembers from call to call; tensors have the batch first and follow its rows.
         torn: a call that wrote to this layer failed and could not be undone; further calls are refused.
         window: width of the layer's sliding window in tokens, or `None`.
-        trimmed: nothing is held that the next token does not see through the window.
+        trimmed: number of tokens seen when what the next one does not see through the window was dropped last.
         record_past: entries that the window has left stay until `crop`, which assisted decoding calls after each step.
     """
 
-    keys, values, bias = _Entries(), _Entries(), _Entries()
+    keys, values = Entries(), Entries()
+    layout: Tensor | None = None  # (batch, 1 or heads, held)
+    incoming: Incoming | None = None
+    seen = settled = trimmed = 0
+    repeats = 1
+    padded = ragged = torn = record_past = False
+    window: int | None = None
+    bias: Any = None  # see `BiasedLayer`
+    shift: Tensor | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self._forget()
-
-    def _forget(self) -> None:
-        self.layout: Tensor | None = None  # (batch, 1 or heads, held)
-        self.incoming: Incoming | None = None
-        self.seen, self.settled, self.repeats = 0, 0, 1
         self.lost_at = torch.zeros((), dtype=torch.long)
-        self.padded = self.ragged = self.torn = self.trimmed = self.record_past = False
-        self.window: int | None = None
-        self.shift: Tensor | None = None
         self.notes: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {}
-        self._bias: Tensor | None = None
 
     @property
     def held(self) -> int:
@@ -141,8 +169,8 @@ class KeptLayer(DynamicLayer):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of keys, values and bias as they are stored; a view counts as what it is a view of."""
-        stored = (self.__dict__.get("_keys"), self.__dict__.get("_values"), self._bias)
+        """Bytes of the keys and values as they are stored; a view counts as what it is a view of."""
+        stored = (self.__dict__.get("_keys"), self.__dict__.get("_values"))
         return sum(tensor.untyped_storage().nbytes() for tensor in stored if tensor is not None)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -159,50 +187,35 @@ class KeptLayer(DynamicLayer):
             value_states = value_states.repeat_interleave(self.repeats, dim=1)
         keys = torch.cat([self.keys, key_states], dim=-2)
         values = torch.cat([self.values, value_states], dim=-2)
-        bias = None if self._bias is None else F.pad(self.bias, (0, 0, 0, new))
         self.layout, self.seen = incoming.after(self.layout), incoming.seen
         self.padded = self.padded or incoming.padded
-        self.trimmed = False
         self.notes = {name: F.pad(note, (0, new)) for name, note in self.notes.items()}
-        self.keys, self.values, self.bias = keys, values, bias
+        self.keys, self.values = keys, values
         return keys, values
 
-    def keep(self, indices: Tensor, shared: dict[int, Any] | None = None) -> None:
+    def keep(self, indices: Tensor) -> None:
         """Drops all entries but those at `indices`, at once.
 
         Args:
             indices: `(batch, kept)` or `(batch, 1 or heads, kept)`, ascending, `-1` for a filler entry. With one row
                 per query head, the cache holds that many heads from now on.
-            shared: pass one dict to all layers that keep the same indices, and they will share their positions.
         """
         assert self.layout is not None
         if indices.dim() == 2:
             indices = indices[:, None]
-        keys, values, bias = self.keys, self.values, self.bias
-        if (
-            1 < indices.shape[1] < keys.shape[1]
-        ):  # one set per KV head, and a cache that holds each of these repeatedly
-            indices = indices.repeat_interleave(keys.shape[1] // indices.shape[1], dim=1)
-        shared = {} if shared is None else shared
-        if id(self.layout) not in shared:
-            layout = entries_at(self.layout[..., None], indices)[..., 0].masked_fill(
-                indices.to(self.layout.device) < 0, -1
-            )
-            # the old layout is kept alive with the new one: an id is unique only among living objects
-            shared[id(self.layout)] = (self.layout, layout)
-        last = last_positions(self.layout)
-        self.repeats *= max(indices.shape[1] // keys.shape[1], 1)
-        self.notes = {name: entries_at(note[..., None], indices)[..., 0] for name, note in self.notes.items()}
-        self.layout = shared[id(self.layout)][1]
-        # there may be more heads now than before: each then stands for a part of an earlier one
-        last = last.repeat_interleave(self.layout.shape[1] // last.shape[1], dim=1)
-        gone = (last_positions(self.layout) != last).any()
-        self.lost_at = torch.maximum(self.lost_at.to(gone.device), gone.long() * self.seen)
-        counts = self.real.sum(-1)
-        self.padded = bool((counts < self.held).any())
-        self.ragged = self.padded and bool((counts != counts[:, :1]).any())
-        self.keys, self.values = entries_at(keys, indices), entries_at(values, indices)
-        self.bias = None if bias is None else entries_at(bias, indices)
+        heads = self.keys.shape[1]
+        if 1 < indices.shape[1] < heads:  # one set per KV head, and a cache that holds each of these repeatedly
+            indices = indices.repeat_interleave(heads // indices.shape[1], dim=1)
+        self.cut(Cut(self.layout, indices))
+
+    def cut(self, cut: Cut) -> None:
+        """As `keep`. Layers that hold the same entries, and are given one `Cut`, share their positions afterwards."""
+        keys, values = self.keys, self.values
+        self.repeats *= max(cut.indices.shape[1] // keys.shape[1], 1)
+        self.notes = {name: entries_at(note[..., None], cut.indices)[..., 0] for name, note in self.notes.items()}
+        self.layout, self.padded, self.ragged = cut.layout, cut.padded, cut.ragged
+        self.lost_at = torch.maximum(self.lost_at.to(cut.lost.device), cut.lost * self.seen)
+        self.keys, self.values = entries_at(keys, cut.indices), entries_at(values, cut.indices)
 
     def get_seq_length(self) -> int:
         """Tokens seen: what `generate` counts by."""
@@ -241,25 +254,25 @@ class KeptLayer(DynamicLayer):
         """From now on, entries that the window leaves stay until `crop`."""
         self.record_past = True
 
-    def trim(self, shared: dict[tuple[int, int], tuple[Tensor, Tensor | None, dict[int, Any]]]) -> None:
+    def trim(self, shared: dict[tuple[int, int], tuple[Tensor, Cut | None]]) -> None:
         """Drops the entries that no later token sees through the layer's sliding window; a stock layer does so too.
 
         Args:
             shared: pass one dict to all layers of a model, and those that hold the same entries share their positions.
         """
-        if self.window is None or self.layout is None or self.trimmed:
+        if self.window is None or self.layout is None or self.trimmed == self.seen:
             return
         key = (id(self.layout), self.window)
         if key not in shared:
-            shared[key] = self.layout, self._beyond(self.window), {}
-        _, indices, layouts = shared[key]
-        if indices is not None:
-            self.keep(indices, layouts)
+            shared[key] = self.layout, self._beyond(self.window)
+        _, cut = shared[key]
+        if cut is not None:
+            self.cut(cut)
             self.settled = self.seen
-        self.trimmed = True
+        self.trimmed = self.seen
 
-    def _beyond(self, window: int) -> Tensor | None:
-        """Indices of the entries that the next token sees, as for `keep`; `None` if nothing can be dropped."""
+    def _beyond(self, window: int) -> Cut | None:
+        """The entries that the next token sees; `None` if nothing can be dropped."""
         assert self.layout is not None
         if self.shift is not None:  # positions are counted anew, so the window is one of entries
             stays = self.real & (self.real.flip(-1).cumsum(-1).flip(-1) < window)
@@ -267,13 +280,13 @@ class KeptLayer(DynamicLayer):
             newest = last_positions(self.layout).amax(1)[:, None, None]
             stays = self.real & (self.layout > newest + 1 - window)
         indices = indices_of(stays)
-        return None if indices.shape[-1] == self.held and torch.equal(stays, self.real) else indices
+        nothing = indices.shape[-1] == self.held and torch.equal(stays, self.real)
+        return None if nothing else Cut(self.layout, indices)
 
     def reset(self) -> None:
         """Empties the layer."""
-        self.keys = self.values = None
-        self.is_initialized = False
-        self._forget()
+        self.__dict__.clear()
+        KeptLayer.__init__(self)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._map_rows(lambda rows: rows.index_select(0, beam_idx.to(rows.device)))
@@ -288,10 +301,9 @@ class KeptLayer(DynamicLayer):
         """Applies a function to all that is held per entry, `(batch, heads, held, ...)`."""
         if self.layout is not None:
             keys, values = function(self.keys), function(self.values)
-            bias = None if self._bias is None else function(self.bias)
             self.layout = function(self.layout)
             self.notes = {name: function(note) for name, note in self.notes.items()}
-            self.keys, self.values, self.bias = keys, values, bias
+            self.keys, self.values = keys, values
 
     def _map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         self._map(function)
@@ -311,8 +323,7 @@ def entries_at(entries: Tensor, indices: Tensor) -> Tensor:
     """
     batch, heads, _, dim = entries.shape
     index = indices.to(entries.device).clamp(min=0)
-    if index.shape[1] < heads:
-        index = index.repeat_interleave(heads // index.shape[1], dim=1)
+    index = index.repeat_interleave(max(heads // index.shape[1], 1), dim=1)
     groups = index.shape[1] // heads
     index = index.reshape(batch, heads, groups, -1, 1).expand(-1, -1, -1, -1, dim)
     return entries[:, :, None].expand(-1, -1, groups, -1, -1).gather(3, index).flatten(1, 2)
@@ -323,8 +334,15 @@ def holds_kept_layers(cache: Any) -> bool:
     return isinstance(cache, Cache) and any(isinstance(layer, KeptLayer) for layer in cache.layers)
 
 
-def adopt(cache: Cache | None, num_layers: int, mask: Tensor | None) -> Cache:
-    """Makes every layer of a cache a `KeptLayer`, in place, keeping what it holds; `None` makes a new cache.
+def new_cache(num_layers: int) -> Cache:
+    """An empty cache of layers from which entries can be dropped."""
+    cache = DynamicCache()
+    cache.layers.extend(KeptLayer() for _ in range(num_layers))
+    return cache
+
+
+def adopt(cache: Cache, num_layers: int, mask: Tensor | None) -> Cache:
+    """Makes every layer of a cache a `KeptLayer`, in place, keeping what it holds.
 
     Args:
         cache: a `DynamicCache`, empty or filled by the stock model.
@@ -332,7 +350,6 @@ def adopt(cache: Cache | None, num_layers: int, mask: Tensor | None) -> Cache:
     Raises:
         ValueError: a cache whose layers cannot drop entries (static, quantized, ...).
     """
-    cache = DynamicCache() if cache is None else cache
     if not isinstance(cache, DynamicCache):
         raise ValueError(
             f"past_key_values: got a {type(cache).__name__}, from which entries cannot be dropped; allowed under a "

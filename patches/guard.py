@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 import torch
@@ -50,28 +51,32 @@ def refuse_torn(cache: Cache) -> None:
         )
 
 
-def _notes_of(layer: KeptLayer) -> dict[str, Any]:
-    """All that a layer holds but its keys and values; what is changed in place is copied."""
-    return {name: value for name, value in vars(layer).items() if name not in _TENSORS} | {"state": dict(layer.state)}
+def _notes_of(layer: KeptLayer) -> KeptLayer:
+    """A layer that has all of another one but its keys and values; what is changed in place is copied."""
+    notes = copy(layer)
+    notes.state = dict(layer.state)
+    for name in _TENSORS:
+        notes.__dict__.pop(name, None)
+    return notes
 
 
-def _undone(layer: KeptLayer, was: dict[str, Any]) -> bool:
+def _undone(layer: KeptLayer, was: KeptLayer) -> bool:
     """Takes a layer back to what it was; whether that could be done."""
     try:
         keys, values = _earlier(layer, was)
     except (RuntimeError, IndexError, AttributeError):  # interrupted between two of its fields
         return False
-    if keys is None and was["layout"] is not None:
+    if keys is None and was.layout is not None:
         return False
     layer.__dict__.clear()
-    layer.__dict__.update(was)
+    layer.__dict__.update(vars(was))
     layer.keys, layer.values = keys, values
     return True
 
 
-def _earlier(layer: KeptLayer, was: dict[str, Any]) -> tuple[Any, Any]:
+def _earlier(layer: KeptLayer, was: KeptLayer) -> tuple[Any, Any]:
     """Keys and values of the entries that a layer had before, `(batch, heads, held, head_dim)`, or two `None`."""
-    old, now = was["layout"], layer.layout
+    old, now = was.layout, layer.layout
     if old is None or now is None:
         return None, None
     keys, values = layer.keys, layer.values
@@ -86,7 +91,7 @@ def _earlier(layer: KeptLayer, was: dict[str, Any]) -> tuple[Any, Any]:
     last = last_positions(old).repeat_interleave(now.shape[1] // old.shape[1], dim=1)[..., None]
     index = indices_of((now >= 0) & (now <= last))
     found = entries_at(now[..., None], index)[..., 0].masked_fill(index < 0, -1)
-    repeated = layer.repeats // was["repeats"]
+    repeated = layer.repeats // was.repeats
     if not torch.equal(found, old.repeat_interleave(now.shape[1] // old.shape[1], dim=1)):
         return None, None
     return entries_at(keys, index)[:, ::repeated], entries_at(values, index)[:, ::repeated]

@@ -94,7 +94,7 @@ class Masks:
         held = None if kept is None else kept.layout
         padded = incoming.padded or (kept is not None and kept.padded)
         size = 0 if held is None else held.shape[-1]
-        if kept is not None and kept.bias is not None:  # every layer has its own
+        if kept is not None and kept.bias is not None:  # every layer has its own, so no mask can be shared
             return self._mask(hidden, incoming, kept, window, kept.shift is not None)
         # without fillers and windows a mask depends on nothing but sizes
         key = (id(held), id(incoming), window) if padded or window is not None else (size, hidden.shape[1])

@@ -17,10 +17,10 @@ def head_ranks(mesh: Any) -> tuple[Callable[..., Tensor], int]:
     Args:
         mesh: the model's `DeviceMesh` (of one dimension, or with one named `tp`), or `None`.
     """
-    if mesh is not None and mesh.ndim > 1:
-        mesh = mesh["tp"]
-    if mesh is None or mesh.size() == 1:
+    if mesh is None:
         return (lambda tensor, most=False: tensor), 1
+    if mesh.ndim > 1:
+        mesh = mesh["tp"]
     group = mesh.get_group()
 
     def add_up(tensor: Tensor, most: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from distill.patches.cache import Incoming, KeptLayer
+from distill.patches.cache import Cut, Incoming, KeptLayer, OncePer
 from distill.patches.masks import Masks, sliding_window
 from distill.patches.run import Decoder, Observation, Run, Tokens
 from distill.patches.selection import Softmax, indices_of
@@ -26,7 +26,6 @@ class Chunk:
         tokens: all tokens alive.
         incoming: what the cache layers are told about their new entries.
         masks: makes the attention masks of these layers.
-        trimmed: what these layers share when entries beyond their windows are dropped.
     """
 
     tokens: Tokens
@@ -34,7 +33,6 @@ class Chunk:
     stop: int
     incoming: Incoming
     masks: Masks
-    trimmed: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     @property
     def last(self) -> bool:
@@ -51,20 +49,20 @@ class Pass:
         run: what observes the layers, and decides which cache entries stay.
         cache: where keys and values go, or None.
         seen: tokens the model will have read after this pass.
+        fresh: whether it has read none before.
         chunk_size: tokens that go through the layers together; None for all.
         kwargs: for each layer, its further arguments.
-        transient: entries made now leave the cache as soon as their layer has run.
-        hidden_from: `(batch,)` if set, cached entries from this position on are not seen; only while transient.
+        trimmed: what the layers share when entries beyond their windows are dropped.
     """
 
     decoder: Decoder
     run: Run
     cache: Cache | None
     seen: int
+    fresh: bool
     chunk_size: int | None
     kwargs: Sequence[dict[str, Any]]
-    transient: bool = False
-    hidden_from: Tensor | None = None
+    trimmed: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -78,9 +76,8 @@ class Pass:
         outputs = []
         for start in range(0, tokens.count, size):
             stop = min(start + size, tokens.count)
-            hidden = tokens.hidden if stop - start == tokens.count else tokens.hidden[:, start:stop]
-            positions = tokens.positions[:, start:stop].masked_fill(~tokens.valid[:, start:stop], -1)
-            incoming = Incoming(positions, self.seen - tokens.count + stop, tokens.padded)
+            hidden = tokens.hidden[:, start:stop]
+            incoming = Incoming(tokens.marked[:, start:stop], self.seen - tokens.count + stop, tokens.padded)
             chunk = Chunk(tokens, start, stop, incoming, masks)
             for index in which:
                 hidden = self._layer(index, hidden, chunk)
@@ -92,24 +89,13 @@ class Pass:
             return self._run(index, hidden, chunk, None)
         kept = self.cache.layers[index]
         assert isinstance(kept, KeptLayer)
-        if not self.transient:
-            hidden = self._run(index, hidden, chunk, kept)
-            indices = self.run.evict(index, kept) if chunk.last else None
-            if indices is not None:
-                kept.keep(indices)
-            if chunk.last and self.seen == chunk.tokens.count and not kept.record_past:
-                kept.trim(chunk.trimmed)
-            return hidden
-        # a second layer that shares the entries takes the new ones, and is thrown away with them
-        scratch = copy(kept)
-        if scratch.layout is not None and self.hidden_from is not None:
-            limit = self.hidden_from.to(scratch.layout.device)[:, None, None]
-            scratch.keep(indices_of(scratch.real & (scratch.layout < limit)))
-        self.cache.layers[index] = scratch
-        try:
-            return self._run(index, hidden, chunk, scratch)
-        finally:
-            self.cache.layers[index] = kept
+        hidden = self._run(index, hidden, chunk, kept)
+        indices = self.run.evict(index, kept) if chunk.last else None
+        if indices is not None:
+            kept.keep(indices)
+        if chunk.last and self.fresh and not kept.record_past:
+            kept.trim(self.trimmed)
+        return hidden
 
     def _run(self, index: int, hidden: Tensor, chunk: Chunk, kept: KeptLayer | None) -> Tensor:
         mask = chunk.masks.make(index, hidden, chunk.incoming, kept, self.seen)
@@ -145,22 +131,46 @@ class Pass:
         self.run.observe(index, seen)
 
 
+@dataclass(frozen=True)
+class Replay(Pass):
+    """A pass whose entries leave the cache as soon as their layer has run.
+
+    Attributes:
+        hidden_from: `(batch,)` if set, cached entries from this position on are not seen.
+    """
+
+    hidden_from: Tensor | None = None
+
+    def _layer(self, index: int, hidden: Tensor, chunk: Chunk) -> Tensor:
+        assert self.cache is not None
+        kept = self.cache.layers[index]
+        # a second layer that shares the entries takes the new ones, and is thrown away with them
+        scratch: Any = copy(kept)
+        if scratch.layout is not None and self.hidden_from is not None:
+            limit = self.hidden_from.to(scratch.layout.device)[:, None, None]
+            scratch.keep(indices_of(scratch.real & (scratch.layout < limit)))
+        self.cache.layers[index] = scratch
+        try:
+            return self._run(index, hidden, chunk, scratch)
+        finally:
+            self.cache.layers[index] = kept
+
+
 def truncate(layers: Sequence[Any], before: Tokens, after: Tokens) -> None:
     """Drops from cache layers the tokens of `before` that are not in `after`; what they held before that stays.
 
     Entries are told apart by position, since a layer may have dropped some of them already.
     """
     stays = _staying(before, after)
-    shared: dict[int, Any] = {}
-    indices: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def cut(layout: Tensor) -> Cut:
+        known = layout.to(stays.device)  # (batch, 1 or heads, held)
+        here = stays[:, None].expand(-1, known.shape[1], -1).gather(2, known.clamp(0, stays.shape[1] - 1))
+        return Cut(layout, indices_of(here & (known >= 0)))
+
+    cuts = OncePer(cut)
     for layer in layers:
-        assert isinstance(layer, KeptLayer) and layer.layout is not None
-        layout = layer.layout  # (batch, 1 or heads, held)
-        if id(layout) not in indices:
-            known = layout.to(stays.device).clamp(0, stays.shape[1] - 1)
-            here = stays[:, None].expand(-1, known.shape[1], -1).gather(2, known)
-            indices[id(layout)] = (layout, indices_of(here & layer.real.to(stays.device)))
-        layer.keep(indices[id(layout)][1], shared)
+        layer.cut(cuts(layer.layout))
 
 
 def _staying(before: Tokens, after: Tokens) -> Tensor:

@@ -103,8 +103,7 @@ class Policy:
         """
         module = type(self).__module__
         own = {} if module.startswith("distill.") else {"module": module}
-        arguments = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {"name": self.name} | own | {name: _to_json(value) for name, value in arguments.items()}
+        return {"name": self.name} | own | {f.name: _to_json(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     def _repr_html_(self) -> str:
         """The arguments as a table, for notebooks."""

@@ -90,6 +90,11 @@ class Tokens:
         return self.valid & (columns < self.ends[:, None])
 
     @property
+    def marked(self) -> Tensor:
+        """Original positions `(batch, tokens)`, `-1` for padding."""
+        return self.positions.masked_fill(~self.valid, PADDING)
+
+    @property
     def prompt(self) -> Tensor:
         """bool `(batch, tokens)`: real tokens up to the last prompt token, this included."""
         columns = torch.arange(self.count, device=self.valid.device)
@@ -99,7 +104,6 @@ class Tokens:
         """The tokens at `indices` `(batch, kept)`: ascending, `-1` at the front of short rows."""
         real = indices >= 0
         index = indices.clamp(min=0)
-        kept_after = (real & (indices >= self.ends[:, None])).sum(1)
 
         def rows(tensor: Tensor) -> Tensor:
             where = index.to(tensor.device)[..., None].expand(-1, -1, tensor.shape[-1])
@@ -111,7 +115,7 @@ class Tokens:
             valid=real,
             padded=not bool(real.all()),
             rotary=self.rotary.map(rows),
-            ends=(indices.shape[1] - kept_after).clamp(max=indices.shape[1] - 1),
+            ends=(indices < self.ends[:, None]).sum(1).clamp(max=indices.shape[1] - 1),
         )
 
 
@@ -138,6 +142,10 @@ class Call:
     reduce: Callable[..., Tensor] = field(default=lambda tensor, most=False: tensor)
     ranks: int = 1
     question_tokens: Tensor | None = None
+
+    def mean_of_ranks(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over the ranks that share the heads."""
+        return self.reduce(tensor) / self.ranks
 
     @property
     def layers(self) -> int:

@@ -34,10 +34,6 @@ class Softmax:
         return logits if self.softcap is None else logits.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
-def _softmax(given: Softmax | float) -> Softmax:
-    return given if isinstance(given, Softmax) else Softmax(given)
-
-
 def pool(scores: Tensor, kernel: int, how: str = "avg") -> Tensor:
     """Smooths scores over neighbouring tokens; the length stays.
 
@@ -48,11 +44,8 @@ def pool(scores: Tensor, kernel: int, how: str = "avg") -> Tensor:
             `"max"`: the largest value of the window, ends not counted in.
     """
     flat = scores.reshape(-1, 1, scores.shape[-1])
-    if how == "avg":
-        pooled = F.avg_pool1d(flat, kernel, stride=1, padding=kernel // 2)
-    else:
-        pooled = F.max_pool1d(flat, kernel, stride=1, padding=kernel // 2)
-    return pooled.reshape(scores.shape)
+    pooling = F.avg_pool1d if how == "avg" else F.max_pool1d
+    return pooling(flat, kernel, stride=1, padding=kernel // 2).reshape(scores.shape)
 
 
 def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
@@ -66,12 +59,14 @@ def top(scores: Tensor, allowed: Tensor, count: Tensor) -> Tensor:
         bool, the shape of `scores`.
     """
     allowed = allowed.expand(scores.shape)
+    return allowed & (ranks(scores, allowed) < count.to(scores.device)[..., None])
+
+
+def ranks(scores: Tensor, allowed: Tensor) -> Tensor:
+    """The rank of each score `(..., tokens)`: 0 for the highest, ties to the earlier token; those not allowed last."""
     order = scores.masked_fill(~allowed, -torch.inf).argsort(dim=-1, descending=True, stable=True)
-    # (..., tokens): 0 for the highest score
-    rank = torch.empty_like(order).scatter_(
-        -1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    )
-    return allowed & (rank < count.to(rank.device)[..., None])
+    places = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, places)
 
 
 def protect(scores: Tensor, protected: Tensor, count: Tensor) -> Tensor:
@@ -112,19 +107,18 @@ def indices_of(keep: Tensor) -> Tensor:
     return order.masked_fill(~keep.gather(-1, order), -1)
 
 
-def mean_logits(query: Tensor, key: Tensor, softmax: Softmax | float, visible: Tensor) -> Tensor:
+def mean_logits(query: Tensor, key: Tensor, softmax: Softmax, visible: Tensor) -> Tensor:
     """Attention logits, averaged over heads and over those of the queries that see the key.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
-        softmax: that of the layer, or its scaling.
+        softmax: that of the layer.
         visible: bool, `(batch, queries, keys)`.
     Returns:
         `(batch, keys)` in float32; zero where no query sees the key.
     """
     batch, heads, queries, dim = query.shape
-    softmax = _softmax(softmax)
     groups = query.float().view(batch, key.shape[1], -1, queries, dim)  # (batch, kv_heads, group, queries, head_dim)
     blocks = key.split(BLOCK, dim=2)
     if softmax.softcap is None:  # a sum of products is the product of the sum
@@ -138,13 +132,13 @@ def mean_logits(query: Tensor, key: Tensor, softmax: Softmax | float, visible: T
     return (total * visible).sum(1) / heads / seen.clamp(min=1)
 
 
-def attention_rows(query: Tensor, key: Tensor, softmax: Softmax | float, visible: Tensor) -> Tensor:
+def attention_rows(query: Tensor, key: Tensor, softmax: Softmax, visible: Tensor) -> Tensor:
     """Attention probabilities of a few queries, softmax in float32.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
-        softmax: that of the layer, or its scaling.
+        softmax: that of the layer.
         visible: bool, `(batch, queries, keys)` or `(batch, 1 or kv_heads, queries, keys)`.
     Returns:
         `(batch, heads, queries, keys)` in float32; a query that sees nothing has zeros.
@@ -153,7 +147,6 @@ def attention_rows(query: Tensor, key: Tensor, softmax: Softmax | float, visible
     grouped = query.float().reshape(batch, key.shape[1], -1, dim)
     parts = [grouped @ block.float().transpose(2, 3) for block in key.split(BLOCK, dim=2)]
     logits = parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-    softmax = _softmax(softmax)
     logits = softmax.logits(logits).view(batch, key.shape[1], -1, queries, key.shape[2])
     visible = visible[:, None, None] if visible.dim() == 3 else visible[:, :, None]
     logits = logits.masked_fill_(~visible, torch.finfo(logits.dtype).min)
@@ -164,13 +157,13 @@ def attention_rows(query: Tensor, key: Tensor, softmax: Softmax | float, visible
     return rows.view(batch, heads, queries, -1)
 
 
-def attention_mean(query: Tensor, key: Tensor, softmax: Softmax | float, visible: Tensor, most: bool) -> Tensor:
+def attention_mean(query: Tensor, key: Tensor, softmax: Softmax, visible: Tensor, most: bool) -> Tensor:
     """Attention probabilities of a few queries, put together over heads and queries, in blocks of queries.
 
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
-        softmax: that of the layer, or its scaling.
+        softmax: that of the layer.
         visible: bool, `(batch, queries, keys)`; a query that sees nothing does not count.
         most: the largest probability of any head and query, in place of the mean.
     Returns:
@@ -195,7 +188,7 @@ def reach(scores: Tensor, tail: int) -> Tensor:
 def column_sums(
     query: Tensor,
     key: Tensor,
-    softmax: Softmax | float,
+    softmax: Softmax,
     asked: Tensor,
     positions: Tensor,
     window: int | None,
@@ -206,7 +199,7 @@ def column_sums(
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, keys, head_dim)`.
-        softmax: that of the layer, or its scaling.
+        softmax: that of the layer.
         asked: `(batch, queries)` positions of the queries, `-1` for those that do not count.
         positions: `(batch, 1 or kv_heads, keys)` positions of the keys, `-1` for those that do not count.
         window: width of a sliding window in tokens.
@@ -228,7 +221,7 @@ def column_sums(
 def column_maxima(
     query: Tensor,
     key: Tensor,
-    softmax: Softmax | float,
+    softmax: Softmax,
     known: Tensor,
     valid: Tensor,
     weights: tuple[Tensor, Tensor] | None = None,
@@ -238,7 +231,7 @@ def column_maxima(
     Args:
         query: `(batch, heads, queries, head_dim)`.
         key: `(batch, kv_heads, earlier + queries, head_dim)`, those of the queries, which attend causally, last.
-        softmax: that of the layer, or its scaling.
+        softmax: that of the layer.
         known: bool `(batch, 1 or kv_heads, earlier)`: which of the earlier keys count.
         valid: bool `(batch, queries)`: which queries, and keys of theirs, count.
         weights: factors of the probabilities: `(batch, kv_heads, heads per KV head, earlier)` and `(batch, queries)`.

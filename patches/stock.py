@@ -29,27 +29,25 @@ class Rotary:
     """What layers rotate queries and keys by, at the positions of some tokens.
 
     Attributes:
-        tables: the different ones; each is a tuple of tensors `(batch or 1, tokens, rotary_dim)`, such as cosines and
-            sines, or one tensor.
-        used: for each layer, the index of its table; `None` where a layer is given none.
+        tables: the different ones, by any key; each is a tuple of tensors `(batch or 1, tokens, rotary_dim)`, such as
+            cosines and sines, or one tensor, or `None` for layers that are given none.
+        used: for each layer, the key of its table.
         places: `(batch or 1, tokens, 1)` the positions that the tables are for.
         counting: for each layer, whether its attention reads positions itself, beside its table.
     """
 
-    tables: tuple[Any, ...]
-    used: tuple[int | None, ...]
+    tables: dict[int, Any]
+    used: tuple[int, ...]
     places: Tensor
     counting: tuple[bool, ...]
 
     def of(self, layer_idx: int) -> Any:
         """The table of one layer."""
-        index = self.used[layer_idx]
-        return None if index is None else self.tables[index]
+        return self.tables[self.used[layer_idx]]
 
     def rows(self, layer_idx: int, start: int, stop: int) -> Any:
         """The table of one layer, for the tokens `[start, stop)`."""
-        table = self.of(layer_idx)
-        return None if table is None else _each(table, lambda part: part[:, start:stop])
+        return _each(self.of(layer_idx), lambda part: part[:, start:stop])
 
     def positions(self, layer_idx: int, start: int, stop: int) -> Tensor | None:
         """Positions `(batch or 1, stop - start)`, if the attention of this layer reads them."""
@@ -57,12 +55,14 @@ class Rotary:
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rotary:
         """All tables, after a function of one tensor."""
-        tables = tuple(_each(table, function) for table in self.tables)
+        tables = {key: _each(table, function) for key, table in self.tables.items()}
         return replace(self, tables=tables, places=function(self.places))
 
 
 def _each(table: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    return function(table) if isinstance(table, Tensor) else tuple(function(part) for part in table)
+    if isinstance(table, Tensor):
+        return function(table)
+    return None if table is None else tuple(function(part) for part in table)
 
 
 @dataclass(frozen=True)
@@ -103,23 +103,6 @@ class _StandIn:
         return self._call(args[0] if args else kwargs.pop("hidden_states"), kwargs)
 
 
-class _Stands(nn.ModuleList):
-    """The stand-ins of all layers; a module without children, since stand-ins are none."""
-
-    def __init__(self, stands: list[_StandIn]) -> None:
-        super().__init__()
-        self.__dict__["stands"] = stands
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.__dict__["stands"][index]
-
-    def __iter__(self) -> Any:
-        return iter(self.__dict__["stands"])
-
-    def __len__(self) -> int:
-        return len(self.__dict__["stands"])
-
-
 class _Recorder:
     """What the stand-ins of all layers note."""
 
@@ -144,20 +127,16 @@ class _Recorder:
                     "allowed under a policy are hidden states, masks, positions and rotary tables"
                 )
         self.given.append(kwargs)
-        return self.loop(self._start()) if len(self.given) == len(self.stands) else hidden
+        return self.loop(self._start(hidden)) if len(self.given) == len(self.stands) else hidden
 
-    def _start(self) -> Start:
-        assert self.hidden is not None
-        tables: dict[int, Any] = {}
-        for kwargs in self.given:
-            if kwargs.get("position_embeddings") is not None:
-                tables.setdefault(id(kwargs["position_embeddings"]), kwargs["position_embeddings"])
-        places = {key: index for index, key in enumerate(tables)}
-        used = tuple(places.get(id(kwargs.get("position_embeddings"))) for kwargs in self.given)
-        rest = tuple({name: value for name, value in given.items() if name not in _OURS} for given in self.given)
+    def _start(self, hidden: Tensor) -> Start:
+        tables = [given.get("position_embeddings") for given in self.given]
         counting = tuple(_counts(type(stand.self_attn).forward) for stand in self.stands)
-        rotary = Rotary(tuple(tables.values()), used, self.known["position_ids"][..., None], counting)
-        return Start(self.hidden, rotary, rest)
+        places = self.known["position_ids"][..., None]
+        # layers that are given the same table share what is made of it
+        rotary = Rotary({id(table): table for table in tables}, tuple(map(id, tables)), places, counting)
+        rest = tuple({name: value for name, value in given.items() if name not in _OURS} for given in self.given)
+        return Start(hidden, rotary, rest)
 
 
 @cache
@@ -179,14 +158,11 @@ def around_layers(decoder: Any, forward: Callable[..., Any], loop: Callable[[Sta
     Raises:
         ValueError: a stock `forward` that does more than hand hidden states from one layer to the next.
     """
-    given = inputs.get("input_ids") if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-    assert given is not None
     recorder = _Recorder(decoder.layers, inputs, loop)
     view = object.__new__(type(decoder))
-    view.__dict__.update(decoder.__dict__)
-    view.__dict__["_modules"] = decoder._modules | {"layers": _Stands(recorder.stands)}
+    view.__dict__.update(decoder.__dict__ | {"layers": recorder.stands})  # found before the module of that name
     # a mask of four dimensions is handed on as it is, so that no mask is made that the loop does not use
-    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=given.device)
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=inputs["position_ids"].device)
     # the decorators of `forward` record what layers return; the caller of the loop does that already
     function = inspect.unwrap(forward)
     return function(view, **inputs | {"attention_mask": mask, "past_key_values": None, "use_cache": False})

@@ -10,7 +10,7 @@ from transformers import AttentionInterface, DynamicCache, StaticCache
 
 from distill.patches.cache import Incoming, KeptLayer, adopt
 from distill.patches.policy import Policy, budget_tokens, register
-from distill.patches.selection import BLOCK, attention_rows, indices_of, mean_logits, pool, top
+from distill.patches.selection import BLOCK, Softmax, attention_rows, indices_of, mean_logits, pool, top
 
 from .tiny import prompt, tiny, tiny_pair
 
@@ -63,16 +63,16 @@ def test_scores_of_few_queries_are_those_of_full_attention(seed, kv_heads, keys,
     visible = torch.rand(2, queries, keys, generator=torch.Generator().manual_seed(seed)) < 0.7
     logits = query @ key.repeat_interleave(group, dim=1).transpose(2, 3) / 8**0.5
     expected = logits.masked_fill(~visible[:, None], -torch.inf).softmax(-1).nan_to_num(0.0)
-    torch.testing.assert_close(attention_rows(query, key, 8**-0.5, visible), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(attention_rows(query, key, Softmax(8**-0.5), visible), expected, atol=1e-5, rtol=1e-4)
     mean = (logits.mean(1) * visible).sum(1) / visible.sum(1).clamp(min=1)
-    torch.testing.assert_close(mean_logits(query, key, 8**-0.5, visible), mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mean_logits(query, key, Softmax(8**-0.5), visible), mean, atol=1e-5, rtol=1e-4)
 
 
 def test_scores_in_several_blocks_are_those_in_one():
     query, key = random(0, 1, 2, 1, 4), random(1, 1, 1, BLOCK + 7, 4)
     visible = torch.ones(1, 1, BLOCK + 7, dtype=torch.bool)
     expected = (query @ key.transpose(2, 3)).mean(1)[:, 0]
-    torch.testing.assert_close(mean_logits(query, key, 1.0, visible), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(mean_logits(query, key, Softmax(1.0), visible), expected, atol=1e-5, rtol=1e-4)
 
 
 @given(st.integers(1, 10_000), st.floats(0.001, 0.999))

@@ -175,7 +175,7 @@ def _shares(run: Any, needed: list[int], arguments: dict[str, Any]) -> list[floa
     shares, back = [], arguments.get("aggregate", 1)
     for layer in sorted(run.scores):
         window = [run.scores[i] for i in range(max(0, layer - back + 1), layer + 1)]
-        scores = run.smoothed(torch.stack(window).mean(0), tokens, arguments.get("tail", 0))[0]
+        scores = run.smoothed(torch.stack(window).mean(0), tokens)[0]
         order = scores.masked_fill(~context, -torch.inf).argsort(descending=True, stable=True)
         rank = torch.empty_like(order)
         rank[order] = torch.arange(len(order))

@@ -15,7 +15,7 @@ from distill import H2O, Compose, Decoding, GemFilter, Knorm, Policy, PromptDist
 from distill.patches import selection
 from distill.patches.cache import KeptLayer
 from distill.patches.run import Run
-from distill.patches.selection import attention_rows, column_sums, indices_of, protect, visible_keys
+from distill.patches.selection import Softmax, attention_rows, column_sums, indices_of, protect, visible_keys
 
 from ..tiny import padded, prompt, tiny, tiny_pair
 
@@ -198,10 +198,10 @@ def test_column_sums_in_blocks_are_those_of_the_matrix(seed, tokens, group, wind
     positions = torch.arange(tokens).expand(2, 1, -1).clone()
     positions[1, :, : tokens // 2] = -1
     visible = visible_keys(positions[:, 0], positions, window)
-    expected = attention_rows(query, key, 0.3, visible).sum(2)
+    expected = attention_rows(query, key, Softmax(0.3), visible).sum(2)
     elements, selection.ELEMENTS = selection.ELEMENTS, 1
     try:
-        got = column_sums(query, key, 0.3, positions[:, 0], positions, window, aligned)
+        got = column_sums(query, key, Softmax(0.3), positions[:, 0], positions, window, aligned)
     finally:
         selection.ELEMENTS = elements
     torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
