@@ -324,7 +324,7 @@ def _among(layout: Tensor, positions: Tensor) -> Tensor:
     """
     heads = max(layout.shape[1], positions.shape[1])
     layout, positions = layout.expand(-1, heads, -1), positions.expand(-1, heads, -1)
-    size = int(max(layout.max(), positions.max())) + 1
+    size = max([int(part.max()) for part in (layout, positions) if part.numel()], default=-1) + 1
     known = torch.zeros(*positions.shape[:2], size + 1, dtype=torch.bool, device=layout.device)
     known.scatter_(2, positions.masked_fill(positions < 0, size), True)
     known[..., size] = False

@@ -23,6 +23,7 @@ NEEDED = {
     "decoding": {"policy": "knorm", "budget": 12, "every": 1},
     "fastkv": {"tsp_layer": 1, "budget": 12, "tsp_budget": 20},
     "gemfilter": {"layer": 1, "budget": 12},
+    "matching": {"policy": {"name": "snapkv", "budget": 12, "window_size": 4}},
     "promptdistill": {"selection_layers": [1], "n_topks": [12]},
 }
 FITTING = {"budget": 12, "window_size": 4, "recent_size": 4, "lag_size": 2, "sinks": 2}
