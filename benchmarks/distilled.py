@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, DynamicCache
 
 import distill
-from distill import AdaKV, AttentionMatching, KeyDiff, KVzip, Random, SnapKV, StreamingLLM
+from distill import AdaKV, AttentionMatching, KeyDiff, KVzap, KVzip, Random, SnapKV, StreamingLLM
 from distill.evaluation.intervals import bootstrap, wilson
 from distill.evaluation.prompting import Encoder, Prompt, chat
 from distill.evaluation.tune.prompts import STORY, sentences_of
@@ -107,7 +107,7 @@ def make(tokenizer: Any, path: Path, sentences: list[str], seed: int, length: in
     return Context(where, ids, torch.tensor([follows]), len(encoder.encode(head)) if head else 0, questions)
 
 
-def methods(tokenizer: Any, context: Context, share: float, model: Any) -> dict[str, Policy]:
+def methods(tokenizer: Any, context: Context, share: float, model: Any, scorer: str | None) -> dict[str, Policy]:
     """The methods by name, all with the bytes of a share of the whole cache."""
     dim = getattr(model.config, "head_dim", None) or model.config.hidden_size // model.config.num_attention_heads
     entry = 2 * dim * model.dtype.itemsize
@@ -118,6 +118,7 @@ def methods(tokenizer: Any, context: Context, share: float, model: Any) -> dict[
         "AttentionMatching(KVzip), all entries": AttentionMatching(chooser, carriers=0),
         "AttentionMatching(KVzip), own queries": AttentionMatching(chooser, queries="context"),
         "KVzip": chooser.with_budget(share),
+        **({"KVzap": KVzap(share, scorer)} if scorer else {}),
         "AttentionMatching(AdaKV(SnapKV)), own queries": AttentionMatching(AdaKV(SnapKV(budget)), queries="context"),
         "AdaKV(SnapKV)": AdaKV(SnapKV(share)),
         "SnapKV": SnapKV(share),
@@ -242,7 +243,8 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=600, help="tokens of a context, about")
     parser.add_argument("--facts", type=int, default=6, help="hidden in a context, up to 10")
     parser.add_argument("--shares", type=float, nargs="+", default=[1 / 8, 1 / 16], help="of the whole cache's bytes")
-    parser.add_argument("--methods", nargs="*", help="only those whose names contain one of these")
+    parser.add_argument("--methods", nargs="*", help="only these rows")
+    parser.add_argument("--scorer", help="file of `python -m distill.distillation.scorer`, for KVzap")
     parser.add_argument("--new", type=int, default=24, help="tokens of an answer, at most")
     parser.add_argument("--output", type=Path, default=Path("outputs/distilled.jsonl"))
     parser.add_argument("--dtype", default="float32")
@@ -261,8 +263,8 @@ def main() -> int:
     with args.output.open("a") as file:
         for context in tqdm(list(contexts(args, tokenizer)), desc="contexts"):
             for share in args.shares:
-                for name, policy in methods(tokenizer, context, share, model).items():
-                    if args.methods and not any(part in name for part in args.methods):
+                for name, policy in methods(tokenizer, context, share, model, args.scorer).items():
+                    if args.methods and name not in args.methods:
                         continue
                     key = described(args, context, name, share)
                     if key not in known:
