@@ -42,8 +42,8 @@ def weights_for(decoder: Any, argument: str, reference: str, made_by: str) -> di
         ValueError: no such file, no safetensors, or made for another model.
     """
     beside = Path(getattr(decoder.config, "_name_or_path", "") or ".") / reference
-    file = beside if beside.is_file() else Path(reference)
-    if not reference or not file.is_file():
+    file = beside if _is_file(beside) else Path(reference)
+    if not reference or not _is_file(file):
         raise ValueError(
             f"{argument}: got {shown(reference)}, and there is no such file, here or beside the model; allowed are "
             f"files that {made_by} has made"
@@ -53,6 +53,13 @@ def weights_for(decoder: Any, argument: str, reference: str, made_by: str) -> di
     if key not in known:
         known[key] = _read(decoder, argument, file, made_by)
     return known[key]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _read(decoder: Any, argument: str, file: Path, made_by: str) -> dict[str, Tensor]:
