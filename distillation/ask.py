@@ -55,9 +55,7 @@ def read_document(
         raise ValueError(f"model: got a {type(model).__name__}; allowed are models from distill.load")
     used = model._resolve(policy if policy is CONFIGURED else read_policy(policy))
     extra = {} if prefill_chunk_size is None else {"prefill_chunk_size": prefill_chunk_size}
-    cache = model(
-        ids.to(model.device), policy=used, use_cache=True, logits_to_keep=1, **extra
-    ).past_key_values
+    cache = model(ids.to(model.device), policy=used, use_cache=True, logits_to_keep=1, **extra).past_key_values
     origin = Origin(
         seen=ids.shape[1],
         lengths=(ids.shape[1],),
@@ -126,9 +124,7 @@ def ask(
     questions = [question] * rows if isinstance(question, str) else list(question)
     if not questions or not all(isinstance(text, str) and text for text in questions):
         raise ValueError(f"question: got {shown(question)}; allowed are texts, and lists of texts")
-    asked = [
-        encoder.plain(chat(tokenizer, Prompt(_ANY, text)).question if in_chat else text) for text in questions
-    ]
+    asked = [encoder.plain(chat(tokenizer, Prompt(_ANY, text)).question if in_chat else text) for text in questions]
     columns = torch.arange(origin.seen)
     mask = (columns >= origin.seen - torch.tensor(origin.lengths)[:, None]).long()
     settings = {"do_sample": False, "pad_token_id": _padding(tokenizer)} | settings
@@ -150,5 +146,3 @@ def ask(
 def _padding(tokenizer: Any) -> int:
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(int(token) for token in found if token is not None)
-
-

@@ -112,7 +112,9 @@ def padding_known(cache: Cache, attention_mask: Tensor | None) -> Any:
     if attention_mask is not None and not all(isinstance(layer, KeptLayer) for layer in made.layers):
         shape = (len(made.layers[0].keys), made.get_seq_length())
         if tuple(attention_mask.shape) != shape:
-            raise ValueError(f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed for this cache is {shape}")
+            raise ValueError(
+                f"attention_mask: got shape {tuple(attention_mask.shape)}; allowed for this cache is {shape}"
+            )
         adopt(made, len(made.layers), attention_mask)
     return made
 
@@ -135,7 +137,9 @@ def joined(caches: Sequence[Cache]) -> DocumentCache:
         adopt(cache, len(cache.layers), None)
     columns = {len(cache.layers) for cache in copies}
     if len(columns) > 1:
-        raise ValueError(f"caches: got some of {' and '.join(map(str, sorted(columns)))} layers; allowed are equal numbers")
+        raise ValueError(
+            f"caches: got some of {' and '.join(map(str, sorted(columns)))} layers; allowed are equal numbers"
+        )
     made = DynamicCache()
     layouts: dict[tuple[int, ...], Tensor] = {}
     for layers in zip(*(cache.layers for cache in copies), strict=True):
@@ -168,7 +172,9 @@ def _joined(layers: Sequence[KeptLayer], layouts: dict[tuple[int, ...], Tensor])
         raise ValueError(f"caches: got (heads, sizes, dtype) {' and '.join(map(str, shapes))}; allowed are equal ones")
     shifted = [layer.shift is not None for layer in layers]
     if any(shifted) and not all(shifted) and layers[0].window is not None:
-        raise ValueError("caches: got some that a restart has renumbered, with a sliding window; allowed are all or none")
+        raise ValueError(
+            "caches: got some that a restart has renumbered, with a sliding window; allowed are all or none"
+        )
     made = KeptLayer()
     key = tuple(id(layer.layout) for layer in layers)
     held, sets = max(layer.held for layer in layers), max(layer.layout.shape[1] for layer in layers)  # type: ignore[union-attr]
@@ -191,7 +197,10 @@ def _joined(layers: Sequence[KeptLayer], layouts: dict[tuple[int, ...], Tensor])
     made.lost_at = torch.tensor(made.seen if any(int(layer.lost_at) >= layer.seen for layer in layers) else 0)
     if any(shifted):
         made.shift = torch.cat(
-            [torch.zeros(len(layer.keys), dtype=torch.long) if layer.shift is None else layer.shift.cpu() for layer in layers]
+            [
+                torch.zeros(len(layer.keys), dtype=torch.long) if layer.shift is None else layer.shift.cpu()
+                for layer in layers
+            ]
         ).to(keys.device)
     for name in {name for layer in layers for name in layer.notes}:
         none = [layer.keys[..., 0].float() * 0 for layer in layers]

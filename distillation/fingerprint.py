@@ -13,10 +13,9 @@ from torch import Tensor
 SAMPLE = 16
 #: settings that change no key and no value, or are compared by themselves
 _ASIDE = (
-    *("_name_or_path", "architectures", "auto_map", "chunk_size_feed_forward", "dtype", "id2label", "is_encoder_decoder"),
-    *("initializer_range", "label2id", "policy", "problem_type", "return_dict", "rope_parameters", "tie_word_embeddings"),
-    *("transformers_version", "use_cache"),
-)
+    "_name_or_path architectures auto_map chunk_size_feed_forward dtype id2label initializer_range is_encoder_decoder "
+    "label2id policy problem_type return_dict rope_parameters tie_word_embeddings transformers_version use_cache"
+).split()
 _ASIDE_TOO = ("_dropout", "_token_id", "output_")
 
 
@@ -78,12 +77,14 @@ def check_model(saved: dict[str, Any], model: Any) -> None:
     for name, value in saved["config"].items():
         # another version of Transformers may know other settings
         if name in found["config"] and found["config"][name] != value:
-            raise ValueError(f"model: got one with {name}={found['config'][name]!r}; allowed is {_known(saved)}: {value!r}")
+            raise ValueError(
+                f"model: got one with {name}={found['config'][name]!r}; allowed is {_known(saved)}: {value!r}"
+            )
     if found["rope"] != saved["rope"]:
         raise ValueError(f"model: got one with the rotary settings {found['rope']}; allowed are {saved['rope']}")
     if found["weights"] != saved["weights"]:
         raise ValueError(
-            f"model: got {found['name'] or 'one'!r}, whose weights are others than those of the model that filled this "
+            f"model: got {found['name'] or 'one'!r}, whose weights are not those of the model that filled this "
             f"cache; allowed is {_known(saved)}"
         )
 
@@ -92,10 +93,12 @@ def check_tokenizer(saved: dict[str, str], tokenizer: Any) -> None:
     """Raises a `ValueError` unless the tokenizer is the one that a fingerprint was taken of."""
     if tokenizer_print(tokenizer)["vocabulary"] != saved["vocabulary"]:
         raise ValueError(
-            f"tokenizer: got {tokenizer.name_or_path!r}, whose tokens are others than those of the text that this cache "
+            f"tokenizer: got {tokenizer.name_or_path!r}, whose tokens are not those of the text that this cache "
             f"holds; allowed is that of {saved['name']!r}"
         )
 
 
 def _known(saved: dict[str, Any]) -> str:
-    return f"the model that filled this cache ({saved['name']})" if saved["name"] else "the model that filled this cache"
+    return (
+        f"the model that filled this cache ({saved['name']})" if saved["name"] else "the model that filled this cache"
+    )

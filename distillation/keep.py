@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -66,13 +66,15 @@ def save_cache(
     folder = Path(folder)
     cache, origin = padding_known(cache, attention_mask), origin_of(cache, attention_mask)
     if model is not None and getattr(model, "_device_mesh", None) is not None:
-        raise ValueError("model: got one under tensor parallelism, of which this process has a part; allowed are others")
+        raise ValueError(
+            "model: got one under tensor parallelism, of which this process has a part; allowed are others"
+        )
     shape = (len(origin.lengths), origin.seen)
     if ids is not None and tuple(ids.shape) != shape:
         raise ValueError(f"ids: got shape {tuple(ids.shape)}; allowed for this cache is {shape}")
     if model is not None and origin.model is not None:
         check_model(origin.model, model)
-    given = {
+    given: dict[str, Any] = {
         "model": None if model is None else model_print(model),
         "tokenizer": None if tokenizer is None else tokenizer_print(tokenizer),
         "policy": None if policy is None else policy.to_dict(),
@@ -203,25 +205,38 @@ def load_cache(folder: str | Path, model: Any, tokenizer: Any = None) -> Documen
     _check_sizes(record["sizes"], model)
     if tokenizer is not None and record["tokenizer"] is not None:
         check_tokenizer(record["tokenizer"], tokenizer)
-    file = folder / record["entries"]
-    found = file.stat().st_size if file.exists() else 0
-    if found != record["bytes"] or _hash(file) != record["sha256"]:
-        raise ValueError(
-            f"{file}: got {found} bytes whose hash is not the one in {RECORD}; allowed are the {record['bytes']} bytes "
-            "that were written"
-        )
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:  # the hash is right, so it was written so
-        raise ValueError(f"{file}: got a file that cannot be read ({error}); allowed are safetensors files") from None
-    ids = tensors.pop(IDS, None)
     decoder = model.get_decoder()
 
     def device_of(index: int) -> torch.device:
         device = next(decoder.layers[index].parameters()).device
         return model.device if device.type == "meta" else device
 
+    return _read(folder, record, device_of)
+
+
+def open_cache(folder: str | Path) -> DocumentCache:
+    """A saved cache on the CPU, to be looked at; no model is there to compare it with.
+
+    Raises:
+        ValueError: a damaged or unknown file.
+    """
+    return _read(Path(folder), read_record(folder), lambda index: torch.device("cpu"))
+
+
+def _read(folder: Path, record: dict[str, Any], device_of: Callable[[int], torch.device]) -> DocumentCache:
+    file = folder / record["entries"]
+    found = file.stat().st_size if file.exists() else 0
+    if found != record["bytes"] or _hash(file) != record["sha256"]:
+        raise ValueError(
+            f"{file}: got {found} bytes whose hash is not that in {RECORD}; allowed are the {record['bytes']} bytes "
+            "that were written"
+        )
+    tensors = load_file(file)
+    ids = tensors.pop(IDS, None)
     cache = unpack(tensors, record["layers"], device_of)
     known = {name: record[name] for name in Origin.__dataclass_fields__ if name != IDS}
     known["lengths"] = tuple(known["lengths"])
     return DocumentCache.of(cache, Origin(**known, ids=None if ids is None else ids.long()))
+
+
+__all__ = ["load_cache", "open_cache", "read_record", "save_cache"]

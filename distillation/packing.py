@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
@@ -16,7 +15,12 @@ from distill.patches.cache import KeptLayer
 #: what a layer of ours holds as tensors; keys, values and bias are stored as the layer stores them, without fillers
 _STORED = ("_keys", "_values", "_bias", "lost_at", "shift")
 _FIGURES = ("seen", "settled", "trimmed", "repeats", "padded", "ragged", "window", "record_past")
-_KINDS = {"kept": KeptLayer, "biased": BiasedLayer, "stock": DynamicLayer, "sliding": DynamicSlidingWindowLayer}
+_KINDS: dict[str, Any] = {
+    "kept": KeptLayer,
+    "biased": BiasedLayer,
+    "stock": DynamicLayer,
+    "sliding": DynamicSlidingWindowLayer,
+}
 
 
 def pack(cache: Any) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
@@ -91,10 +95,10 @@ def unpack(tensors: dict[str, Tensor], layers: list[dict[str, Any]], device_of: 
 
 
 def _kept(figures: dict[str, Any], own: dict[str, Tensor], layout: Tensor) -> KeptLayer:
-    layer: KeptLayer = _KINDS[figures["kind"]]()  # type: ignore[assignment]
+    layer: KeptLayer = _KINDS[figures["kind"]]()
     layer.lazy_initialization(own["keys"], own["values"])
-    vars(layer).update({name: figures[name] for name in _FIGURES})
-    vars(layer).update({name: own[name.lstrip("_")] for name in _STORED if name.lstrip("_") in own})
+    layer.__dict__.update({name: figures[name] for name in _FIGURES})
+    layer.__dict__.update({name: own[name.lstrip("_")] for name in _STORED if name.lstrip("_") in own})
     layer.layout = layout
     layer.notes = {name.removeprefix("notes."): t for name, t in own.items() if name.startswith("notes.")}
     layer.state = figures["state"] | {
