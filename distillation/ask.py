@@ -115,7 +115,7 @@ def ask(
             f"num_return_sequences: got {settings['num_return_sequences']}; allowed is 1 (put the question more often)"
         )
     cache = joined(cache) if isinstance(cache, (list, tuple)) else copied(cache)
-    origin = origin_of(cache, attention_mask)
+    origin = origin_of(cache)
     if origin.tokenizer is not None:
         check_tokenizer(origin.tokenizer, tokenizer)
     in_chat = origin.chat if in_chat is None else in_chat
@@ -125,15 +125,13 @@ def ask(
     if not questions or not all(isinstance(text, str) and text for text in questions):
         raise ValueError(f"question: got {shown(question)}; allowed are texts, and lists of texts")
     asked = [encoder.plain(chat(tokenizer, Prompt(_ANY, text)).question if in_chat else text) for text in questions]
-    columns = torch.arange(origin.seen)
-    mask = (columns >= origin.seen - torch.tensor(origin.lengths)[:, None]).long()
     settings = {"do_sample": False, "pad_token_id": _padding(tokenizer)} | settings
     output = generate_behind(
         model,
         cache,
         asked,
         known=origin.ids if ids is None else ids,
-        mask=mask if attention_mask is None else attention_mask,
+        mask=attention_mask,
         policy=policy,
         max_new_tokens=max_new_tokens,
         **settings,

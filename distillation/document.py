@@ -14,7 +14,7 @@ from transformers import Cache, DynamicCache
 
 from distill.models.asking import lengths_of
 from distill.patches.biased import BiasedLayer
-from distill.patches.cache import KeptLayer, adopt
+from distill.patches.cache import PADDING, KeptLayer, adopt
 from distill.patches.checks import shown
 from distill.patches.guard import refuse_torn
 from distill.patches.show import show_cache
@@ -26,7 +26,7 @@ class Origin:
 
     Attributes:
         seen: tokens it had seen when this was noted, padding included.
-        lengths: by row, how many of them were no padding.
+        lengths: by row, the position at which it goes on.
         ids: `(batch, seen)` what it has read, `-1` for padding and what nobody has said; or `None`.
         model: fingerprint of the model that filled it, see `distill.distillation.fingerprint`; or `None`.
         tokenizer: that of the tokenizer.
@@ -87,22 +87,15 @@ def copied(cache: Cache) -> Any:
     return made
 
 
-def origin_of(cache: Cache, attention_mask: Tensor | None = None) -> Origin:
-    """What is known of a cache: what it knows itself, if it does, with the tokens that it has seen since.
-
-    Args:
-        attention_mask: `(batch, seen)` which tokens are no padding; by default as `lengths_of` finds out.
-    """
+def origin_of(cache: Cache) -> Origin:
+    """What is known of a cache: what it knows itself, if it does, with the tokens that it has seen since."""
     seen, known = cache.get_seq_length(), getattr(cache, "origin", None)
-    if known is not None and known.seen == seen and attention_mask is None:
-        return known
-    lengths = lengths_of(cache) if attention_mask is None else attention_mask.long().sum(1)
-    now = Origin(seen, tuple(lengths.tolist()))
+    now = Origin(seen, tuple(lengths_of(cache).tolist()))
     if known is None:
         return now
     ids = known.ids
     if ids is not None:
-        ids = F.pad(ids, (0, seen - known.seen), value=-1) if seen > known.seen else ids[:, :seen]
+        ids = F.pad(ids, (0, seen - known.seen), value=PADDING) if seen > known.seen else ids[:, :seen]
     return replace(known, seen=seen, lengths=now.lengths, ids=ids)
 
 
@@ -150,7 +143,7 @@ def joined(caches: Sequence[Cache]) -> DocumentCache:
 def _joined_origin(origins: Sequence[Origin]) -> Origin:
     seen = max(origin.seen for origin in origins)
     ids = [
-        torch.full((len(o.lengths), seen), -1) if o.ids is None else F.pad(o.ids, (seen - o.seen, 0), value=-1)
+        torch.full((len(o.lengths), seen), -1) if o.ids is None else F.pad(o.ids, (seen - o.seen, 0), value=PADDING)
         for o in origins
     ]
     shared = {
@@ -163,26 +156,13 @@ def _joined_origin(origins: Sequence[Origin]) -> Origin:
 
 def _joined(layers: Sequence[KeptLayer], layouts: dict[tuple[int, ...], Tensor]) -> KeptLayer:
     """One layer of the batch. Layers that share their positions share those of the batch: `layouts`."""
-    for name in ("repeats", "window"):
-        found = {getattr(layer, name) for layer in layers}
-        if len(found) > 1:
-            raise ValueError(f"caches: got some with {name} {' and '.join(map(str, found))}; allowed are equal ones")
-    shapes = {(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3], layer.keys.dtype) for layer in layers}
-    if len(shapes) > 1:
-        raise ValueError(f"caches: got (heads, sizes, dtype) {' and '.join(map(str, shapes))}; allowed are equal ones")
-    shifted = [layer.shift is not None for layer in layers]
-    if any(shifted) and not all(shifted) and layers[0].window is not None:
-        raise ValueError(
-            "caches: got some that a restart has renumbered, with a sliding window; allowed are all or none"
-        )
+    _check_alike(layers)
     made = KeptLayer()
     key = tuple(id(layer.layout) for layer in layers)
-    held, sets = max(layer.held for layer in layers), max(layer.layout.shape[1] for layer in layers)  # type: ignore[union-attr]
     if key not in layouts:
-        rows = [layer.layout.expand(-1, sets, -1) for layer in layers]  # type: ignore[union-attr]
-        layouts[key] = torch.cat([F.pad(row, (held - row.shape[-1], 0), value=-1) for row in rows])
+        layouts[key] = _layout([layer.layout for layer in layers if layer.layout is not None])
     layout = layouts[key]
-    counts = (layout >= 0).sum(-1)
+    counts, held = (layout >= 0).sum(-1), layout.shape[-1]
 
     def batch(parts: Sequence[Tensor]) -> Tensor:  # (rows, heads, held, size) each
         return torch.cat([F.pad(part, (0, 0, held - part.shape[2], 0)) for part in parts])
@@ -194,20 +174,38 @@ def _joined(layers: Sequence[KeptLayer], layouts: dict[tuple[int, ...], Tensor])
     made.ragged = made.padded and bool((counts != counts[:, :1]).any())
     made.keys, made.values = keys, values
     made.seen = made.settled = max(layer.seen for layer in layers)
-    made.lost_at = torch.tensor(made.seen if any(int(layer.lost_at) >= layer.seen for layer in layers) else 0)
-    if any(shifted):
+    made.reached = torch.cat([layer.lengths.to(keys.device) - 1 for layer in layers])
+    if any(layer.shift is not None for layer in layers):
         made.shift = torch.cat(
             [
-                torch.zeros(len(layer.keys), dtype=torch.long) if layer.shift is None else layer.shift.cpu()
+                layer.keys.new_zeros(len(layer.keys), dtype=torch.long)
+                if layer.shift is None
+                else layer.shift.to(keys.device)
                 for layer in layers
             ]
-        ).to(keys.device)
-    for name in {name for layer in layers for name in layer.notes}:
-        none = [layer.keys[..., 0].float() * 0 for layer in layers]
-        notes = [layer.notes.get(name, zero)[..., None] for layer, zero in zip(layers, none, strict=True)]
-        made.notes[name] = batch(notes)[..., 0]
-    if any(layer.bias is not None for layer in layers):
-        return BiasedLayer.of(
-            made, batch([layer.keys[..., :1].float() * 0 if layer.bias is None else layer.bias for layer in layers])
         )
+    if any(layer.bias is not None for layer in layers):
+        none = [torch.zeros(*layer.keys.shape[:3], 1, device=keys.device) for layer in layers]
+        found = [zero if layer.bias is None else layer.bias for layer, zero in zip(layers, none, strict=True)]
+        return BiasedLayer.of(made, batch(found))
     return made
+
+
+def _layout(layouts: Sequence[Tensor]) -> Tensor:
+    """Positions `(batch, 1 or heads, held)` of the batch."""
+    sets, held = (max(layout.shape[axis] for layout in layouts) for axis in (1, 2))
+    rows = [layout.expand(-1, sets, -1) for layout in layouts]
+    return torch.cat([F.pad(row, (held - row.shape[-1], 0), value=PADDING) for row in rows])
+
+
+def _check_alike(layers: Sequence[KeptLayer]) -> None:
+    for name, found in (
+        ("repeats", {layer.repeats for layer in layers}),
+        ("window", {layer.window for layer in layers}),
+        ("heads, sizes", {(layer.keys.shape[1], layer.keys.shape[3], layer.values.shape[3]) for layer in layers}),
+        ("dtype", {layer.keys.dtype for layer in layers}),
+        # a window counts tokens in one, entries in the other
+        ("restarts", {layer.shift is not None for layer in layers if layer.window is not None}),
+    ):
+        if len(found) > 1:
+            raise ValueError(f"caches: got some with {name} {' and '.join(map(str, found))}; allowed are equal ones")

@@ -15,7 +15,7 @@ SAMPLE = 16
 _ASIDE = (
     "_name_or_path architectures auto_map chunk_size_feed_forward dtype id2label initializer_range is_encoder_decoder "
     "label2id policy problem_type return_dict rope_parameters tie_word_embeddings transformers_version use_cache"
-).split()
+)
 _ASIDE_TOO = ("_dropout", "_token_id", "output_")
 
 
@@ -25,12 +25,13 @@ def model_print(model: Any) -> dict[str, Any]:
     Returns:
         `name` (where it was loaded from), `dtype`, `config` (settings), `rope` (rotary settings), `weights` (a hash).
     """
+    aside = _ASIDE.split()
     values = json.loads(json.dumps(model.config.to_dict(), default=str))
     values["model_type"] = str(values.get("model_type")).removeprefix("distill_")
     kept = {
         name: value
         for name, value in values.items()
-        if name not in _ASIDE and not any(part in name for part in _ASIDE_TOO)
+        if name not in aside and not any(part in name for part in _ASIDE_TOO)
     }
     return {
         "name": str(model.name_or_path),

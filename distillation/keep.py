@@ -64,7 +64,8 @@ def save_cache(
         ValueError: what is no filled DynamicCache, arguments that do not fit, or a model of another dtype or size.
     """
     folder = Path(folder)
-    cache, origin = padding_known(cache, attention_mask), origin_of(cache, attention_mask)
+    cache = padding_known(cache, attention_mask)
+    origin = origin_of(cache)
     if model is not None and getattr(model, "_device_mesh", None) is not None:
         raise ValueError(
             "model: got one under tensor parallelism, of which this process has a part; allowed are others"

@@ -13,7 +13,7 @@ from distill.patches.biased import BiasedLayer
 from distill.patches.cache import KeptLayer
 
 #: what a layer of ours holds as tensors; keys, values and bias are stored as the layer stores them, without fillers
-_STORED = ("_keys", "_values", "_bias", "lost_at", "shift")
+_STORED = ("_keys", "_values", "_bias", "reached", "shift")
 _FIGURES = ("seen", "settled", "trimmed", "repeats", "padded", "ragged", "window", "record_past")
 _KINDS: dict[str, Any] = {
     "kept": KeptLayer,

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from distill.patches.cache import KeptLayer, holds_kept_layers, last_positions
+from distill.patches.cache import KeptLayer, holds_kept_layers
 
 
 @dataclass(frozen=True)
@@ -101,27 +101,14 @@ def lengths_of(cache: Any) -> Tensor:
     A stock cache does not know its padding: all that it has seen counts.
 
     Raises:
-        ValueError: nothing has been read, or every layer has dropped the last token of a row in a batch, so that
-            nothing is left to tell by.
+        ValueError: nothing has been read.
     """
-    seen, kept = cache.get_seq_length(), [layer for layer in cache.layers if isinstance(layer, KeptLayer)]
-    if not seen:
+    if not cache.get_seq_length():
         raise ValueError("cache: got one that is empty; allowed are caches that hold a text")
-    if len(kept) < len(cache.layers):
-        return torch.full((cache.layers[0].keys.shape[0],), seen)
-    for layer in kept:
-        assert layer.layout is not None
-        if layer.shift is None and int(layer.lost_at) < seen:
-            return last_positions(layer.layout).amax(1).cpu() + 1
-        if layer.shift is not None and layer.window is None:  # positions were counted anew, without gaps
-            return layer.shift.cpu() + layer.real.sum(-1).amax(1).cpu()
-    rows = len(kept[0].keys)
-    if rows == 1:
-        return torch.tensor([seen])
-    raise ValueError(
-        f"attention_mask: got None for a cache of {rows} rows that has dropped their last tokens; allowed is the mask "
-        f"({rows}, {seen}) of what was read"
-    )
+    first = cache.layers[0]
+    if isinstance(first, KeptLayer):
+        return first.lengths.cpu()
+    return torch.full((len(first.keys),), cache.get_seq_length())
 
 
 def generate_behind(
@@ -144,7 +131,7 @@ def generate_behind(
         questions: token ids, one question a row. They are padded on the left, which changes no answer.
         known: `(batch, seen)` ids of what was read, `-1` for unknown ones. Only rules such as `repetition_penalty`
             look at them; unknown ones are given as the first token of the question, on which these rules act anyway.
-        mask: `(batch, seen)` 1 for real tokens; by default as `lengths_of` says.
+        mask: `(batch, seen)` 1 for real tokens, of a stock cache with padding; other caches know.
         policy: what drops entries while the question is read; `None` drops none.
         settings: further arguments of `generate`.
     Returns:
@@ -161,7 +148,8 @@ def generate_behind(
     if not questions or not all(map(len, questions)):
         raise ValueError("question: got one without tokens; allowed are texts of at least one token")
     seen, rows = cache.get_seq_length(), len(questions)
-    past = _columns(lengths_of(cache), seen) if mask is None else mask.cpu().long()
+    knows = mask is None or isinstance(cache.layers[0], KeptLayer)
+    past = _columns(lengths_of(cache), seen) if knows else mask.cpu().long()
     ids = torch.full_like(past, -1) if known is None else known.cpu()
     for name, given in (("attention_mask", past), ("ids", ids)):
         if given.shape != (held := (len(past), seen)):
