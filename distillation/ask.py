@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,8 +12,10 @@ from distill.distillation.document import DocumentCache, Origin, copied, joined,
 from distill.distillation.fingerprint import check_tokenizer, model_print, tokenizer_print
 from distill.models.asking import Encoder, Prompt, chat, generate_behind
 from distill.models.using import CONFIGURED
+from distill.patches.cache import KeptLayer
 from distill.patches.checks import check_integer, shown
 from distill.patches.grammar import read_policy
+from distill.patches.masks import sliding_window
 
 #: stands for a text that is not there, where a chat template needs one
 _ANY = "x"
@@ -46,7 +48,7 @@ def read_document(
         ValueError: an empty text, a template that changes texts, or a policy that cannot run on the model.
     """
     encoder = Encoder(tokenizer)
-    in_chat = bool(getattr(tokenizer, "chat_template", None)) if in_chat is None else in_chat
+    in_chat = _has_template(tokenizer) if in_chat is None else in_chat
     text = chat(tokenizer, Prompt(document, f"\n{_ANY}")).context if in_chat else document
     ids = torch.tensor([encoder.encode(text)])
     if not document.strip():
@@ -119,28 +121,51 @@ def ask(
     if origin.tokenizer is not None:
         check_tokenizer(origin.tokenizer, tokenizer)
     in_chat = origin.chat if in_chat is None else in_chat
-    in_chat = bool(getattr(tokenizer, "chat_template", None)) if in_chat is None else in_chat
+    in_chat = _has_template(tokenizer) if in_chat is None else in_chat
     encoder, rows = Encoder(tokenizer), len(origin.lengths)
     questions = [question] * rows if isinstance(question, str) else list(question)
     if not questions or not all(isinstance(text, str) and text for text in questions):
         raise ValueError(f"question: got {shown(question)}; allowed are texts, and lists of texts")
     asked = [encoder.plain(chat(tokenizer, Prompt(_ANY, text)).question if in_chat else text) for text in questions]
-    settings = {"do_sample": False, "pad_token_id": _padding(tokenizer)} | settings
-    output = generate_behind(
-        model,
-        cache,
-        asked,
-        known=origin.ids if ids is None else ids,
-        mask=attention_mask,
-        policy=policy,
-        max_new_tokens=max_new_tokens,
-        **settings,
-    )
-    new = output.sequences[:, origin.seen + max(map(len, asked)) :].tolist()
-    answers = [encoder.decode(row) for row in new]
+    given = {"do_sample": False, "pad_token_id": _padding(tokenizer), "max_new_tokens": max_new_tokens} | settings
+    known = origin.ids if ids is None else ids
+    parts = _batches(model, cache, asked, known, attention_mask)
+    answers = [encoder.decode(row) for part in parts for row in _new_tokens(model, policy=policy, **part, **given)]
     return answers[0] if isinstance(question, str) and rows == 1 else answers
+
+
+def _batches(
+    model: Any, cache: Any, questions: list[list[int]], known: Tensor | None, mask: Tensor | None
+) -> Iterator[dict[str, Any]]:
+    """Arguments of `generate_behind`, as a rule for one batch of all questions.
+
+    A stock model counts a sliding window in columns, padding between text and question included: there, questions of
+    unequal length are put one by one.
+    """
+    whole = {"cache": cache, "questions": questions, "known": known, "mask": mask}
+    stock = not all(isinstance(layer, KeptLayer) for layer in cache.layers)
+    windows = [sliding_window(model.config, index) for index in range(len(cache.layers))]
+    if not stock or len({len(question) for question in questions}) == 1 or not any(windows):
+        yield whole
+        return
+    rows = len(cache.layers[0].keys)
+    for number, question in enumerate(questions):
+        one, place = copied(cache), torch.tensor([number if rows > 1 else 0])
+        one.batch_select_indices(place)
+        parts = {name: None if part is None else part[place] for name, part in (("known", known), ("mask", mask))}
+        yield {"cache": one, "questions": [question], **parts}
+
+
+def _new_tokens(model: Any, **arguments: Any) -> list[list[int]]:
+    cache = arguments["cache"]
+    start = cache.get_seq_length() + max(map(len, arguments["questions"]), default=0)
+    return generate_behind(model, **arguments).sequences[:, start:].tolist()
 
 
 def _padding(tokenizer: Any) -> int:
     found = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(int(token) for token in found if token is not None)
+
+
+def _has_template(tokenizer: Any) -> bool:
+    return bool(getattr(tokenizer, "chat_template", None))
