@@ -179,7 +179,7 @@ def _ask(args: argparse.Namespace) -> int:
     for number, names in enumerate(chosen):
         print(args.question[number])
         for name in names:
-            print(f"  {name}: {answers[number, name].strip()}")
+            print(f"  {name}: " + answers[number, name].strip().replace("\n", "\n    "))
         if len(names) > 1:
             print("  (these documents are equally like the question)")
     return 0
