@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from distill.distillation.document import DocumentCache, Origin, copied, joined, origin_of
-from distill.distillation.fingerprint import check_tokenizer, model_print, tokenizer_print
+from distill.distillation.fingerprint import check_model, check_tokenizer, model_print, tokenizer_print
 from distill.models.asking import Encoder, Prompt, chat, generate_behind
 from distill.models.using import CONFIGURED
 from distill.patches.cache import KeptLayer
@@ -118,6 +118,8 @@ def ask(
         )
     cache = joined(cache) if isinstance(cache, (list, tuple)) else copied(cache)
     origin = origin_of(cache)
+    if origin.model is not None:
+        check_model(origin.model, model)
     if origin.tokenizer is not None:
         check_tokenizer(origin.tokenizer, tokenizer)
     in_chat = origin.chat if in_chat is None else in_chat

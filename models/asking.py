@@ -148,8 +148,10 @@ def generate_behind(
     if not questions or not all(map(len, questions)):
         raise ValueError("question: got one without tokens; allowed are texts of at least one token")
     seen, rows = cache.get_seq_length(), len(questions)
-    knows = mask is None or isinstance(cache.layers[0], KeptLayer)
-    past = _columns(lengths_of(cache), seen) if knows else mask.cpu().long()
+    if mask is None or isinstance(cache.layers[0], KeptLayer):
+        past = _columns(lengths_of(cache), seen)
+    else:
+        past = mask.cpu().long()
     ids = torch.full_like(past, -1) if known is None else known.cpu()
     for name, given in (("attention_mask", past), ("ids", ids)):
         if given.shape != (held := (len(past), seen)):

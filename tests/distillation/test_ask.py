@@ -14,7 +14,7 @@ from distill.distillation.document import copied, joined
 from distill.models.asking import generate_behind, lengths_of
 
 from ..matrix.caches import assert_same, contents
-from ..tiny import KV_HEADS, lasting_pair, padded, prefill, prompt
+from ..tiny import KV_HEADS, lasting_pair, padded, prefill, prompt, tiny
 from .test_keep import POLICIES, filled
 from .words import text_of, tokenizer_of
 
@@ -291,6 +291,8 @@ def test_what_cannot_be_asked_is_refused():
             distill.ask(model, tokenizer, *asked, **kwargs)
     with pytest.raises(ValueError, match=r"tokenizer: got .*, whose tokens are not those"):
         distill.ask(model, other, read, "w1")
+    with pytest.raises(ValueError, match="model: got 'one', whose weights are not those"):
+        distill.ask(tiny("llama", seed=1), tokenizer, read, "w1")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
