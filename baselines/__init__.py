@@ -13,6 +13,7 @@ from distill.baselines.gemfilter import GemFilter
 from distill.baselines.h2o import H2O
 from distill.baselines.keydiff import KeyDiff
 from distill.baselines.knorm import Knorm
+from distill.baselines.kvzap import KVzap
 from distill.baselines.kvzip import KVzip
 from distill.baselines.lagkv import LagKV
 from distill.baselines.observed import ObservedAttention
@@ -32,6 +33,7 @@ __all__ = [
     "ExpectedAttention",
     "FastKV",
     "GemFilter",
+    "KVzap",
     "KVzip",
     "KeyDiff",
     "Knorm",

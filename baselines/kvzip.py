@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from distill.baselines.jointly import Jointly, JointRun
 from distill.patches.cache import entries_at
 from distill.patches.checks import check_budget, check_flag, check_integer, check_token_ids, check_uneven
-from distill.patches.masks import left_to_window, most_held
-from distill.patches.policy import Policy, register
+from distill.patches.policy import register
 from distill.patches.run import Call, Observation, Run
-from distill.patches.selection import column_maxima, indices_of, projected_norms, top_jointly
+from distill.patches.selection import column_maxima, indices_of, projected_norms
 
 FIRST = "\n\nRepeat the previous context exactly."
 LATER = "\n\nRepeat the part of the previous context exactly, starting with"
@@ -22,7 +22,7 @@ LATER = "\n\nRepeat the part of the previous context exactly, starting with"
 
 @register
 @dataclass(frozen=True)
-class KVzip(Policy):
+class KVzip(Jointly):
     """Keeps the entries that get most attention while the model, its cache still whole, is made to repeat the prompt.
 
     After the prompt has been read, it is read once more, in chunks of `chunk_size` tokens. For each chunk the model is
@@ -113,44 +113,6 @@ class KVzip(Policy):
             for token in getattr(self, name):
                 check_integer(name, token, 0, config.vocab_size - 1)
 
-    def kept(self, entries: int, length: int, heads: int) -> int:
-        """How many entries stay. As in all methods, at least one entry per head does, on average.
-
-        Args:
-            entries: how many entries compete: `length` times `heads`, or fewer where another policy drops some too.
-            length: tokens of the prompt.
-            heads: number of heads that compete, over all layers in question.
-        """
-        if isinstance(self.budget, int):
-            kept = entries * min(self.budget, length) // max(length, 1)
-        else:  # 1 - 0.9 is 0.09999999999999998; rounding makes it 0.1 again
-            kept = entries - int(entries * round(1 - self.budget, 12))
-        return max(kept, min(entries, heads))
-
-    def entries_kept(self, length: int, config: Any) -> list[int]:
-        """As for every method. Unless `layerwise` is set, only the sum over the layers is exact."""
-        return self.entries_left(length, [length] * config.num_hidden_layers, config)
-
-    def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
-        heads, competing = config.num_key_value_heads, self.competing(config)
-        left = [most_held(config, layer, tokens) * heads for layer, tokens in enumerate(reaching)]
-        entries = {layer: reaching[layer] * heads for layer in competing}
-        if self.layerwise:
-            return [
-                min(count, self.kept(entries[layer], length, heads)) if layer in entries else count
-                for layer, count in enumerate(left)
-            ]
-        total = self.kept(sum(entries.values()), length, heads * len(entries))
-        # shared out evenly, as far as a layer has so many
-        for place, layer in enumerate(sorted(entries, key=entries.__getitem__)):
-            share = min(entries[layer], total // (len(entries) - place))
-            left[layer], total = min(left[layer], share), total - share
-        return left
-
-    def competing(self, config: Any) -> list[int]:
-        """The layers from which entries of a prompt are dropped."""
-        return [i for i in range(config.num_hidden_layers) if self.windows or not left_to_window(config, i)]
-
     def begin(self, call: Call) -> Run | None:
         if call.cache is None or not bool(call.tokens.droppable.any()):
             return None
@@ -170,59 +132,15 @@ class KVzip(Policy):
         return _KVzipRun(self, call)
 
 
-class _KVzipRun(Run):
-    """One forward call: after the prompt, reads its chunks again to score them, then drops entries in all layers.
+class _KVzipRun(JointRun):
+    """One forward call: after the prompt, reads its chunks again to score them, then drops entries in all layers."""
 
-    Attributes:
-        lengths: `(batch,)` number of prompt tokens in each row.
-        first: `(batch,)` original position of each row's first prompt token.
-        scores: by layer, `(batch, kv_heads, longest + 1)`: scores by rank among the prompt's tokens; the last column
-            takes what belongs to no token.
-    """
-
-    def __init__(self, policy: KVzip, call: Call) -> None:
-        self.policy, self.call = policy, call
-        tokens = call.tokens
-        self.lengths = tokens.prompt.sum(1)
-        self.first = tokens.positions.masked_fill(~tokens.prompt, tokens.positions.max() + 1).amin(1)
-        self.layers: Any = call.cache.layers  # type: ignore[union-attr]
-        self.competing = policy.competing(call.decoder.config)
-        self.scores: dict[int, Tensor] = {}
-
-    def rank(self, layout: Tensor) -> Tensor:
-        """Which token of the prompt each entry belongs to: 0, 1, 2, ...; `-1` for all other entries.
-
-        Args:
-            layout: original positions of the entries, `(batch, 1 or heads, entries)`; negative for padding.
-        Returns:
-            the shape of `layout`.
-        """
-        rank = layout - self.first.to(layout.device)[:, None, None]
-        outside = (layout < 0) | (rank < 0) | (rank >= self.lengths.to(layout.device)[:, None, None])
-        return rank.masked_fill(outside, -1)
+    policy: KVzip
 
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         for start in range(self.policy.prefix, int(self.lengths.max()), self.policy.chunk_size):
             replay(*self.repetition(start), _Replay(self, start))
-        ranks = [self.rank(self.layers[i].layout).expand(-1, self.layers[i].keys.shape[1], -1) for i in self.competing]
-        size = 1 if self.policy.layerwise else len(ranks)
-        for first in range(0, len(ranks), size):
-            part = range(first, first + size)
-            own, counts = [ranks[place] >= 0 for place in part], self.counts([ranks[place] for place in part])
-            room = counts // sum(mine.shape[1] for mine in own)  # (batch,) entries a head, on average
-            scores = [self._with_sinks(self.competing[place], ranks[place], room) for place in part]
-            marks = top_jointly(scores, own, counts)
-            for place, chosen, mine in zip(part, marks, own, strict=True):
-                layer = self.layers[self.competing[place]]
-                layer.keep(indices_of(chosen | (layer.real & ~mine)))
-
-    def _with_sinks(self, index: int, rank: Tensor, room: Tensor) -> Tensor:
-        """Scores `(batch, heads, held)` of a layer's entries; the sinks win, the last of them where few have room."""
-        scores = self.scores[index].gather(2, rank.clamp(min=0))
-        sinks = self.lengths.clamp(max=self.policy.sinks).to(rank.device)  # (batch,)
-        first = (sinks - room.to(rank.device)).clamp(min=0)
-        wins = (rank < sinks[:, None, None]) & (rank >= first[:, None, None])
-        return scores.masked_fill(wins, torch.inf)
+        self.drop()
 
     def repetition(self, start: int) -> tuple[Tensor, Tensor]:
         """The tokens that are read to score the chunk that begins at prompt token `start`.
@@ -241,19 +159,6 @@ class _KVzipRun(Run):
         width = max(map(len, rows))
         padded = torch.tensor([[-1] * (width - len(row)) + row for row in rows], device=self.call.input_ids.device)
         return padded.clamp(min=0), padded >= 0
-
-    def counts(self, ranks: list[Tensor]) -> Tensor:
-        """How many entries each row keeps.
-
-        Args:
-            ranks: what `rank` returned, for each of the layers that compete.
-        Returns:
-            integers `(batch,)`.
-        """
-        entries = torch.stack([(rank >= 0).sum((1, 2)).cpu() for rank in ranks]).sum(0)
-        rows = zip(entries.tolist(), self.lengths.tolist(), strict=True)
-        heads = sum(rank.shape[1] for rank in ranks)
-        return torch.tensor([self.policy.kept(count, length, heads) for count, length in rows])
 
 
 class _Replay(Run):

@@ -27,6 +27,8 @@ from torch import Tensor
 LEAST, MOST = -7.0, 7.0
 #: free entries are chosen in at most this many rounds
 ROUNDS = 8
+#: probabilities that sum to 1 up to this do so
+ROUNDING = 1e-4
 
 Blocks = Callable[[], Iterator[Tensor]]
 
@@ -133,12 +135,15 @@ def values_for(blocks: Blocks, value: Tensor, fixed: Tensor, free: Tensor, bias:
     original = entries_of(value, free)
     gram, moment = _zeros(free, free.shape[-1]), _zeros(free, value.shape[-1])
     for rows in blocks():
-        dropped = rows * ~fixed[:, :, None]
+        kept = rows * fixed[:, :, None]
         x = columns(rows, free) * factor
-        # the mass with the free entries in place of all that are not fixed; what goes to attention sinks stays
-        mass = 1 - dropped.sum(-1, keepdim=True) + x.sum(-1, keepdim=True)
+        # what goes to attention sinks stays; rounding errors, which would drown a small mass, are none of it
+        outside = 1 - rows.sum(-1, keepdim=True)
+        outside = outside.masked_fill(outside < ROUNDING, 0)
+        mass = kept.sum(-1, keepdim=True) + x.sum(-1, keepdim=True) + outside
+        mass = mass.clamp(min=torch.finfo(rows.dtype).tiny)
         x = x / mass
-        missing = rows @ value - (rows * fixed[:, :, None]) @ value / mass - x @ original
+        missing = rows @ value - kept @ value / mass - x @ original
         gram, moment = gram + x.mT @ x, moment + x.mT @ missing
     count = (free >= 0).sum(-1).clamp(min=1)
     scale = (gram.diagonal(dim1=-2, dim2=-1).sum(-1) / count * ridge)[..., None, None]

@@ -199,20 +199,21 @@ class _MatchingRun(Run):
 
     def _carriers(self, fits: list[_LayerFit]) -> list[Tensor]:
         """How many carriers each head of each layer gets, `(batch, kv_heads)` a layer."""
-        policy, config = self.policy, self.call.decoder.config
-        room = [fit.room for fit in fits]
-        if not policy.carriers:
-            return [torch.zeros_like(heads) for heads in room]
-        totals = []
+        room = torch.stack([fit.room for fit in fits], dim=1)  # (batch, layers, kv_heads)
+        if not self.policy.carriers:
+            return list(torch.zeros_like(room).unbind(1))
+        policy, config, shares = self.policy.policy, self.call.decoder.config, []
         for row, length in enumerate(self.call.tokens.prompt.sum(1).tolist()):
             reaching = [length] * config.num_hidden_layers
             for fit in fits:
                 reaching[fit.index] = int(fit.prompt[row].sum(-1).max())
-            allowed = policy.policy.entries_left(length, reaching, config)
-            kept = sum(int((fit.stays & fit.prompt)[row].sum()) for fit in fits)
-            totals.append(sum(allowed[fit.index] for fit in fits) - kept)
-        shares = share_out(torch.tensor(totals), torch.cat(room, dim=1))
-        return list(shares.split([heads.shape[1] for heads in room], dim=1))
+            allowed = policy.entries_left(length, reaching, config)
+            left = torch.tensor([allowed[fit.index] - int((fit.stays & fit.prompt)[row].sum()) for fit in fits])
+            if bool(((left >= 0) & (left <= room[row].sum(1))).all()):
+                shares.append(share_out(left, room[row]))
+            else:  # the layers compete, and some have more than an even part
+                shares.append(share_out(left.sum()[None], room[row].flatten()[None]).view_as(room[row]))
+        return list(torch.stack(shares).unbind(1))
 
 
 def share_out(total: Tensor, room: Tensor) -> Tensor:
@@ -323,7 +324,7 @@ def _among(layout: Tensor, positions: Tensor) -> Tensor:
     """
     heads = max(layout.shape[1], positions.shape[1])
     layout, positions = layout.expand(-1, heads, -1), positions.expand(-1, heads, -1)
-    size = int(max(layout.max(), positions.max())) + 1
+    size = max([int(part.max()) for part in (layout, positions) if part.numel()], default=-1) + 1
     known = torch.zeros(*positions.shape[:2], size + 1, dtype=torch.bool, device=layout.device)
     known.scatter_(2, positions.masked_fill(positions < 0, size), True)
     known[..., size] = False

@@ -93,7 +93,7 @@ def turned_on(layer_idx: int, seen: Observation, call: Call) -> tuple[Tensor, Te
         raise ValueError(
             f"queries: got 'context' for a model whose layer {layer_idx} has no cosines and sines; allowed is 'repeat'"
         )
-    lengths = (tokens.positions * tokens.prompt).amax(1) + 1  # (batch,)
+    lengths = tokens.prompt.sum(1)  # (batch,)
     asked = seen.prompt_positions[:, seen.start :]
     asked = torch.where(asked < 0, asked, asked + lengths[:, None])
     cos, sin = tables_at(call.decoder, lengths[:, None], layer_idx)  # (batch, 1, dim)

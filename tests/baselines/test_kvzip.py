@@ -7,6 +7,7 @@ import torch
 from transformers import DynamicCache
 
 from distill import KVzip
+from distill.baselines import jointly
 from distill.baselines import kvzip as room
 from distill.patches.meter import cache_bytes
 
@@ -34,8 +35,8 @@ def held(cache, row=0, offset=0):
 def test_scores_and_replay_are_the_reference(file, monkeypatch):
     case, tensors = read(file)
     found, read_again = [], []
-    choose, repetition = room.top_jointly, room._KVzipRun.repetition
-    monkeypatch.setattr(room, "top_jointly", lambda s, *rest: (found.extend(s), choose(s, *rest))[1])
+    choose, repetition = jointly.top_jointly, room._KVzipRun.repetition
+    monkeypatch.setattr(jointly, "top_jointly", lambda s, *rest: (found.extend(s), choose(s, *rest))[1])
     monkeypatch.setattr(
         room._KVzipRun, "repetition", lambda self, i: (read_again.append(repetition(self, i)), read_again[-1])[1]
     )

@@ -6,7 +6,7 @@ import dataclasses
 import random
 
 import distill
-from distill import Compose, Decoding, KVzip, Policy, PromptDistill
+from distill import AttentionMatching, Compose, Decoding, KVzip, Policy, PromptDistill
 
 from ..tiny import LAYERS, VOCABULARY
 
@@ -123,15 +123,36 @@ def dynamic(rng: random.Random) -> Policy:
     return distill.H2O(few + rng.randint(1, 30), few, "dynamic", rng.choice(["kv_head", "query_head"]))
 
 
+def matching(rng: random.Random) -> Policy:
+    chooser = rng.choice([wrapped, kvzip])(rng)
+    while getattr(chooser, "granularity", "kv_head") != "kv_head":
+        chooser = wrapped(rng)
+    settings = {"bias": rng.random() < 0.8, "values": rng.random() < 0.8, "queries": rng.choice(["repeat", "context"])}
+    return AttentionMatching(chooser, rng.choice([0, 0.1, 0.5]), ridge=rng.choice([0.01, 1.0]), **settings)
+
+
 def composed(rng: random.Random) -> Policy:
     members = [
-        rng.choice([promptdistill, wrapped, kvzip, fastkv, decoding])(rng) for _ in range(rng.choice([2, 2, 3]))
+        rng.choice([promptdistill, wrapped, kvzip, fastkv, decoding, matching])(rng)
+        for _ in range(rng.choice([2, 2, 3]))
     ]
     return Compose(*members)
 
 
 def any_policy(rng: random.Random) -> Policy:
-    kinds = [wrapped, wrapped, wrapped, promptdistill, promptdistill, kvzip, fastkv, decoding, dynamic, composed]
+    kinds = [
+        wrapped,
+        wrapped,
+        wrapped,
+        promptdistill,
+        promptdistill,
+        kvzip,
+        fastkv,
+        decoding,
+        dynamic,
+        composed,
+        matching,
+    ]
     if rng.random() < 0.1:
         return distill.GemFilter(budget(rng), rng.randrange(LAYERS), rng.choice([1, 3, 5]))
     while True:

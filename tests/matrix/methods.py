@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
 
 from distill import (
     H2O,
@@ -19,6 +25,7 @@ from distill import (
     GemFilter,
     KeyDiff,
     Knorm,
+    KVzap,
     KVzip,
     LagKV,
     ObservedAttention,
@@ -29,6 +36,8 @@ from distill import (
     SnapKV,
     StreamingLLM,
 )
+
+from ..tiny import KV_HEADS, LAYERS, SIZES
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,23 @@ class Method:
     alone: bool = True
     restarts: bool = False
 
+
+@cache
+def scorer() -> str:
+    """A file of random numbers, of the sizes of the tiny models."""
+    folder = tempfile.TemporaryDirectory()
+    _FOLDERS.append(folder)
+    file, generator = Path(folder.name) / "kvzap.safetensors", torch.Generator().manual_seed(0)
+    tensors = {
+        "weight": torch.randn(LAYERS, KV_HEADS, SIZES["hidden_size"], generator=generator),
+        "bias": torch.randn(LAYERS, KV_HEADS, generator=generator),
+    }
+    save_file(tensors, file)
+    return str(file)
+
+
+#: removed when the process ends
+_FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 METHODS: dict[str, Method] = {
     "promptdistill": Method(lambda k: PromptDistill([1], [k])),
@@ -104,13 +130,15 @@ METHODS: dict[str, Method] = {
     "h2o-query-head": Method(lambda k: H2O(k, 4, granularity="query_head")),
     "keydiff": Method(KeyDiff),
     "knorm": Method(Knorm),
+    "kvzap": Method(lambda k: KVzap(k, scorer(), 2, 3), exact="total"),
+    "kvzap-layerwise": Method(lambda k: KVzap(k, scorer(), 0, 0, layerwise=True)),
     "kvzip": Method(lambda k: KVzip(k, 16, 2, instruction=(5, 6), suffix=(7,)), exact="total"),
     "kvzip-layerwise": Method(lambda k: KVzip(k, 16, 2, layerwise=True, plus=True, continuation=(5, 6), prefix=1)),
     "lagkv": Method(lambda k: LagKV(k, 4, 2)),
     "lagkv-cross": Method(lambda k: LagKV(k, 5, 2, cross_scoring=True)),
     "matching": Method(lambda k: AttentionMatching(KVzip(k, 16, 2, instruction=(5, 6)), 0.25), exact="total"),
-    "matching-all": Method(lambda k: AttentionMatching(AdaKV(SnapKV(k, 4)), 0), exact="total"),
-    "matching-context": Method(lambda k: AttentionMatching(SnapKV(k, 2), 0.3, queries="context"), exact="total"),
+    "matching-all": Method(lambda k: AttentionMatching(AdaKV(SnapKV(k, 4)), 0)),
+    "matching-context": Method(lambda k: AttentionMatching(SnapKV(k, 2), 0.3, queries="context")),
     "observed": Method(ObservedAttention),
     "pyramidkv": Method(lambda k: PyramidKV(k, 4, beta=2)),
     "pyramidkv-authors": Method(lambda k: PyramidKV(k, 4, beta=2, schedule="authors")),
@@ -144,6 +172,7 @@ _LIKE_OTHERS = (
     "expected-mean",
     "keydiff",
     "knorm",
+    "kvzap-layerwise",
     "kvzip-layerwise",
     "lagkv-cross",
     "observed",

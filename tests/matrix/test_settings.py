@@ -13,6 +13,7 @@ import distill
 from distill.patches.policy import as_policy, policy_class
 
 from ..tiny import lasting_pair, prefill, prompt
+from .methods import scorer
 
 #: arguments without which a method cannot be made, or runs on no model of four layers
 NEEDED = {
@@ -23,6 +24,8 @@ NEEDED = {
     "decoding": {"policy": "knorm", "budget": 12, "every": 1},
     "fastkv": {"tsp_layer": 1, "budget": 12, "tsp_budget": 20},
     "gemfilter": {"layer": 1, "budget": 12},
+    "kvzap": {"budget": 12, "scorer": scorer(), "sinks": 2, "recent": 3},
+    "matching": {"policy": {"name": "snapkv", "budget": 12, "window_size": 4}},
     "promptdistill": {"selection_layers": [1], "n_topks": [12]},
 }
 FITTING = {"budget": 12, "window_size": 4, "recent_size": 4, "lag_size": 2, "sinks": 2}
