@@ -49,8 +49,8 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         "--policy",
-        help="none (the whole cache), a name from `distill methods`, or a name with arguments (default: kvzip with a "
-        "budget of 1/4)",
+        help="none (the whole cache), a name from `distill methods`, or a name with arguments (default: kvzip with "
+        "its published words in the model's tokens, and a budget of 1/4)",
     )
     parser.add_argument("--budget", help="tokens (an integer) or a share (such as 0.125 or 1/8) to keep")
     parser.add_argument(
@@ -102,15 +102,21 @@ def _loaded(path: str, dtype: str, args: argparse.Namespace) -> tuple[Any, Any]:
 def _make(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
+    from distill import KVzip
     from distill.distillation.ask import read_document
     from distill.distillation.keep import save_cache
     from distill.generate_cli import method_of
 
     places = _places(args.file, args.output)
-    budget = "1/4" if args.method is args.budget is None else args.budget
-    method = method_of(args.method or "kvzip", _share(budget), args.set)
+    # before a model is loaded, as it may be refused
+    if args.method is None:
+        method = method_of("kvzip", _share(args.budget or "1/4"), args.set)
+    else:
+        method = method_of(args.method, _share(args.budget), args.set)
     texts = {path: path.read_text(encoding="utf-8") for path in places}
     model, tokenizer = _loaded(args.model, args.dtype or "auto", args)
+    if args.method is None:
+        method = KVzip.with_tokenizer(tokenizer, **_arguments(method))
     for path, place in tqdm(places.items(), desc="documents", unit="document", leave=False):
         cache = read_document(
             model,
@@ -124,6 +130,12 @@ def _make(args: argparse.Namespace) -> int:
         save_cache(cache, place)
     print(_table(list(places.values())))
     return 0
+
+
+def _arguments(method: Any) -> dict[str, Any]:
+    """The arguments of a KVzip, but for its words."""
+    words = ("name", "instruction", "continuation", "suffix")
+    return {name: value for name, value in method.to_dict().items() if name not in words}
 
 
 def _share(text: str | None) -> str | None:

@@ -55,7 +55,8 @@ def test_answers_come_from_the_saved_cache(made, capsys):
     assert lines[0] == QUESTION and re.match(r"  one\.txt: 48213", lines[1]) and "Who is" in lines
     out = said(capsys, "ask", made / "kept", QUESTION, "--document", "two.txt", "--max-new-tokens", 6)
     assert "two.txt: 90177" in out and "one.txt" not in out
-    assert read_record(made / "kept" / "one")["policy"]["name"] == "kvzip"
+    policy, (_, tokenizer) = read_record(made / "kept" / "one")["policy"], distill.mini("llama")
+    assert policy == KVzip.with_tokenizer(tokenizer, budget=0.25).to_dict() and policy["instruction"]
 
 
 def test_a_question_that_fits_two_documents_is_put_to_both(made, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -273,6 +274,8 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
             distill.save_cache(bad[0], tmp_path / "x", *bad[2:])
     with pytest.raises(ValueError, match=r"ids: got shape \(1, 3\); allowed for this cache is \(1, 40\)"):
         distill.save_cache(cache, tmp_path / "x", ids=prompt(3))
+    with pytest.raises(ValueError, match="model: got one under tensor parallelism"):
+        distill.save_cache(cache, tmp_path / "x", SimpleNamespace(_device_mesh=2))
     distill.save_cache(cache, tmp_path / "y", model)
     with pytest.raises(ValueError, match="whose weights are not those"):
         distill.save_cache(distill.load_cache(tmp_path / "y", model), tmp_path / "x", tiny("llama", seed=1))
