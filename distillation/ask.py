@@ -147,10 +147,11 @@ def _batches(
     whole = {"cache": cache, "questions": questions, "known": known, "mask": mask}
     stock = not all(isinstance(layer, KeptLayer) for layer in cache.layers)
     windows = [sliding_window(model.config, index) for index in range(len(cache.layers))]
-    if not stock or len({len(question) for question in questions}) == 1 or not any(windows):
+    rows = len(cache.layers[0].keys)
+    alike = len({len(question) for question in questions}) == 1
+    if not stock or alike or not any(windows) or rows not in (1, len(questions)):
         yield whole
         return
-    rows = len(cache.layers[0].keys)
     for number, question in enumerate(questions):
         one, place = copied(cache), torch.tensor([number if rows > 1 else 0])
         one.batch_select_indices(place)

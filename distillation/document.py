@@ -27,7 +27,7 @@ class Origin:
     Attributes:
         seen: tokens it had seen when this was noted, padding included.
         lengths: by row, the position at which it goes on.
-        ids: `(batch, seen)` what it has read, `-1` for padding and what nobody has said; or `None`.
+        ids: `(batch, seen)` what it has read, `-1` where nobody has said; or `None`.
         model: fingerprint of the model that filled it, see `distill.distillation.fingerprint`; or `None`.
         tokenizer: that of the tokenizer.
         policy: the policy that it was filled under, in its JSON form.

@@ -40,7 +40,7 @@ def save_cache(
     policy: Policy | None = None,
     document: str | None = None,
     name: str | None = None,
-    chat: bool | None = None,
+    in_chat: bool | None = None,
 ) -> Path:
     """Writes a filled cache to a folder, or replaces the one that is there; all of it or nothing.
 
@@ -57,7 +57,7 @@ def save_cache(
         attention_mask: `(batch, seen)`, for a stock cache with padding, which does not know where that is.
         policy: what it was filled under, as a note.
         document, name: the text and what it is called, by which `distill cache ask` finds it among others.
-        chat: whether the text stands in an open message of the chat template; see `ask`.
+        in_chat: whether the text stands in an open message of the chat template; see `ask`.
     Returns:
         the folder.
     Raises:
@@ -82,7 +82,7 @@ def save_cache(
         "ids": ids,
         "document": document,
         "name": name,
-        "chat": chat,
+        "chat": in_chat,
     }
     origin = replace(origin, **{key: value for key, value in given.items() if value is not None})
     tensors, layers = pack(cache)
@@ -142,7 +142,8 @@ def _write(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> 
                 folder.rmdir()
         raise
     if old is not None and old != new.name:
-        (folder / old).unlink(missing_ok=True)
+        with suppress(OSError):  # another process may be reading it, which some systems protect
+            (folder / old).unlink()
 
 
 def _named(file: Path) -> str | None:

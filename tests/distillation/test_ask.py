@@ -188,6 +188,8 @@ def test_sliding_windows_of_a_stock_cache():
     rows = [filled(model, None, row[None], stock=True) for row in prompt(40, 2)]
     expected = [by_hand(model, row, question) for row, question in zip(rows, QUESTIONS[:2], strict=True)]
     assert distill.ask(model, tokenizer, batch, texts[:2], NEW) == expected
+    with pytest.raises(ValueError, match="question: got 3 questions; allowed for this cache are 2"):
+        distill.ask(model, tokenizer, batch, texts)
     with pytest.raises(ValueError, match="got a DynamicSlidingWindowLayer that holds 40 tokens"):
         joined(rows)
 
