@@ -18,6 +18,7 @@ COMMANDS = {
     "methods": ("distill.methods_cli", "list the methods: arguments, paper, one line"),
     "tune": ("distill.tune_cli", "find the layers, the budget and the score that a model needs"),
     "generate": ("distill.generate_cli", "answer a question about a text under any method"),
+    "cache": ("distill.cache_cli", "read a document once, keep its cache, ask it any number of questions"),
     "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),
 }
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from distill.evaluation.prompting import Encoder, Prompt
+from distill.models.asking import generate_behind
 from distill.patches.meter import FirstToken, cache_bytes, cache_peak, now
 
 PROTOCOLS = ("query-aware", "query-agnostic")
@@ -162,17 +163,16 @@ class Generator:
         question_tokens: int | None,
     ) -> tuple[list[int], Any]:
         extra = {} if cache is not None or question_tokens is None else {"question_tokens": question_tokens}
-        policy = self.policy if cache is None else None
-        new, cache = self._generate(ids, cache, max_new_tokens, decoding, policy, clock, **extra)
+        new, cache = self._generate(ids, cache, max_new_tokens, decoding, clock, **extra)
         eos = self.encoder.tokenizer.eos_token_id
         if decoding.first_token_free and new == [eos] and max_new_tokens > 1:
             ids = torch.cat([ids, torch.tensor([new], device=ids.device)], dim=1)
-            more, cache = self._generate(ids, cache, max_new_tokens - 1, decoding, None, clock)
+            more, cache = self._generate(ids, cache, max_new_tokens - 1, decoding, clock)
             new = new + more
         return new, cache
 
     def _generate(
-        self, ids: Tensor, cache: Any, count: int, decoding: Decoding, policy: Any, clock: FirstToken, **extra: Any
+        self, ids: Tensor, cache: Any, count: int, decoding: Decoding, clock: FirstToken, **extra: Any
     ) -> tuple[list[int], Any]:
         config = GenerationConfig(
             max_new_tokens=count,
@@ -189,12 +189,15 @@ class Generator:
             no_repeat_ngram_size=0,
             return_dict_in_generate=True,
         )
-        inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids)} | extra
+        settings: dict[str, Any] = {"generation_config": config, "streamer": clock}
         if cache is not None:
-            inputs["past_key_values"] = cache
-        if self.obeys:
-            inputs["policy"] = policy
-        output = self.model.generate(ids, generation_config=config, streamer=clock, **inputs)
+            read = cache.get_seq_length()
+            output = generate_behind(self.model, cache, [ids[0, read:].tolist()], known=ids[:, :read], **settings)
+        else:
+            inputs: dict[str, Any] = {"attention_mask": torch.ones_like(ids)} | extra
+            if self.obeys:
+                inputs["policy"] = self.policy
+            output = self.model.generate(ids, **inputs, **settings)
         return output.sequences[0, ids.shape[1] :].tolist(), output.past_key_values
 
     def _stops(self, decoding: Decoding) -> list[int]:

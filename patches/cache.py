@@ -65,7 +65,7 @@ class Cut:
         indices: `(batch, 1 or heads, kept)`, ascending, `-1` for a filler entry.
     Attributes:
         layout: `(batch, 1 or heads, kept)` positions of the entries that stay.
-        lost: 1 if the last token of a row was dropped in some head, else 0. A tensor without dimensions.
+        reached: `(batch,)` the last position of each row, dropped or not.
         padded, ragged: as in `KeptLayer`.
     """
 
@@ -73,9 +73,7 @@ class Cut:
         self.indices = indices
         filler = indices.to(layout.device) < 0
         self.layout = entries_at(layout[..., None], indices)[..., 0].masked_fill(filler, PADDING)
-        # there may be more heads now than before: each then stands for a part of an earlier one
-        last = last_positions(layout).repeat_interleave(self.layout.shape[1] // layout.shape[1], dim=1)
-        self.lost = (last_positions(self.layout) != last).any().long()
+        self.reached = last_positions(layout).amax(1)
         counts = (self.layout >= 0).sum(-1)
         self.padded = bool((counts < self.layout.shape[-1]).any())
         self.ragged = self.padded and bool((counts != counts[:, :1]).any())
@@ -119,8 +117,8 @@ class KeptLayer(DynamicLayer):
         ragged: whether the heads of a row hold unequal numbers of entries, which are then stored without fillers.
         repeats: cache heads per KV head of the model.
         settled: `crop` refuses to go below this number of seen tokens: entries were dropped because of them.
-        lost_at: as `settled`, for the case that the last token of a row was itself dropped. A tensor without
-            dimensions, since reading it as a Python number after every layer would make the CPU wait for the GPU.
+        reached: `(batch,)` the last position that each row had read when entries were dropped last, as this token may
+            be among them; else `None`.
         shift: `(batch,)` by how much rotary positions lag behind original ones, after a restart; else `None`.
         notes: a policy's numbers per entry, `(batch, heads, held)`; they follow the entries, new ones get 0.
         state: what else a policy remembers from call to call; tensors have the batch first and follow its rows.
@@ -139,10 +137,10 @@ class KeptLayer(DynamicLayer):
     window: int | None = None
     bias: Any = None  # see `BiasedLayer`
     shift: Tensor | None = None
+    reached: Tensor | None = None
 
     def __init__(self) -> None:
         super().__init__()
-        self.lost_at = torch.zeros((), dtype=torch.long)
         self.notes: dict[str, Tensor] = {}
         self.state: dict[str, Any] = {}
 
@@ -160,6 +158,15 @@ class KeptLayer(DynamicLayer):
         if self.layout is None or self.layout.shape[1] > 1:
             return self.layout
         return self.layout[:, 0]
+
+    @property
+    def lengths(self) -> Tensor:
+        """`(batch,)` how many tokens of each row have been read, dropped ones included and padding not."""
+        assert self.layout is not None
+        return self._reached_by(last_positions(self.layout).amax(1)) + 1
+
+    def _reached_by(self, last: Tensor) -> Tensor:
+        return last if self.reached is None else torch.maximum(self.reached.to(last.device), last)
 
     @property
     def real(self) -> Tensor:
@@ -214,7 +221,7 @@ class KeptLayer(DynamicLayer):
         self.repeats *= max(cut.indices.shape[1] // keys.shape[1], 1)
         self.notes = {name: entries_at(note[..., None], cut.indices)[..., 0] for name, note in self.notes.items()}
         self.layout, self.padded, self.ragged = cut.layout, cut.padded, cut.ragged
-        self.lost_at = torch.maximum(self.lost_at.to(cut.lost.device), cut.lost * self.seen)
+        self.reached = self._reached_by(cut.reached)
         self.keys, self.values = entries_at(keys, cut.indices), entries_at(values, cut.indices)
 
     def get_seq_length(self) -> int:
@@ -241,12 +248,13 @@ class KeptLayer(DynamicLayer):
         count = -int(tokens_to_remove)  # Transformers may pass a tensor
         last = self.layout[..., -count:]
         lost = count > self.held or bool((last.diff(dim=-1) != 1).any()) or bool((last < 0).any())
-        if lost or self.seen - count < max(self.settled, int(self.lost_at)):
+        if lost or self.seen - count < self.settled or bool((last[..., -1] < self.lengths[:, None] - 1).any()):
             raise ValueError(
                 f"tokens_to_remove: got {-count}; allowed are tokens that are still held: some of these, or others "
                 "because of them, have been dropped from this layer"
             )
         self._map(lambda entries: entries[:, :, :-count])
+        self.reached = last[..., 0].amax(1) - 1
         self.seen -= count
         self.trim({})
 
@@ -308,6 +316,7 @@ class KeptLayer(DynamicLayer):
     def _map_rows(self, function: Callable[[Tensor], Tensor]) -> None:
         self._map(function)
         self.shift = None if self.shift is None else function(self.shift)
+        self.reached = None if self.reached is None else function(self.reached)
         self.state = {name: function(v) if isinstance(v, Tensor) else v for name, v in self.state.items()}
 
 

@@ -195,11 +195,9 @@ def _scouted(prompt: Pass, tokens: Tokens, selections: list[Selection]) -> Token
     before, tokens = tokens, tokens.at(indices_of(retention.keep & tokens.valid))
     renumbered = (tokens.valid.cumsum(1) - 1).clamp(min=0)
     tokens.rotary = prepare(prompt.decoder, inputs_embeds=tokens.hidden, position_ids=renumbered).rotary
-    read, held = (alive.marked.amax(1) for alive in (before, tokens))
+    read = before.marked.amax(1)
     for layer in [] if prompt.cache is None else prompt.cache.layers:
-        layer.shift = read - (tokens.valid.sum(1) - 1)
-        if bool((held != read).any()):
-            layer.settled = prompt.seen
+        layer.shift, layer.reached = read - (tokens.valid.sum(1) - 1), read
     selections.append(Selection(last, retention.scores, tokens.marked))
     return tokens
 

@@ -56,6 +56,10 @@ def make_method(name: str, arguments: Mapping[str, Any], budget: int | float | N
         raise ValueError(f"method: got {shown(name)}; allowed are {', '.join(method_names())}")
     if budget is None:
         return policy(name, **arguments)
+    if "budget" in arguments:
+        raise ValueError(
+            f"budget: got {shown(budget)}, and {shown(arguments['budget'])} as an argument; allowed is one"
+        )
     return policy_class(name).from_budget(budget, **arguments)
 
 

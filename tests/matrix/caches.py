@@ -37,7 +37,7 @@ def contents(cache):
 
 
 def _written(layer):
-    names = ["seen", "settled", "repeats", "lost_at", "padded", "ragged", "torn", "shift", "layout", "notes", "state"]
+    names = ["seen", "settled", "repeats", "reached", "padded", "ragged", "torn", "shift", "layout", "notes", "state"]
     for name in ["keys", "values", *(names if isinstance(layer, KeptLayer) else [])]:
         value = getattr(layer, name)
         yield name, dict(value) if isinstance(value, dict) else value
