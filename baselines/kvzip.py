@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from distill.baselines.jointly import Jointly, JointRun
-from distill.patches.cache import entries_at
 from distill.patches.checks import check_budget, check_flag, check_integer, check_token_ids, check_uneven
+from distill.patches.layout import entries_at
 from distill.patches.policy import register
 from distill.patches.run import Call, Observation, Run
 from distill.patches.selection import column_maxima, indices_of, projected_norms

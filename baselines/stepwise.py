@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from distill.baselines.base import Eviction, EvictionRun
-from distill.patches.cache import KeptLayer, entries_at
+from distill.patches.cache import KeptLayer
 from distill.patches.entries import Entries, Queries
+from distill.patches.layout import entries_at
 from distill.patches.policy import Policy
 from distill.patches.run import Call, Observation
 from distill.patches.selection import indices_of

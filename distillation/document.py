@@ -14,9 +14,10 @@ from transformers import Cache, DynamicCache
 
 from distill.models.asking import lengths_of
 from distill.patches.biased import BiasedLayer
-from distill.patches.cache import PADDING, KeptLayer, adopt
+from distill.patches.cache import KeptLayer, adopt
 from distill.patches.checks import shown
 from distill.patches.guard import refuse_torn
+from distill.patches.layout import PADDING
 from distill.patches.show import show_cache
 
 

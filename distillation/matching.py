@@ -117,6 +117,12 @@ class AttentionMatching(Policy):
                 f"policy: got {self.policy.name}, which lets later layers compute fewer tokens; allowed are policies "
                 f"that drop cache entries, as in Compose({type(self.policy).__name__}(...), AttentionMatching(...))"
             )
+        assert call.cache is not None
+        if any(getattr(layer, "repeats", 1) > 1 for layer in call.cache.layers):
+            raise ValueError(
+                f"past_key_values: got a cache with a set of entries per query head; allowed under {self.name} are "
+                "caches with one per KV head"
+            )
         if self.queries == "repeat" and call.input_ids is None:
             raise ValueError(
                 "inputs_embeds: got embeddings for queries='repeat', which reads the prompt by its ids; allowed are "

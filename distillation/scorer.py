@@ -200,7 +200,8 @@ def fit(
             state = {"settings": settings, "sums": vars(sums)}
             write_whole(part, lambda new, state=state: torch.save(state, new))  # type: ignore[misc]
     weight, bias = sums.solve(model.config.num_hidden_layers, ridge)
-    metadata = {"model": json.dumps(fingerprint(model.model)), "samples": str(samples), "length": str(length)}
+    # one key, since safetensors writes several in any order
+    metadata = {"model": json.dumps(fingerprint(model.model) | {"samples": samples, "length": length})}
     tensors = {"weight": weight.contiguous().cpu(), "bias": bias.contiguous().cpu()}
     write_whole(output, lambda new: save_file(tensors, new, metadata))
     part.unlink(missing_ok=True)

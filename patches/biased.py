@@ -8,7 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.patches.cache import Cut, Entries, KeptLayer, entries_at
+from distill.patches.cache import Entries, KeptLayer
+from distill.patches.layout import Cut, entries_at
 
 
 class BiasedLayer(KeptLayer):

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from transformers import Cache
 
-from distill.patches.cache import KeptLayer, entries_at, last_positions
+from distill.patches.cache import KeptLayer
+from distill.patches.layout import entries_at, last_positions
 from distill.patches.selection import indices_of
 
 _TENSORS = ("_keys", "_values")

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.masking_utils import create_causal_mask
 
-from distill.patches.cache import Incoming, KeptLayer
+from distill.patches.cache import KeptLayer
+from distill.patches.layout import Incoming
 
 
 class _Sizes:

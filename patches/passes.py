@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from distill.patches.cache import Cut, Incoming, KeptLayer, OncePer
+from distill.patches.cache import KeptLayer
+from distill.patches.layout import Cut, Incoming, OncePer
 from distill.patches.masks import Masks, sliding_window
 from distill.patches.run import Decoder, Observation, Run, Tokens
 from distill.patches.selection import Softmax, indices_of

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from distill.patches.cache import PADDING, KeptLayer
+from distill.patches.cache import KeptLayer
+from distill.patches.layout import PADDING
 from distill.patches.selection import Softmax
 from distill.patches.stock import Rotary, Start
 

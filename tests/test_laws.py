@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AttentionInterface, DynamicCache, StaticCache
 
-from distill.patches.cache import Incoming, KeptLayer, adopt
+from distill.patches.cache import KeptLayer, adopt
+from distill.patches.layout import Incoming
 from distill.patches.policy import Policy, budget_tokens, register
 from distill.patches.selection import BLOCK, Softmax, attention_rows, indices_of, mean_logits, pool, top
 

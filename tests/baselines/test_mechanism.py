@@ -177,7 +177,7 @@ def test_attention_without_masks_per_head_is_refused():
 
     layer, _ = filled()
     layer.keep(indices_of(marks(3, 2, 3, 7)))
-    from distill.patches.cache import Incoming
+    from distill.patches.layout import Incoming
 
     class Config:
         _attn_implementation = "flash_attention_2"
