@@ -45,6 +45,7 @@ from distill.patches.policy import Policy, policies, policy
 __version__ = "0.1.0"
 
 _LAZY = {
+    "codec": "distill.codec",
     "Distill": "distill.pruning",
     "measure": "distill.evaluation.measure",
     "mini": "distill.mini",
@@ -84,6 +85,7 @@ __all__ = [
     "StreamingLLM",
     "__version__",
     "architectures",
+    "codec",
     "load",
     "measure",
     "mini",

@@ -18,6 +18,8 @@ COMMANDS = {
     "methods": ("distill.methods_cli", "list the methods: arguments, paper, one line"),
     "tune": ("distill.tune_cli", "find the layers, the budget and the score that a model needs"),
     "generate": ("distill.generate_cli", "answer a question about a text under any method"),
+    "zip": ("distill.zip_cli", "code any file losslessly with a language model; info, test, bench, view"),
+    "unzip": ("distill.unzip_cli", "decode what distill zip wrote, or salvage what is left of it"),
     "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),
 }
 
