@@ -1,14 +1,15 @@
 """Arithmetic coders: a symbol of frequency f out of 2 ** 24 costs 24 - log2(f) bits.
 
-`PythonEncoder` and `PythonDecoder` are the reference, and need nothing but Python: a carry-free range coder (Subbotin's
-variant of G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised message", 1979) on
-64-bit integers. The engine `constriction` is a library's; it is given the same integers, and the file says whose bytes
-these are. Both are queues: what was coded first is decoded first.
+`PythonEncoder` and `PythonDecoder` are the reference, and need nothing but Python: a carry-free range coder
+(Subbotin's variant of G. N. N. Martin, "Range encoding: an algorithm for removing redundancy from a digitised
+message", 1979) on 64-bit integers. The engine `constriction` is a library's; it is given the same integers, and the
+file says whose bytes these are. Both are queues: what was coded first is decoded first.
 """
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,8 +98,8 @@ class PythonDecoder:
 def _categorical(frequencies: Ints) -> Any:
     """The same integers as a model of constriction.
 
-    It gives each symbol 1 and shares the remaining `2 ** 24 - symbols` out by the weights; with weights that add up to just
-    that number its factor is exactly 1, and what it makes of them are our frequencies.
+    It gives each symbol 1 and shares the remaining `2 ** 24 - symbols` out by the weights; with weights that add up
+    to just that number its factor is exactly 1, and what it makes of them are our frequencies.
     """
     import constriction
 
@@ -136,7 +137,7 @@ class ConstrictionDecoder:
         return int(self._coder.decode(_categorical(frequencies)))
 
 
-ENGINES: dict[str, tuple[type[Encoder], type[Decoder]]] = {
+ENGINES: dict[str, tuple[Callable[[], Encoder], Callable[[bytes], Decoder]]] = {
     "constriction": (ConstrictionEncoder, ConstrictionDecoder),
     "python": (PythonEncoder, PythonDecoder),
 }
@@ -147,7 +148,7 @@ def default_engine() -> str:
     return "constriction" if importlib.util.find_spec("constriction") else "python"
 
 
-def engine(name: str) -> tuple[type[Encoder], type[Decoder]]:
+def engine(name: str) -> tuple[Callable[[], Encoder], Callable[[bytes], Decoder]]:
     """The encoder and the decoder of an engine.
 
     Raises:

@@ -55,6 +55,8 @@ def advance(
         choose: says which token comes in a lane: the encoder knows it, the decoder finds it out.
         tick: called after each step with its number and how many there will be.
     """
+    if not any(counts.values()):
+        return
     steps = Lanes(reader, lanes, settings.context, settings.overlap, hidden="adapt" in settings.correct)
     correctors = {lane: Corrector(reader.vocabulary, settings.grid, settings.correct) for lane in counts}
     longest = max(counts.values(), default=0)
@@ -89,7 +91,7 @@ def encode_group(
         reader, settings: the model, and how to code.
         tick: called after each step with its number, how many there will be, and the bits so far.
     """
-    plans = [_plan(block, reader, settings) for block in blocks]
+    plans = [plan(block, reader, settings) for block in blocks]
     read = [index for index, (ids, _) in enumerate(plans) if ids]
     tokens = {lane: plans[index][0] or [] for lane, index in enumerate(read)}
     coders: dict[int, Encoder] = {lane: engine(settings.engine)[0]() for lane in tokens}
@@ -208,7 +210,7 @@ def _content(frame: Frame, ids: list[int] | None, reader: CodecModel) -> bytes |
     return data
 
 
-def _plan(block: bytes, reader: CodecModel, settings: Settings) -> tuple[list[int] | None, bytes]:
+def plan(block: bytes, reader: CodecModel, settings: Settings) -> tuple[list[int] | None, bytes]:
     """Tokens for the model (None: this block is not for it), and layout notes."""
     if len(block) - len(block.decode("utf-8", "ignore").encode()) > _BINARY * len(block):
         return None, b""

@@ -24,7 +24,7 @@ from distill.codec.stepping import Lanes
 
 @dataclass(frozen=True)
 class Row:
-    """One way of coding: its name, bytes of the payload, bits per byte of the original, seconds (0 where not timed)."""
+    """One way of coding: name, bytes of the payload, bits per byte of the original, seconds (0: not timed)."""
 
     name: str
     size: int
@@ -68,14 +68,15 @@ class _Way:
 def model_rows(
     data: bytes, reader: CodecModel, settings: Settings, tick: Callable[[int, int], None] = lambda step, steps: None
 ) -> list[Row]:
-    """The ideal of the model, arithmetic coding of it alone, with each corrective part more, and ranks with each packer.
+    """The ideal of the model, arithmetic coding of it alone, with each corrective part more, and ranks with each
+    packer.
 
     The blocks are read one after another, each alone.
 
     Args:
         data: a text.
-        reader, settings: the model, and how to code; what `settings` says of `codec`, `packer`, `correct` and `batch` is
-            not used.
+        reader, settings: the model, and how to code; what `settings` says of `codec`, `packer`, `correct` and `batch`
+            is not used.
         tick: called after each token, with how many bytes are done, and of how many.
 
     Raises:

@@ -161,7 +161,10 @@ def read_frames(file: BinaryIO) -> Iterator[Frame | dict[str, Any]]:
 
 
 def find_frames(data: bytes) -> list[Frame]:
-    """Every block of a damaged file whose numbers are whole, wherever it stands, by its mark; a body may be damaged."""
+    """Every block of a damaged file whose numbers are whole, wherever it stands, by its mark.
+
+    A body may be damaged.
+    """
     found, place = [], data.find(MARK)
     while place >= 0:
         numbers = data[place + len(MARK) : place + HEAD]

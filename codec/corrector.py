@@ -1,23 +1,25 @@
 """The corrective layer: what the text itself has shown so far, added to what the model says. Exact in both directions.
 
-The corrected score of token v is a log-linear mixture (as in maximum-entropy models, and in the mixing of PAQ; M. Mahoney,
-"Adaptive weighing of context models for lossless data compression", 2005)::
+The corrected score of token v is a log-linear mixture (as in maximum-entropy models, and in the mixing of PAQ; M.
+Mahoney, "Adaptive weighing of context models for lossless data compression", 2005)::
 
     score(v) = temperature[s] * log p(v) + bias(v) + head(v) + bonus[k] + slope[k] * log p(v)
 
 - *temperature*: one number for each level s of how sure the model is.
 - *bias*: one number a token.
-- *adapt*: the model's output layer goes on learning. One step of the gradient after a token adds `hidden (came - p)` to its
-  matrix. The matrix is not written; what all steps add to the score of v is a sum over earlier tokens, weighted by how alike
-  the hidden states were then and now (E. Grave et al., "Improving neural language models with a continuous cache", 2016,
-  is the positive half of it; B. Krause et al., "Dynamic evaluation of neural sequence models", 2018, the whole).
-- *match*: v followed an earlier occurrence of the last tokens (up to 24 of them). *ngram*: the same for the last 1 to 5. k says how many
-  tokens agreed, how often v followed, whether anything else did, and whether that was within the model's window.
+- *adapt*: the model's output layer goes on learning. One step of the gradient after a token adds `hidden (came - p)`
+  to its matrix. The matrix is not written; what all steps add to the score of v is a sum over earlier tokens,
+  weighted by how alike the hidden states were then and now (E. Grave et al., "Improving neural language models with a
+  continuous cache", 2016, is the positive half of it; B. Krause et al., "Dynamic evaluation of neural sequence
+  models", 2018, the whole).
+- *match*: v followed an earlier occurrence of the last tokens (up to 24 of them). *ngram*: the same for the last 1 to
+  5. k says how many tokens agreed, how often v followed, whether anything else did, and whether that was within the
+  model's window.
 
-All of them follow the gradient of log p(token that came) after each token. Inputs are rounded scores and rounded hidden
-states, `p` is what the coder uses (integers over 2 ** 24), sums are of integers or in a fixed order, and there is no function but + - * / and square
-root, which IEEE 754 rounds in one way. So the same text gives the same numbers on every machine that gives the same
-rounded scores.
+All of them follow the gradient of log p(token that came) after each token. Inputs are rounded scores and rounded
+hidden states, `p` is what the coder uses (integers over 2 ** 24), sums are of integers or in a fixed order, and there
+is no function but + - * / and square root, which IEEE 754 rounds in one way. So the same text gives the same numbers
+on every machine that gives the same rounded scores.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ class Corrector:
         logs = -(below + rounded)
         sure = min(_SURE - 1, 2 * rounded >> self._grid)
         tokens, kinds = self._seen.candidates()
-        mixed = logs * self._unit
+        mixed = (logs * self._unit).astype(np.float64, copy=False)
         at = mixed[tokens]
         if self._adapts:
             mixed *= self._temperature[sure]
@@ -136,8 +138,8 @@ _STATES, _GUESSES, _MEAN, _SCALE = 16384, 8, 500, 2048
 class _Head:
     """What the output layer would have learnt, as a sum over earlier tokens.
 
-    Hidden states are centred, brought to length 1 and rounded to multiples of 1 / `_SCALE`: products of two are integers
-    below 2 ** 24, which float32 adds up without rounding, in whatever order.
+    Hidden states are centred, brought to length 1 and rounded to multiples of 1 / `_SCALE`: products of two are
+    integers below 2 ** 24, which float32 adds up without rounding, in whatever order.
     """
 
     def __init__(self, vocabulary: int) -> None:
@@ -161,7 +163,8 @@ class _Head:
             return np.zeros(self._vocabulary)
         alike = (self._states[:held] @ self._now).astype(np.float64) * (_HEAD_RATE / _SCALE**2)
         steps = self._errors[:held] * alike[:, None]
-        return np.bincount(self._tokens[:held].ravel(), weights=steps.ravel(), minlength=self._vocabulary)
+        added: Floats = np.bincount(self._tokens[:held].ravel(), steps.ravel(), self._vocabulary).astype(np.float64)
+        return added
 
     def learn(self, token: int, below: Ints, shares: Ints) -> None:
         """After `token` came: it was 1 and not what was expected of it, and the best guesses were 0."""

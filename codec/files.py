@@ -283,8 +283,8 @@ def check_head(head: dict[str, Any], reader: CodecModel, any_machine: bool = Fal
     for what, ours, theirs in (("weights", reader.weights, weights), ("tokenizer", reader.words, words)):
         if ours != theirs:
             raise ValueError(
-                f"model: got {reader.name!r}, whose {what} have SHA-256 {ours[:12]}; the file was coded with {name!r}, "
-                f"{theirs[:12]}"
+                f"model: got {reader.name!r}, whose {what} have SHA-256 {ours[:12]}; the file was coded with "
+                f"{name!r}, {theirs[:12]}"
             )
     _check_precision(reader, settings)
     here = reader.fingerprint(settings.threads)

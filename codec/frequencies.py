@@ -1,8 +1,9 @@
 """Integer frequencies from a model's scores, made by integer arithmetic alone from the moment the scores are rounded.
 
-An arithmetic coder needs whole numbers that encoder and decoder agree on to the last unit. The scores (logits) of a model
-are rounded once, to multiples of `2 ** -grid`. After that nothing is floating point: `exp` is a table of integers that
-was made from a correctly rounded decimal, and what is left over after division goes to the likeliest symbol.
+An arithmetic coder needs whole numbers that encoder and decoder agree on to the last unit. The scores (logits) of a
+model are rounded once, to multiples of `2 ** -grid`. After that nothing is floating point: `exp` is a table of
+integers that was made from a correctly rounded decimal, and what is left over after division goes to the likeliest
+symbol.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Hard-wrapped text as flowing text and where its lines broke.
 
-A language model has read flowing paragraphs, cannot count columns, and pays for every line break of a text that a typewriter's
-habit cut at 70 characters, and again for the word behind it. `unwrap` replaces such a break (one line end between two
-words) by a space and notes which spaces they were. The notes are cheap: a line broke where the next word did not fit, so one
-adaptive binary model whose context is "how far would the next word have reached past the longest recent line" says nearly
-all. Integer arithmetic only.
+A language model has read flowing paragraphs, cannot count columns, and pays for every line break of a text that a
+typewriter's habit cut at 70 characters, and again for the word behind it. `unwrap` replaces such a break (one line
+end between two words) by a space and notes which spaces they were. The notes are cheap: a line broke where the next
+word did not fit, so one adaptive binary model whose context is "how far would the next word have reached past the
+longest recent line" says nearly all. Integer arithmetic only.
 """
 
 from __future__ import annotations
@@ -18,12 +18,14 @@ import numpy as np
 from distill.codec.coder import PythonDecoder, PythonEncoder
 from distill.codec.frequencies import TOTAL, Ints
 
-_LINE_END = re.compile(rb"(?<=[^\s])\r?\n(?=[^\s])")
+_LINE_END = re.compile(rb"(?<=[^\s])\n(?=[^\s])")
 _GAP = re.compile(rb"(?<=[^\s]) (?=[^\s])")
 _WORD = re.compile(rb"\S{1,60}")
 #: lines that are looked back at for the width, and what is assumed before the first
 _RECENT, _WIDTH = 40, 72
 _FAR, _PAST = -30, 12
+_LEAST = 8  # breaks that are worth while
+_PAIRED, _WRAPPED = 1, 2
 #: counts are halved above this, so that both frequencies stay positive
 _MOST = 1 << 20
 
@@ -57,27 +59,27 @@ class _Breaks:
 
 
 def unwrap(data: bytes) -> tuple[bytes, bytes] | None:
-    """`(flowing text, notes)`, or None where the lines of the text are no wrapped paragraphs.
+    """`(flowing text, notes)`, or None where there is nothing to do.
 
-    They are none if there are hardly any, if they end in two ways, if the notes cost more than two bits a break (as in
-    source code, tables and verse), or if what comes back is not the same.
+    Where all line ends are carriage return and line feed, the first of them goes. Lines are no wrapped paragraphs if
+    there are hardly any, or if their notes cost more than two bits a break (as in source code, tables and verse).
     """
-    ends = {match.group() for match in _LINE_END.finditer(data)}
-    if len(ends) != 1:
-        return None
-    flowing = _LINE_END.sub(b" ", data)
-    broken = [match.start() for match in _LINE_END.finditer(data)]
-    lost = len(ends.pop()) - 1
-    places = {place - lost * index for index, place in enumerate(broken)}
+    pairs = data.count(b"\r\n")
+    paired = 0 < pairs == data.count(b"\r") == data.count(b"\n")
+    text = data.replace(b"\r\n", b"\n") if paired else data
+    broken = [match.start() for match in _LINE_END.finditer(text)]
+    flowing, places = _LINE_END.sub(b" ", text), set(broken)
     model, coder = _Breaks(), PythonEncoder()
     for gap, column, word in _gaps(flowing, places):
         context, broke = model.context(column, word), gap in places
         coder.put(int(broke), model.frequencies(context))
         model.learn(context, broke, column)
-    notes = bytes([lost]) + coder.finish()
-    if 8 * len(notes) > 2 * len(broken) + 64 or len(broken) < 8 or wrap(flowing, notes) != data:
+    notes = coder.finish()
+    wrapped = len(broken) >= _LEAST and 8 * len(notes) <= 2 * len(broken) + 64
+    if not paired and not wrapped:
         return None
-    return flowing, notes
+    head = bytes([_PAIRED * paired + _WRAPPED * wrapped])
+    return (flowing, head + notes) if wrapped else (text, head)
 
 
 def wrap(flowing: bytes, notes: bytes) -> bytes:
@@ -88,19 +90,22 @@ def wrap(flowing: bytes, notes: bytes) -> bytes:
     """
     if not notes:
         raise ValueError("layout: got no notes; allowed are those that unwrap made")
-    end = b"\r\n" if notes[0] else b"\n"
-    model, coder = _Breaks(), PythonDecoder(notes[1:])
+    text = _wrapped(flowing, notes[1:]) if notes[0] & _WRAPPED else flowing
+    return text.replace(b"\n", b"\r\n") if notes[0] & _PAIRED else text
+
+
+def _wrapped(flowing: bytes, notes: bytes) -> bytes:
+    model, coder = _Breaks(), PythonDecoder(notes)
     places: set[int] = set()
-    out, last = [], 0
+    text = bytearray(flowing)
     for gap, column, word in _gaps(flowing, places):
         context = model.context(column, word)
         broke = bool(coder.get(model.frequencies(context)))
         if broke:
             places.add(gap)
-            out += [flowing[last:gap], end]
-            last = gap + 1
+            text[gap] = ord("\n")
         model.learn(context, broke, column)
-    return b"".join([*out, flowing[last:]])
+    return bytes(text)
 
 
 def _gaps(flowing: bytes, places: set[int]) -> Iterator[tuple[int, int, int]]:

@@ -1,4 +1,7 @@
-"""A causal language model as the codec sees it: hashes of what it is, bytes of each token, and the machine it runs on."""
+"""A causal language model as the codec sees it.
+
+Hashes of what it is, bytes of each token, and the machine it runs on.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Ranks instead of probabilities: each token as its place among the model's guesses, the numbers packed by a classical method.
+"""Ranks instead of probabilities: each token as its place among the model's guesses, the numbers packed by a
+classical method.
 
-A good model's ranks are mostly 0, and repeated text gives repeated ranks, which methods that look for repetition find. What
-is lost against arithmetic coding is how sure the model was: a rank of 0 costs the same at 0.3 and at 0.99.
+A good model's ranks are mostly 0, and repeated text gives repeated ranks, which methods that look for repetition
+find. What is lost against arithmetic coding is how sure the model was: a rank of 0 costs the same at 0.3 and at 0.99.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ def from_varints(data: bytes) -> list[int]:
 
 def code_lengths(counts: dict[int, int]) -> dict[int, int]:
     """Length in bits of each symbol's Huffman code."""
-    heap = [(count, symbol, (symbol,)) for symbol, count in sorted(counts.items())]
+    heap: list[tuple[int, int, tuple[int, ...]]] = [
+        (count, symbol, (symbol,)) for symbol, count in sorted(counts.items())
+    ]
     lengths = dict.fromkeys(counts, 1 if len(heap) == 1 else 0)
     heapq.heapify(heap)
     while len(heap) > 1:

@@ -1,8 +1,9 @@
 """The one stepping function: encoder and decoder ask it for scores, token by token, in the same shapes.
 
 In float32 a model gives other last bits when it reads a text at once, in another batch, or with another number of
-threads. So nothing here depends on whether the next tokens are known: each step reads one token of each lane, and when the
-window is full, the last part of it is read anew, in one fixed shape. A lane that has ended goes on reading the start token.
+threads. So nothing here depends on whether the next tokens are known: each step reads one token of each lane, and
+when the window is full, the last part of it is read anew, in one fixed shape. A lane that has ended goes on reading
+the start token.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from typing import BinaryIO
 def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
     """A file to write to, which appears under its name when the block ends without an error.
 
-    Where the system knows files without a name (Linux), a process that is killed leaves nothing behind at all; elsewhere a
-    file `.NAME.*.part` may be left.
+    Where the system knows files without a name (Linux), a process that is killed leaves nothing behind at all;
+    elsewhere a file `.NAME.*.part` may be left.
 
     Args:
         path: the name.
@@ -34,7 +34,9 @@ def whole_file(path: Path, force: bool = False) -> Iterator[BinaryIO]:
             _refuse(path, force)
             if name is None:
                 name = f"{path.parent}/.{path.name}.{os.getpid()}.part"
-                os.link(f"/proc/self/fd/{handle.fileno()}", name, follow_symlinks=True)
+                # given a descriptor, Python follows the link to the file itself; the path is absolute and does without
+                here = handle.fileno()
+                os.link(f"/proc/self/fd/{here}", name, src_dir_fd=here)
         os.replace(name, path)
     except BaseException:
         if name is not None:

@@ -14,8 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `distill unzip`."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = (
-        "The model must be the one that the file was coded with (`distill zip info FILE` names it). Nothing is written\n"
-        "under the output's name before all of it has been decoded and its SHA-256 is right.\n\n"
+        "The model must be the one that the file was coded with (`distill zip info FILE` names it). Nothing is\n"
+        "written under the output's name before all of it has been decoded and its SHA-256 is right.\n\n"
         "examples:\n"
         "  distill unzip book.txt.dz                        # writes book.txt\n"
         "  distill unzip book.txt.dz -o - --model smollm2 | less\n"

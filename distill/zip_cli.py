@@ -18,10 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.usage = "distill zip [info|test|bench|view] FILE ... [-o OUTPUT] [options]"
     parser.epilog = (
-        "The model guesses each next token, and the better it guesses the fewer bits are written. It takes seconds a\n"
-        "kilobyte, in both directions, and decoding needs the same model; a text shrinks to about half of what xz makes.\n"
-        "By default a file decodes on the same kind of machine with the same versions; --portable makes one that travels\n"
-        "(several times slower). Each group of blocks is decoded again before it is written.\n\n"
+        "The model guesses each next token, and the better it guesses the fewer bits are written. It takes\n"
+        "seconds a kilobyte, in both directions, and decoding needs the same model. By default a file decodes on\n"
+        "the same kind of machine with the same versions; --portable makes one that travels (several times slower).\n"
+        "Each group of blocks is decoded again before it is written; a block that does not come back is packed by\n"
+        "zstandard.\n\n"
         "examples:\n"
         "  distill zip book.txt                                  # writes book.txt.dz, with the shipped small model\n"
         "  distill zip book.txt -o small.dz --model smollm2 --block 1000000 --batch 1    # smaller and slower\n"
@@ -106,8 +107,8 @@ def _zip(args: argparse.Namespace, name: str, source: BinaryIO, sink: BinaryIO, 
     rate = 8 * report.payload / max(1, report.length)
     print(
         f"{name}: {report.length:,} bytes -> {report.packed:,} (payload {report.payload:,}, {rate:.4f} bits per byte; "
-        f"the model alone {report.model_bits / max(1, report.length):.4f}), {report.coded} of {report.blocks} blocks by the "
-        f"model, {report.seconds:.1f} s"
+        f"the model alone {report.model_bits / max(1, report.length):.4f}), {report.coded} of {report.blocks} "
+        f"blocks by the model, {report.seconds:.1f} s"
         + (f"; {report.unstable} blocks did not come back" if report.unstable else ""),
         file=sys.stderr,
     )
