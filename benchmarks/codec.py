@@ -7,9 +7,11 @@
     python benchmarks/codec.py speed                      # whole files there and back, both ways
     python benchmarks/codec.py heldout                    # the shipped model on a book it was not trained on
 
-Data come from DISTILL_SHARED (default ../shared). One CPU thread. "payload and model" adds the weights, as rankings of
-programs do that count the decompressor. All texts but the source file are older than SmolLM2 (November 2024), so it may
-have been trained on them.
+    python benchmarks/codec.py travel                     # other threads, other batch: what decodes, portable or not
+
+Data come from DISTILL_SHARED (default ../shared). One CPU thread. "payload and model" adds the weights, as rankings
+of programs do that count the decompressor. All texts but the source file are older than SmolLM2 (November 2024), so
+it may have been trained on them.
 """
 
 from __future__ import annotations
@@ -17,14 +19,19 @@ from __future__ import annotations
 import argparse
 import gzip
 import io
+import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from distill import codec, mini
+from distill.codec.coding import decode_group
 from distill.codec.compare import Row, classical_rows, model_rows
+from distill.codec.container import find_frames
 from distill.codec.corrector import PARTS
+from distill.codec.model import torch_threads
 
 SHARED = Path(os.environ.get("DISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 #: name: (file below shared/data or in the repository, bytes to leave out at the beginning)
@@ -32,11 +39,11 @@ TEXTS = {
     "alice29": ("canterbury/alice29.txt", 0),
     "WikiText-2": ("wikitext-2/valid.txt.gz", 0),
     "source file": ("evaluation/predict.py", 0),
-    "Chinese": ("longbench/passage_retrieval_zh.jsonl.gz", 400),
+    "Chinese": ("longbench/passage_retrieval_zh.jsonl.gz", 0),
     "JSON": ("gsm8k/test.jsonl.gz", 0),
 }
 #: a book of the shipped model's test split, behind its head
-HELD_OUT = ("gutenberg/The-War-of-the-Worlds_36.txt.gz", 3000)
+HELD_OUT = ("gutenberg/The-Adventures-of-Sherlock-Holmes_1661.txt.gz", 1000)
 
 
 def text(path: str, start: int, size: int) -> bytes:
@@ -45,13 +52,8 @@ def text(path: str, start: int, size: int) -> bytes:
     place = place if place.exists() else Path(__file__).resolve().parents[1] / path
     data = place.read_bytes()
     data = gzip.decompress(data) if path.endswith(".gz") else data
-    if "zh" in path:  # the JSON file writes Chinese as escapes
-        data = (
-            data.decode("unicode_escape", "ignore")
-            .encode("utf-16", "surrogatepass")
-            .decode("utf-16", "ignore")
-            .encode()
-        )
+    if "zh" in path:  # the JSON file may write Chinese as escapes
+        data = "\n".join(json.loads(line)["context"] for line in data.splitlines()[:3]).encode()
     return data[start : start + size].decode("utf-8", "ignore").encode()
 
 
@@ -129,15 +131,38 @@ def heldout(args: argparse.Namespace, reader: codec.CodecModel) -> None:
     for name, parts in (("model alone", ()), ("corrected", PARTS)):
         found = reported(data, reader, settings(args, correct=parts, layout=False))
         ideal, coded = found.model_bits / len(data), 8 * found.payload / len(data)
-        print(
-            f"{name}: sum of -log2 p {ideal:.4f} bits per byte, written {coded:.4f} ({coded / ideal - 1:+.2%})",
-            flush=True,
-        )
+        print(f"{name}: sum of -log2 p {ideal:.4f}, written {coded:.4f} ({coded / ideal - 1:+.2%})", flush=True)
+
+
+def travel(args: argparse.Namespace, reader: codec.CodecModel) -> None:
+    """Blocks that decode under other threads and in a batch of one, of a file of one thread and a full batch."""
+    data = text(*TEXTS["alice29"], args.bytes)
+    print(
+        f"alice29, {len(data):,} bytes in blocks of {args.block:,}, {args.batch} in lock step, written with 1 thread\n"
+    )
+    print("| read with | float32 | portable |\n| :-- | --: | --: |")
+    cells: dict[str, list[str]] = {}
+    for portable in (False, True):
+        model = codec.load_model(args.model or mini.path("llama"), portable=portable)
+        out = io.BytesIO()
+        chosen = settings(args, portable=portable)
+        codec.compress_stream(io.BytesIO(data), out, model, chosen, verify=False)
+        frames = find_frames(out.getvalue())
+        alone = [replace(frame, block=replace(frame.block, lane=0, lanes=1)) for frame in frames]
+        for threads in (1, 2):
+            with torch_threads(threads):
+                together = decode_group(frames, model, chosen)
+                single = [decode_group([frame], model, chosen)[0] for frame in alone]
+            for name, found in (("the same batch", together), ("a batch of 1", single)):
+                right = sum(isinstance(content, bytes) for content in found)
+                cells.setdefault(f"{threads} threads, {name}", []).append(f"{right} of {len(frames)} blocks")
+    for name, row in cells.items():
+        print(f"| {name} | {' | '.join(row)} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {function.__name__: function for function in (ways, contexts, blocks, speed, heldout)}
+    kinds = {function.__name__: function for function in (ways, contexts, blocks, speed, heldout, travel)}
     parser.add_argument("kind", nargs="?", choices=kinds, default="ways")
     parser.add_argument("--model", help="folder or GGUF file; default: the shipped mini-llama")
     parser.add_argument("--bytes", type=int, default=4000, help="of each text (default %(default)s)")
