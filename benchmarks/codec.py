@@ -112,9 +112,8 @@ def blocks(args: argparse.Namespace, reader: codec.CodecModel) -> None:
 def speed(args: argparse.Namespace, reader: codec.CodecModel) -> None:
     """Seconds there and back, with what came back compared."""
     data = text(*TEXTS["alice29"], args.bytes)
-    print(
-        f"alice29, {len(data):,} bytes\n\n| coding | bits per byte | kB/s there | kB/s back |\n| :-- | --: | --: | --: |"
-    )
+    print(f"alice29, {len(data):,} bytes\n\n| coding | bits per byte | kB/s there | kB/s back |")
+    print("| :-- | --: | --: | --: |")
     for name, changes in {"ac": {}, "ac, model alone": {"correct": ()}, "rank": {"codec": "rank"}}.items():
         out, back = io.BytesIO(), io.BytesIO()
         there = codec.compress_stream(io.BytesIO(data), out, reader, settings(args, **changes), verify=False)
