@@ -120,7 +120,8 @@ class ConstrictionEncoder:
 
     def finish(self) -> bytes:
         """As `Encoder.finish`."""
-        return bytes(self._coder.get_compressed().astype("<u4").tobytes())
+        # the last word ends in zeros, which the decoder adds again
+        return bytes(self._coder.get_compressed().astype(">u4").tobytes().rstrip(b"\0"))
 
 
 class ConstrictionDecoder:
@@ -129,7 +130,7 @@ class ConstrictionDecoder:
     def __init__(self, data: bytes) -> None:
         import constriction
 
-        words = np.frombuffer(data + b"\0" * (-len(data) % 4), dtype="<u4").astype(np.uint32)
+        words = np.frombuffer(data + b"\0" * (8 + -len(data) % 4), dtype=">u4").astype(np.uint32)
         self._coder = constriction.stream.queue.RangeDecoder(words)
 
     def get(self, frequencies: Ints) -> int:
