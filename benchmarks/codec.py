@@ -150,7 +150,11 @@ def travel(args: argparse.Namespace, reader: codec.CodecModel) -> None:
         alone = [replace(frame, block=replace(frame.block, lane=0, lanes=1)) for frame in frames]
         for threads in (1, 2):
             with torch_threads(threads):
-                together = decode_group(frames, model, chosen)
+                together = [
+                    content
+                    for first in range(0, len(frames), args.batch)
+                    for content in decode_group(frames[first : first + args.batch], model, chosen)
+                ]
                 single = [decode_group([frame], model, chosen)[0] for frame in alone]
             for name, found in (("the same batch", together), ("a batch of 1", single)):
                 right = sum(isinstance(content, bytes) for content in found)
