@@ -47,6 +47,7 @@ from distill.patches.policy import Policy, policies, policy
 __version__ = "0.1.0"
 
 _LAZY = {
+    "codec": "distill.codec",
     "Distill": "distill.pruning",
     "ask": "distill.distillation.ask",
     "load_cache": "distill.distillation.keep",
@@ -93,6 +94,7 @@ __all__ = [
     "__version__",
     "architectures",
     "ask",
+    "codec",
     "load",
     "load_cache",
     "measure",

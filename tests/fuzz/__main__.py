@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-MODULES = ("models", "pruning", "results")
+MODULES = ("codec", "models", "pruning", "results")
 
 
 def runs() -> dict[str, Callable[[int], None]]:
