@@ -13,7 +13,7 @@ examples:
   distill cache make MODEL --file report.txt -o caches/report
   distill cache make MODEL --file report.txt --budget 0.125 -o caches/report
   distill cache make MODEL --file a.txt b.txt c.txt -o caches           (one folder for each, caches/a and so on)
-  distill cache make MODEL --file report.txt --method 'matching:policy={"name":"kvzip"}' --budget 1/8 -o caches/report
+  distill cache make MODEL --file report.txt --method kvzap --budget 1/4 -o caches/report  (one reading, with a scorer)
   distill cache info caches
   distill cache ask caches/report "Who signed it?" "On which day?"
   distill cache ask caches "Who signed the report?"                     (chooses the document, and names it)
@@ -49,8 +49,8 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         "--policy",
-        help="none (the whole cache), a name from `distill methods`, or a name with arguments (default: kvzip with "
-        "its published words in the model's tokens, and a budget of 1/4)",
+        help="none (the whole cache), a name from `distill methods`, or a name with arguments (default: matching "
+        "of kvzip with its published words in the model's tokens, and a budget of 1/4)",
     )
     parser.add_argument("--budget", help="tokens (an integer) or a share (such as 0.125 or 1/8) to keep")
     parser.add_argument(
@@ -102,7 +102,7 @@ def _loaded(path: str, dtype: str, args: argparse.Namespace) -> tuple[Any, Any]:
 def _make(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from distill import KVzip
+    from distill import AttentionMatching, KVzip
     from distill.distillation.ask import read_document
     from distill.distillation.keep import save_cache
     from distill.generate_cli import method_of
@@ -116,7 +116,9 @@ def _make(args: argparse.Namespace) -> int:
     texts = {path: path.read_text(encoding="utf-8") for path in places}
     model, tokenizer = _loaded(args.model, args.dtype or "auto", args)
     if args.method is None:
-        method = KVzip.with_tokenizer(tokenizer, **_arguments(method))
+        chooser = KVzip.with_tokenizer(tokenizer, **_arguments(method))
+        # other attention takes no bias
+        method = AttentionMatching(chooser, bias=args.attention in (None, "eager", "sdpa"))
     for path, place in tqdm(places.items(), desc="documents", unit="document", leave=False):
         cache = read_document(
             model,

@@ -7,7 +7,7 @@ import re
 import pytest
 
 import distill
-from distill import KVzip, cli
+from distill import AttentionMatching, KVzip, cli
 from distill.distillation.keep import read_record
 from distill.distillation.shelf import documents_for, shelf
 from distill.mini.passkey import FACT, QUESTION, story
@@ -56,7 +56,8 @@ def test_answers_come_from_the_saved_cache(made, capsys):
     out = said(capsys, "ask", made / "kept", QUESTION, "--document", "two.txt", "--max-new-tokens", 6)
     assert "two.txt: 90177" in out and "one.txt" not in out
     policy, (_, tokenizer) = read_record(made / "kept" / "one")["policy"], distill.mini("llama")
-    assert policy == KVzip.with_tokenizer(tokenizer, budget=0.25).to_dict() and policy["instruction"]
+    assert policy == AttentionMatching(KVzip.with_tokenizer(tokenizer, budget=0.25)).to_dict()
+    assert policy["policy"]["instruction"]
 
 
 def test_a_question_that_fits_two_documents_is_put_to_both(made, capsys):
@@ -68,7 +69,7 @@ def test_info_says_what_is_held(made, capsys):
     out = said(capsys, "info", made / "kept")
     head, *rows = out.splitlines()
     assert head.split() == ["document", "tokens", "entries", "bytes", "share", "policy"] and len(rows) == 2
-    assert all(re.match(r"(one|two)\.txt +\d+ .* 2[45]\.\d%  kvzip 0\.25$", row) for row in rows)
+    assert all(re.match(r"(one|two)\.txt +\d+ .* 2[45]\.\d%  matching \(kvzip 0\.25\)$", row) for row in rows)
     out = said(capsys, "info", made / "kept" / "one")
     assert "model: " in out and "bfloat16" in out and "█" in out
 
