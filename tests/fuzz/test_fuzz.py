@@ -6,7 +6,7 @@ import pytest
 
 from .__main__ import main, runs
 
-CASES = {"models": 40, "results": 150, "pruning": 100}
+CASES = {"models": 40, "results": 150, "pruning": 100, "codec": 24}
 
 
 @pytest.mark.parametrize("name", runs())
