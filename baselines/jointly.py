@@ -120,7 +120,9 @@ class JointRun(Run):
 
     def _with_sinks(self, index: int, rank: Tensor, room: Tensor) -> Tensor:
         """Scores `(batch, heads, held)` of a layer's entries; the sinks win, the last of them where few have room."""
-        scores = self.scores[index].gather(2, rank.clamp(min=0))
+        scores = self.scores[index]
+        # an earlier call may have left one set of entries per query head
+        scores = scores.repeat_interleave(rank.shape[1] // scores.shape[1], dim=1).gather(2, rank.clamp(min=0))
         sinks = self.lengths.clamp(max=self.policy.sinks).to(rank.device)  # (batch,)
         first = (sinks - room.to(rank.device)).clamp(min=0)
         wins = (rank < sinks[:, None, None]) & (rank >= first[:, None, None])
