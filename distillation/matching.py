@@ -117,12 +117,6 @@ class AttentionMatching(Policy):
                 f"policy: got {self.policy.name}, which lets later layers compute fewer tokens; allowed are policies "
                 f"that drop cache entries, as in Compose({type(self.policy).__name__}(...), AttentionMatching(...))"
             )
-        assert call.cache is not None
-        if any(getattr(layer, "repeats", 1) > 1 for layer in call.cache.layers):
-            raise ValueError(
-                f"past_key_values: got a cache with a set of entries per query head; allowed under {self.name} are "
-                "caches with one per KV head"
-            )
         if self.queries == "repeat" and call.input_ids is None:
             raise ValueError(
                 "inputs_embeds: got embeddings for queries='repeat', which reads the prompt by its ids; allowed are "
@@ -173,8 +167,10 @@ class _MatchingRun(Run):
                     f"policy: got {self.policy.policy.name} with a set of entries per query head; allowed are "
                     "policies that keep one per KV head"
                 )
-            layout = layer.layout.expand(-1, max(layer.layout.shape[1], indices.shape[1]), -1)
-            index = indices.to(layout.device).expand(-1, layout.shape[1], -1)
+            heads = max(layer.layout.shape[1], indices.shape[1])
+            layout = layer.layout.expand(-1, heads, -1)
+            # an earlier call may have left one set of entries per query head
+            index = indices.to(layout.device).repeat_interleave(heads // indices.shape[1], dim=1)
             self.stays[layer_idx] = layout.gather(2, index.clamp(min=0)).masked_fill(index < 0, -1)
         return None
 
@@ -214,7 +210,7 @@ class _MatchingRun(Run):
             for fit in fits:
                 reaching[fit.index] = int(fit.prompt[row].sum(-1).max())
             allowed = policy.entries_left(length, reaching, config)
-            left = torch.tensor([allowed[fit.index] - int((fit.stays & fit.prompt)[row].sum()) for fit in fits])
+            left = torch.tensor([allowed[fit.index] * fit.layer.repeats - int(fit.kept[row].sum()) for fit in fits])
             if bool(((left >= 0) & (left <= room[row].sum(1))).all()):
                 shares.append(share_out(left, room[row]))
             else:  # the layers compete, and some have more than an even part
@@ -240,7 +236,7 @@ class _LayerFit:
     Attributes:
         prompt: bool `(batch, kv_heads, held)`, the entries of this call's prompt.
         stays: as `prompt`, the entries that the chooser keeps.
-        room: `(batch, kv_heads)`, how many entries the chooser drops.
+        kept, room: `(batch, kv_heads)`, how many entries of the prompt the chooser keeps, and drops.
     """
 
     def __init__(self, run: _MatchingRun, index: int, stays: Tensor, queries: Collected) -> None:
@@ -252,7 +248,7 @@ class _LayerFit:
         asked = tokens.positions.masked_fill(~tokens.prompt, -1).to(layout.device)
         self.prompt = _among(layout, asked[:, None]).expand(-1, layer.keys.shape[1], -1)
         self.stays = _among(layout, stays.to(layout.device)).expand_as(self.prompt)
-        self.room = (self.prompt & ~self.stays).sum(-1).cpu()
+        self.kept, self.room = ((self.prompt & marks).sum(-1).cpu() for marks in (self.stays, ~self.stays))
 
     @property
     def layer(self) -> KeptLayer:
