@@ -75,7 +75,7 @@ def choose(probabilities: Tensor, candidates: Tensor, count: Tensor, rounds: int
     """
     count = count.minimum(candidates.sum(-1))
     chosen, picked = torch.zeros_like(candidates), candidates.new_zeros((*candidates.shape[:2], 0), dtype=torch.long)
-    mass = (probabilities * candidates[:, :, None]).sum(-1)  # (batch, kv_heads, queries)
+    mass = (probabilities @ candidates[..., None].to(probabilities.dtype))[..., 0]  # (batch, kv_heads, queries)
     norms = probabilities.norm(dim=2).clamp(min=torch.finfo(probabilities.dtype).tiny)
     left = mass
     for number in range(1, rounds + 1):
@@ -111,10 +111,10 @@ def log_bias(blocks: Blocks, fixed: Tensor, free: Tensor) -> Tensor:
     Returns:
         `(batch, kv_heads, free)`.
     """
-    gram, moment = _zeros(free, free.shape[-1]), _zeros(free, 1)
+    gram, moment, dropped = _zeros(free, free.shape[-1]), _zeros(free, 1), (~fixed)[..., None].float()
     for rows in blocks():
         x = columns(rows, free)
-        missing = (rows * ~fixed[:, :, None]).sum(-1, keepdim=True)  # (batch, kv_heads, queries, 1)
+        missing = rows @ dropped  # (batch, kv_heads, queries, 1)
         gram, moment = gram + x.mT @ x, moment + x.mT @ missing
     bounds = torch.tensor([LEAST, MOST]).exp().tolist()
     return nonnegative(gram, moment[..., 0], *bounds).log()
@@ -134,16 +134,20 @@ def values_for(blocks: Blocks, value: Tensor, fixed: Tensor, free: Tensor, bias:
     value, factor = value.float(), bias.exp()[:, :, None]
     original = entries_of(value, free)
     gram, moment = _zeros(free, free.shape[-1]), _zeros(free, value.shape[-1])
+    kept = fixed[..., None].float()
+    # one product gives the outputs of all and of the fixed entries, and both masses
+    right = torch.cat([value, value * kept, torch.ones_like(kept), kept], dim=-1)
+    sizes = [value.shape[-1], value.shape[-1], 1, 1]
     for rows in blocks():
-        kept = rows * fixed[:, :, None]
+        output, of_fixed, total, fixed_mass = (rows @ right).split(sizes, dim=-1)
         x = columns(rows, free) * factor
         # what goes to attention sinks stays; rounding errors, which would drown a small mass, are none of it
-        outside = 1 - rows.sum(-1, keepdim=True)
+        outside = 1 - total
         outside = outside.masked_fill(outside < ROUNDING, 0)
-        mass = kept.sum(-1, keepdim=True) + x.sum(-1, keepdim=True) + outside
+        mass = fixed_mass + x.sum(-1, keepdim=True) + outside
         mass = mass.clamp(min=torch.finfo(rows.dtype).tiny)
         x = x / mass
-        missing = rows @ value - kept @ value / mass - x @ original
+        missing = output - of_fixed / mass - x @ original
         gram, moment = gram + x.mT @ x, moment + x.mT @ missing
     count = (free >= 0).sum(-1).clamp(min=1)
     scale = (gram.diagonal(dim1=-2, dim2=-1).sum(-1) / count * ridge)[..., None, None]

@@ -20,8 +20,10 @@ from distill.patches.policy import Policy, as_policy, register
 from distill.patches.run import Call, Observation, Run
 from distill.patches.selection import ELEMENTS, attention_rows, indices_of, visible_keys
 
-#: as many probabilities at most are held at once to choose carriers by; of more queries, some are left out
-SAMPLE = 2**26
+#: carriers are fitted to about so many probabilities of a layer; of longer prompts, some queries are left out
+SAMPLE = 2**24
+#: but a head has at least so many queries for each carrier
+QUERIES = 16
 
 
 @register
@@ -40,8 +42,9 @@ class AttentionMatching(Policy):
     exact, such as the digits of a number that one entry alone is asked for; see docs/distillation.md.
 
     The fit costs about as much time as reading the prompt once more, `queries="repeat"` another reading unless
-    `policy` (KVzip) does that anyway. Until it is done, the whole cache is held. Layers with a sliding window are
-    fitted on what the window holds.
+    `policy` (KVzip) does that anyway. Until it is done, the whole cache is held. Carriers of long prompts are fitted
+    to a part of the queries, evenly spread; which part depends on the longest row of a batch. Layers with a sliding
+    window are fitted on what the window holds.
 
     Args:
         policy: chooses the entries. It must keep one set of entries per KV head, and drop none while decoding.
@@ -273,6 +276,13 @@ class _LayerFit:
                 rows = attention_rows(query[:, :, part], layer.keys, self.queries.softmax, visible)
                 yield rows.unflatten(1, (heads, -1)).flatten(2, 3)
 
+    def _every(self, carriers: int) -> int:
+        """Of how many queries one is enough to choose and fit so many carriers a head."""
+        held, heads = self.prompt.shape[-1], self.prompt.shape[1]
+        # of one row: a batch must not change what it gets
+        fitting, needed = -(-self.queries.count * held // SAMPLE), QUERIES * carriers * heads
+        return max(min(fitting, self.queries.count // max(needed, 1)), 1)
+
     @torch.no_grad()
     def apply(self, count: Tensor) -> None:
         """Drops what does not stay, and fits.
@@ -280,18 +290,13 @@ class _LayerFit:
         Args:
             count: `(batch, kv_heads)`, carriers of each head.
         """
-        policy, fixed = self.policy, self.stays & self.prompt
-        chosen, blocks = torch.zeros_like(fixed), self.blocks
-        elements = self.queries.count * fixed.shape[-1]  # of one row: a batch must not change what it gets
-        if policy.carriers or elements <= SAMPLE:
-            sample = torch.cat(list(self.blocks(SAMPLE, every=-(-elements // SAMPLE))), dim=2)
-            if elements <= SAMPLE:  # these are all queries
-                blocks = partial(iter, (sample,))
-            if policy.carriers:
-                chosen = choose(sample, self.prompt & ~self.stays, count.to(fixed.device))
-        if policy.carriers:
-            free = indices_of(chosen)
+        fixed, blocks = self.stays & self.prompt, self.blocks
+        if self.policy.carriers:
+            sample = torch.cat(list(self.blocks(SAMPLE, self._every(int(count.max())))), dim=2)
+            chosen = choose(sample, self.prompt & ~self.stays, count.to(fixed.device))
+            free, blocks = indices_of(chosen), partial(iter, (sample,))
         else:
+            chosen = torch.zeros_like(fixed)
             free, fixed = indices_of(fixed), chosen
         if free.shape[-1]:
             # heads that keep everything have nothing to fit
