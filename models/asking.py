@@ -147,6 +147,11 @@ def generate_behind(
         )
     if not questions or not all(map(len, questions)):
         raise ValueError("question: got one without tokens; allowed are texts of at least one token")
+    if settings.get("prefill_chunk_size") is not None:
+        # before Transformers 5.23 at the latest, `generate` cuts the mask of such chunks as if the cache were empty
+        raise ValueError(
+            f"prefill_chunk_size: got {settings['prefill_chunk_size']!r}; allowed behind a filled cache is None"
+        )
     seen, rows = cache.get_seq_length(), len(questions)
     if mask is None or isinstance(cache.layers[0], KeptLayer):
         past = _columns(lengths_of(cache), seen)

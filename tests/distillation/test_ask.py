@@ -63,7 +63,8 @@ def test_a_question_in_two_calls_is_one(policy):
         model(torch.tensor([first]), past_key_values=half, policy=None)
     whole = distill.ask(model, tokenizer, cache, text_of(first + second), NEW)
     assert distill.ask(model, tokenizer, half, text_of(second), NEW) == whole
-    assert distill.ask(model, tokenizer, cache, text_of(first + second), NEW, prefill_chunk_size=2) == whole
+    with pytest.raises(ValueError, match="prefill_chunk_size: got 2; allowed behind a filled cache is None"):
+        distill.ask(model, tokenizer, cache, text_of(first + second), NEW, prefill_chunk_size=2)
 
 
 @cases()
