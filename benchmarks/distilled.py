@@ -15,7 +15,6 @@ A model with a chat template is asked for numbers and names of cities; one witho
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import random
 import statistics
@@ -34,6 +33,7 @@ from transformers import AutoTokenizer, DynamicCache
 
 import distill
 from distill import AdaKV, AttentionMatching, KeyDiff, KVzap, KVzip, Random, SnapKV, StreamingLLM
+from distill.distillation.scorer import read
 from distill.evaluation.intervals import bootstrap, wilson
 from distill.evaluation.prompting import Encoder, Prompt, chat
 from distill.evaluation.tune.prompts import STORY, sentences_of
@@ -64,12 +64,6 @@ class Context:
     whole_bytes: int = 0
     logs: Tensor | None = None
     answers: list[tuple[Tensor, Tensor, bool]] = field(default_factory=list)
-
-
-def read(path: Path) -> str:
-    """A text, unpacked where its name ends in .gz, its lines joined."""
-    text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    return " ".join(text.decode("utf-8", errors="replace").split())
 
 
 def make(tokenizer: Any, path: Path, sentences: list[str], seed: int, length: int, facts: int) -> Context:
@@ -228,7 +222,7 @@ def described(args: argparse.Namespace, context: Context, name: str, share: floa
 
 
 def contexts(args: argparse.Namespace, tokenizer: Any) -> Iterator[Context]:
-    texts = {path: sentences_of(read(path)) for path in args.text}
+    texts = {path: sentences_of(" ".join(read(path).split())) for path in args.text}
     for seed in range(args.contexts):
         path = args.text[seed % len(args.text)]
         yield make(tokenizer, path, texts[path], seed, args.length, args.facts)

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from distill.generate_cli import add_set_argument, method_of
+
 _EXAMPLES = """\
 examples:
   distill cache make MODEL --file report.txt -o caches/report
@@ -53,13 +55,7 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
         "of kvzip with its published words in the model's tokens, and a budget of 1/4)",
     )
     parser.add_argument("--budget", help="tokens (an integer) or a share (such as 0.125 or 1/8) to keep")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="ARGUMENT=VALUE",
-        help="another argument of the method, in JSON; the same as behind a colon in --method",
-    )
+    add_set_argument(parser)
     parser.add_argument("--no-chat-template", action="store_true", help="give the model the bare text")
     parser.add_argument("--prefill-chunk-size", type=int, help="read a document in pieces of so many tokens")
     _model_arguments(parser, "as in the checkpoint")
@@ -105,7 +101,6 @@ def _make(args: argparse.Namespace) -> int:
     from distill import AttentionMatching, KVzip
     from distill.distillation.ask import read_document
     from distill.distillation.keep import save_cache
-    from distill.generate_cli import method_of
 
     places = _places(args.file, args.output)
     # before a model is loaded, as it may be refused

@@ -17,6 +17,17 @@ from distill.patches.meter import full_bytes
 from distill.patches.policy import Policy
 
 
+def add_set_argument(parser: argparse.ArgumentParser) -> None:
+    """`--set ARGUMENT=VALUE`, for commands that take a method."""
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="ARGUMENT=VALUE",
+        help="another argument of the method, in JSON; the same as behind a colon in --method",
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `distill generate`."""
     parser.add_argument("--model", required=True, help="folder or Hub name of a checkpoint")
@@ -27,13 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "promptdistill:selection_layers=[13],cache_truncation_end=1",
     )
     parser.add_argument("--budget", help="tokens (an integer) or a fraction (such as 0.25) to keep")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="ARGUMENT=VALUE",
-        help="another argument of the method, in JSON; the same as behind a colon in --method",
-    )
+    add_set_argument(parser)
     parser.add_argument("--context", type=Path, help="text file that the question is about")
     parser.add_argument("--question", default="", help="what to ask; stands behind the context")
     parser.add_argument("--max-new-tokens", type=int, default=128)
