@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from distill.baselines.jointly import Jointly, JointRun
-from distill.patches.checks import check_budget, check_flag, check_integer, check_uneven
+from distill.patches.cache import KeptLayer
+from distill.patches.checks import check_budget, check_flag, check_integer, check_number, check_uneven
+from distill.patches.masks import most_held
 from distill.patches.policy import register
 from distill.patches.run import Call, Observation, Run
-from distill.patches.weights import weights_for
-
-MADE_BY = "`python -m distill.distillation.scorer`"
+from distill.patches.selection import indices_of
+from distill.patches.weights import Scorer, check_scorer, scorer_for
 
 
 @register
@@ -33,8 +35,8 @@ class KVzap(Jointly):
     that ship with the package have theirs.
 
     Paper: "KVzap: Fast, Adaptive, and Faithful KV Cache Pruning", https://arxiv.org/abs/2601.07891. There, the map
-    predicts KVzip+, and everything below a threshold is dropped, while decoding too; here there is a budget, and only
-    the prompt is cut.
+    predicts KVzip+, and whatever is below a threshold is dropped, while decoding too: `threshold` with `recent=128`
+    and `sinks=0`. Without it there is a budget, and only the prompt is cut.
 
     Args:
         budget: entries kept per row, averaged over layers and heads: an integer, or a fraction (float in (0, 1)) of
@@ -43,10 +45,13 @@ class KVzap(Jointly):
         sinks: number of first tokens that all heads keep, within the budget. Where the fraction of a short prompt is
             smaller than that, the last of them are kept.
         recent: number of last tokens that all heads keep, within the budget; fewer where a fraction is too small.
+            With a threshold: how many later tokens must have been read before an entry may be dropped.
         layerwise: with True, the heads of each layer compete only with one another, and all layers keep the same
             number.
         windows: whether layers with a sliding window compete too, in models whose other layers see the whole prompt.
             By default their cache holds what the window holds.
+        threshold: in place of the budget, a score: in each head, an entry below it is dropped as soon as `recent`
+            later tokens have been read, of the prompt or while decoding. How many stay depends on the text.
     """
 
     name = "kvzap"
@@ -57,6 +62,7 @@ class KVzap(Jointly):
     recent: int = 32
     layerwise: bool = False
     windows: bool = field(default=False, kw_only=True)
+    threshold: float | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         check_budget("budget", self.budget)
@@ -64,8 +70,9 @@ class KVzap(Jointly):
         check_integer("recent", self.recent, 0)
         check_flag("layerwise", self.layerwise)
         check_flag("windows", self.windows)
-        if not isinstance(self.scorer, str):
-            raise ValueError(f"scorer: got a {type(self.scorer).__name__}; allowed are paths of files")
+        check_scorer(self.scorer)
+        if self.threshold is not None:
+            check_number("threshold", self.threshold, -100, 0)
         if isinstance(self.budget, int) and self.budget <= self.sinks + self.recent:
             raise ValueError(
                 f"budget: got {self.budget}; allowed are integers > sinks + recent ({self.sinks + self.recent}), or "
@@ -75,44 +82,44 @@ class KVzap(Jointly):
     def check(self, config: object) -> None:
         check_uneven(self.name, config)
 
+    def with_budget(self, budget: int | float) -> KVzap:
+        """This policy with the given budget, and without a threshold."""
+        return replace(self, budget=budget, threshold=None)
+
+    def entries_left(self, length: int, reaching: list[int], config: Any) -> list[int]:
+        """As for every method, but an upper bound where there is a threshold: what the text alone decides."""
+        if self.threshold is None:
+            return super().entries_left(length, reaching, config)
+        return [config.num_key_value_heads * most_held(config, layer, held) for layer, held in enumerate(reaching)]
+
     def begin(self, call: Call) -> Run | None:
-        if call.cache is None or not bool(call.tokens.droppable.any()):
+        if call.cache is None:
             return None
-        if isinstance(self.budget, int) and int(call.tokens.prompt.sum(1).max()) <= self.budget:
+        few = isinstance(self.budget, int) and int(call.tokens.prompt.sum(1).max()) <= self.budget
+        if self.threshold is None and (few or not bool(call.tokens.droppable.any())):
             return None
         if call.ranks > 1:
             raise ValueError(
                 "policy: got kvzap, which compares all heads; allowed are models without tensor parallelism"
             )
-        weights = weights_for(call.decoder, "scorer", self.scorer, MADE_BY)
-        config = call.decoder.config
-        wanted = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size)
-        if {name: tuple(t.shape) for name, t in weights.items()} != {"weight": wanted, "bias": wanted[:2]}:
-            shapes = {name: tuple(t.shape) for name, t in weights.items()}
-            raise ValueError(f"scorer: got tensors {shapes}; allowed are weight {wanted} and bias {wanted[:2]}")
-        return _KVzapRun(self, call, weights["weight"], weights["bias"])
+        scorer = scorer_for(call.decoder, self.scorer)
+        return _BudgetRun(self, call, scorer) if self.threshold is None else _ThresholdRun(self, call, scorer)
 
 
-class _KVzapRun(JointRun):
-    """One forward call: scores the tokens of each layer as they come, then drops entries in all layers.
-
-    Args:
-        weight: `(layers, kv_heads, hidden)`, and `bias` `(layers, kv_heads)`.
-    """
+class _BudgetRun(JointRun):
+    """One forward call: scores the tokens of each layer as they come, then drops entries in all layers."""
 
     policy: KVzap
 
-    def __init__(self, policy: KVzap, call: Call, weight: Tensor, bias: Tensor) -> None:
+    def __init__(self, policy: KVzap, call: Call, scorer: Scorer) -> None:
         super().__init__(policy, call)
-        self.weight, self.bias = weight, bias
+        self.scorer = scorer
 
     def observes(self, layer_idx: int) -> bool:
         return layer_idx in self.competing
 
     def observe(self, layer_idx: int, seen: Observation) -> None:
-        read = seen.attended.float()  # (batch, chunk, hidden)
-        weight, bias = self.weight[layer_idx].to(read), self.bias[layer_idx].to(read)
-        found = (read @ weight.T + bias).mT  # (batch, kv_heads, chunk)
+        found = self.scorer.scores(layer_idx, seen)
         longest = int(self.lengths.max())
         scores = self.scores.setdefault(layer_idx, found.new_zeros(*found.shape[:2], longest + 1))
         rank = self.rank(seen.prompt_positions[:, None, seen.start :].to(found.device))  # (batch, 1, chunk)
@@ -125,3 +132,36 @@ class _KVzapRun(JointRun):
 
     def review(self, replay: Callable[[Tensor, Tensor, Run], None]) -> None:
         self.drop()
+
+
+class _ThresholdRun(Run):
+    """One forward call: notes the score of each entry, and drops those below a threshold that are old enough."""
+
+    def __init__(self, policy: KVzap, call: Call, scorer: Scorer) -> None:
+        self.policy, self.scorer, self.layers = policy, scorer, cast(Any, call.cache).layers
+        self.competing = policy.competing(call.decoder.config)
+        self.last = call.tokens.positions.gather(1, call.tokens.ends[:, None])[..., None]  # (batch, 1, 1)
+        self.note = f"{policy.name}({policy.scorer})"
+
+    def observes(self, layer_idx: int) -> bool:
+        return layer_idx in self.competing
+
+    def observe(self, layer_idx: int, seen: Observation) -> None:
+        layer, found = self.layers[layer_idx], self.scorer.scores(layer_idx, seen)
+        heads, chunk = seen.key.shape[1], found.shape[2]
+        # entries that were there before have 0, which is below no threshold
+        noted = layer.notes.get(self.note, found.new_zeros(len(found), heads, seen.key.shape[2]))
+        new = found.repeat_interleave(heads // found.shape[1], dim=1)
+        layer.notes[self.note] = torch.cat([noted[..., :-chunk], new.to(noted)], dim=-1)
+
+    def evict(self, layer_idx: int, layer: KeptLayer) -> Tensor | None:
+        if layer_idx not in self.competing or self.note not in layer.notes:
+            return None
+        layout, real = cast(Tensor, layer.layout), layer.real
+        old = (layout <= self.last.to(layout.device) - self.policy.recent) & (real.cumsum(-1) > self.policy.sinks)
+        low = layer.notes[self.note] < cast(float, self.policy.threshold)
+        drop = low & (old & real).to(low.device)  # (batch, heads, held)
+        if not bool(drop.any()):
+            return None
+        layer.settled = layer.seen
+        return indices_of(real.to(drop.device) & ~drop)

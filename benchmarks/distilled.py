@@ -6,8 +6,8 @@ A context is prose from one of the books with facts hidden in it. Each method re
 bytes. Then, on that cache: the divergence (KL, nats per token) from the whole cache on the words that really follow in
 the book and on the whole cache's own answers, and how many questions it answers, of those that the whole cache
 answers. Chance is below 1 in 1,000. All methods have equal bytes: those without a bias are given more entries. The
-time that a method takes is in readings of the context by the stock model, in the same run. Results go to a file line
-by line, from which a run that was killed goes on.
+time that a method takes is in readings of the context by the stock model, in the same run (on a CPU, in seconds of it,
+which other programs do not lengthen). Results go to a file line by line, from which a run that was killed goes on.
 
 A model with a chat template is asked for numbers and names of cities; one without for a pass key, one a context.
 """
@@ -20,8 +20,9 @@ import random
 import statistics
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import process_time
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer, DynamicCache
 
 import distill
-from distill import AdaKV, AttentionMatching, KeyDiff, KVzap, KVzip, Random, SnapKV, StreamingLLM
+from distill import AdaKV, AttentionMatching, KeyDiff, KVzap, KVzip, PromptDistill, Random, SnapKV, StreamingLLM
 from distill.distillation.scorer import read
 from distill.evaluation.intervals import bootstrap, wilson
 from distill.evaluation.prompting import Encoder, Prompt, chat
@@ -112,13 +113,33 @@ def methods(tokenizer: Any, context: Context, share: float, model: Any, scorer: 
         "AttentionMatching(KVzip), all entries": AttentionMatching(chooser, carriers=0),
         "AttentionMatching(KVzip), own queries": AttentionMatching(chooser, queries="context"),
         "KVzip": chooser.with_budget(share),
-        **({"KVzap": KVzap(share, scorer)} if scorer else {}),
+        **(learned(share, model.config.num_hidden_layers, scorer) if scorer else {}),
         "AttentionMatching(AdaKV(SnapKV)), own queries": AttentionMatching(AdaKV(SnapKV(budget)), queries="context"),
         "AdaKV(SnapKV)": AdaKV(SnapKV(share)),
         "SnapKV": SnapKV(share),
         "KeyDiff": KeyDiff(share),
         "StreamingLLM": StreamingLLM(share),
         "Random": Random(share),
+    }
+
+
+def learned(share: float, depth: int, scorer: str) -> dict[str, Policy]:
+    """The methods that need a scorer, and a control for the second: one set of tokens for all heads and layers."""
+    between = PromptDistill(
+        [depth // 2],
+        [share],
+        scoring="learned",
+        scorer=scorer,
+        pooling="max",
+        aggregate=4,
+        sinks=4,
+        recent=16,
+        cache_truncation_end=1,
+    )
+    return {
+        "KVzap": KVzap(share, scorer),
+        "PromptDistill(learned)": between,
+        "PromptDistill(random)": replace(between, scoring="random"),
     }
 
 
@@ -132,10 +153,11 @@ class Asker:
 
     def make(self, ids: Tensor, policy: Policy | None) -> tuple[Any, float]:
         """The cache of a context under a policy, and the seconds it took."""
-        start = now()
+        clock = process_time if self.model.device.type == "cpu" else now
+        start = clock()
         cache = DynamicCache()
         self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, policy=policy)
-        return cache, now() - start
+        return cache, clock() - start
 
     def logs(self, cache: Any, ids: Tensor) -> Tensor:
         """Log-probabilities `(tokens, vocabulary)` of what follows each of the tokens."""

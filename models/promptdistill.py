@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from distill.models.promptdistill_run import AdaptiveRun, PromptDistillRun
+from distill.models.promptdistill_run import RUNS
 from distill.patches.checks import (
     MOST_SEED,
     check_budget,
@@ -24,6 +24,7 @@ from distill.patches.checks import (
 from distill.patches.masks import check_sees_all, full_layers, most_held
 from distill.patches.policy import Policy, budget_tokens, policy, register
 from distill.patches.run import Call, Run
+from distill.patches.weights import check_scorer
 
 ADAPTIVE = "adaptive"
 
@@ -62,8 +63,9 @@ class PromptDistill(Policy):
         observation_window: number of queries that score, the last of which is that of the last prompt token; the paper
             uses 1.
         scoring: `"raw"`: mean of attention logits (the paper); `"softmax"`: mean of attention probabilities; `"max"`:
-            the largest attention probability over all heads and queries; `"random"`: random numbers, the same for the
-            same seed, as the control of an experiment.
+            the largest attention probability over all heads and queries; `"learned"`: what a scorer says of the token
+            alone, the largest of its KV heads, for a context whose questions are not known yet (see `scorer`);
+            `"random"`: random numbers, the same for the same seed, as the control of an experiment.
         pooling: how scores are smoothed: `"avg"` (the paper) or `"max"`.
         sinks: number of first tokens of the prompt that are always kept.
         recent: number of tokens right before the last prompt token that are always kept. If a short row's fraction is
@@ -85,6 +87,7 @@ class PromptDistill(Policy):
         threshold: for `"adaptive"`: a layer is chosen if the ranks of its best tokens have changed little over the
             last `aggregate` layers (at least 2): by less than this share of the number of tokens to keep, on average.
             The idea is that of ASL, https://arxiv.org/abs/2601.07667.
+        scorer: for `"learned"`: the file of a scorer as for `KVzap`: a path, or a name beside the model.
     Raises:
         ValueError: a value that is not allowed, lists of different lengths, or layers that do not ascend.
     """
@@ -108,6 +111,7 @@ class PromptDistill(Policy):
     beside: bool = False
     candidates: Sequence[int] = ()
     threshold: float = 0.3
+    scorer: str = "kvzap.safetensors"
 
     def __post_init__(self) -> None:
         if not self.adaptive:
@@ -138,9 +142,10 @@ class PromptDistill(Policy):
         for name, least in (("observation_window", 1), ("sinks", 0), ("recent", 0), ("aggregate", 1), ("tail", 0)):
             check_integer(name, getattr(self, name), least)
         check_integer("seed", self.seed, 0, MOST_SEED)
-        check_choice("scoring", self.scoring, ("raw", "softmax", "max", "random"))
+        check_choice("scoring", self.scoring, ("raw", "softmax", "max", "learned", "random"))
         check_choice("pooling", self.pooling, ("avg", "max"))
         check_number("threshold", self.threshold, 0, 1)
+        check_scorer(self.scorer)
         smallest = min((k for k in self.n_topks if isinstance(k, int)), default=None)
         if smallest is not None and not self.beside and self.sinks + self.recent > smallest:
             raise ValueError(
@@ -224,7 +229,7 @@ class PromptDistill(Policy):
         for layer in self.layers_of(call.decoder.config):
             name = "candidates" if self.adaptive else "selection_layers"
             check_sees_all(name, layer, call.decoder.config, call.past + call.tokens.count)
-        return AdaptiveRun(self, call) if self.adaptive else PromptDistillRun(self, call)
+        return RUNS[self.adaptive, self.scoring == "learned"](self, call)
 
 
 def _check_layers(name: str, layers: Any) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from distill.patches.policy import budget_tokens
 from distill.patches.run import Call, Observation, Retention, Run, Tokens
 from distill.patches.selection import attention_mean, last_rows, mean_logits, pool, protect, ranks, reach, top
+from distill.patches.weights import scorer_for
 
 if TYPE_CHECKING:
     from distill.models.promptdistill import PromptDistill
@@ -153,3 +154,39 @@ class AdaptiveRun(PromptDistillRun):
         moved = (ranked[:-1] - ranked[-1]).abs().float().mean(0).clamp(max=float(allowed.sum(1).max()))
         share = (moved * best).sum(1) / best.sum(1).clamp(min=1) / budgets.to(ranked.device).clamp(min=1)
         return bool((share < self.policy.threshold).all())
+
+
+class LearnedRun(PromptDistillRun):
+    """One forward call under `PromptDistill` with the scores of a scorer, which looks at each token alone.
+
+    Attributes:
+        found: by layer, `(batch, tokens so far)` scores, while the tokens come in chunks.
+    """
+
+    def __init__(self, policy: PromptDistill, call: Call) -> None:
+        super().__init__(policy, call)
+        self.scorer = scorer_for(call.decoder, policy.scorer)
+        self.found: dict[int, Tensor] = {}
+
+    def observe(self, layer_idx: int, seen: Observation) -> None:
+        # scores are logarithms of probabilities; smoothing and averages are of probabilities, as for other scores
+        chunk = self.scorer.scores(layer_idx, seen).amax(1).exp()
+        earlier = self.found.get(layer_idx, chunk[:, :0])
+        self.found[layer_idx] = torch.cat([earlier, chunk], dim=1)
+        super().observe(layer_idx, seen)
+
+    def _score(self, layer_idx: int, seen: Observation, queries: Tensor, columns: Tensor) -> Tensor:
+        return self.found.pop(layer_idx)
+
+
+class AdaptiveLearnedRun(LearnedRun, AdaptiveRun):
+    """Both."""
+
+
+#: by whether the layer is chosen on the way, and whether scores come from a scorer
+RUNS = {
+    (False, False): PromptDistillRun,
+    (True, False): AdaptiveRun,
+    (False, True): LearnedRun,
+    (True, True): AdaptiveLearnedRun,
+}

@@ -1,8 +1,12 @@
-"""Weights that a policy refers to by the name of a file: read once per model, and checked to be made for it."""
+"""Weights that a policy refers to by the name of a file: read once per model, and checked to be made for it.
+
+They are scorers: a linear map in each layer, from what attention is given to a score of each KV head's new entries.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -11,11 +15,14 @@ from safetensors import safe_open
 from torch import Tensor
 
 from distill.patches.checks import shown
+from distill.patches.run import Observation
 
 #: values of a config without which weights for one model mean nothing to another
 SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 #: how far the numbers of two copies of a model may differ, such as in bfloat16 or quantized
 TOLERANCE = 0.05
+
+MADE_BY = "`python -m distill.distillation.scorer`"
 
 _READ: WeakKeyDictionary[Any, dict[tuple[str, float], dict[str, Tensor]]] = WeakKeyDictionary()
 
@@ -25,6 +32,43 @@ def fingerprint(decoder: Any) -> dict[str, Any]:
     rows = decoder.get_input_embeddings().weight
     some = rows[:: max(len(rows) // 8, 1)][:8].detach().float().norm(dim=1)
     return {name: getattr(decoder.config, name) for name in SIZES} | {"norms": [round(x, 4) for x in some.tolist()]}
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A linear map in each layer: `weight` `(layers, kv_heads, hidden)` and `bias` `(layers, kv_heads)`."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def scores(self, layer_idx: int, seen: Observation) -> Tensor:
+        """The scores of a chunk's entries, `(batch, kv_heads, chunk)` in float32."""
+        read = seen.attended.float()  # (batch, chunk, hidden)
+        return (read @ self.weight[layer_idx].to(read).T + self.bias[layer_idx].to(read)).mT
+
+
+def check_scorer(reference: Any) -> None:
+    """Raises a `ValueError` unless a policy's argument `scorer` could be the name of a file."""
+    if not isinstance(reference, str):
+        raise ValueError(f"scorer: got a {type(reference).__name__}; allowed are paths of files")
+
+
+def scorer_for(decoder: Any, reference: str) -> Scorer:
+    """The scorer of a model in a file.
+
+    Args:
+        decoder: the base model.
+        reference: as in `weights_for`.
+    Raises:
+        ValueError: as `weights_for`, or tensors of other names or shapes.
+    """
+    weights = weights_for(decoder, "scorer", reference, MADE_BY)
+    config = decoder.config
+    wanted = (config.num_hidden_layers, config.num_key_value_heads, config.hidden_size)
+    shapes = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if shapes != {"weight": wanted, "bias": wanted[:2]}:
+        raise ValueError(f"scorer: got tensors {shapes}; allowed are weight {wanted} and bias {wanted[:2]}")
+    return Scorer(weights["weight"], weights["bias"])
 
 
 def weights_for(decoder: Any, argument: str, reference: str, made_by: str) -> dict[str, Tensor]:

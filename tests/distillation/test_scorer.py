@@ -61,6 +61,65 @@ def test_the_best_of_all_layers_and_heads_are_kept(file):
             assert kept == wanted
 
 
+@torch.no_grad()
+def test_what_is_below_a_threshold_is_dropped_once_it_is_old(file):
+    model, ids = tiny("llama"), prompt(40)
+    policy = KVzap(scorer=str(file), sinks=2, recent=5, threshold=-0.5)
+    cache = DynamicCache()
+    hidden = model(ids, past_key_values=cache, output_hidden_states=True, policy=None).hidden_states
+    cache = read(model, ids, policy)
+    for index, layer in enumerate(model.model.layers):
+        attended = layer.input_layernorm(hidden[index])[0]
+        scores = numbers()["weight"][index] @ attended.T + numbers()["bias"][index][:, None]  # (kv_heads, tokens)
+        for head in range(KV_HEADS):
+            wanted = [p for p in range(40) if p < 2 or p > 39 - 5 or scores[head, p] >= -0.5]
+            assert [p for p in cache.layers[index].layout[0, head].tolist() if p >= 0] == wanted
+            assert len(wanted) < 40
+
+
+@torch.no_grad()
+def test_a_threshold_holds_while_decoding(file):
+    """Read in one call or in several, in chunks, or beside a padded row: the same first layer is left."""
+    model, ids = tiny("llama"), prompt(40)
+    policy = KVzap(scorer=str(file), sinks=2, recent=5, threshold=-0.5)
+    whole = read(model, ids, policy).layers[0].layout
+    chunked = read(model, ids, policy, prefill_chunk_size=7).layers
+    steps, cache = [ids[:, :20], *ids[:, 20:].T[..., None]], DynamicCache()
+    for step in steps:
+        model(step, past_key_values=cache, use_cache=True, policy=policy)
+    assert torch.equal(cache.layers[0].layout, whole)  # the scores of later layers depend on what was dropped before
+    assert all(int((layer.layout >= 0).sum()) < 40 * KV_HEADS for layer in cache.layers)
+    for layer, other in zip(chunked, read(model, ids, policy).layers, strict=True):
+        assert torch.equal(layer.layout, other.layout)
+    mask = torch.ones(2, 44, dtype=torch.long)
+    mask[0, :4] = 0
+    both = torch.cat([torch.cat([torch.zeros(1, 4, dtype=torch.long), ids], dim=1), prompt(44)])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    padded = read(model, both, policy, attention_mask=mask, position_ids=positions).layers
+    for layer, other in zip(padded, chunked, strict=True):
+        for head in range(KV_HEADS):
+            row, alone = layer.layout[0, head], other.layout[0, head]
+            assert row[row >= 0].tolist() == alone[alone >= 0].tolist()
+
+
+def test_a_threshold_and_what_it_refuses(file):
+    model, ids = tiny("llama"), prompt(40)
+    never = KVzap(scorer=str(file), threshold=-100.0)
+    with torch.no_grad():
+        stock = model(ids, policy=None).logits
+        assert torch.equal(model(ids, policy=never).logits, stock)
+        text = model.generate(ids, max_new_tokens=8, do_sample=False, policy=KVzap(scorer=str(file), threshold=-1.0))
+    assert text.shape == (1, 48)
+    assert KVzap(threshold=-3.0).with_budget(0.5) == KVzap(0.5)
+    assert distill.policy(**KVzap(threshold=-3.0).to_dict()) == KVzap(threshold=-3.0)
+    assert KVzap(threshold=-3.0).entries_kept(50, model.config) == [50 * KV_HEADS] * LAYERS
+    cache = read(model, ids, KVzap(scorer=str(file), threshold=-0.5))
+    with pytest.raises(ValueError, match="tokens_to_remove"):
+        cache.crop(-1)
+    with pytest.raises(ValueError, match=r"threshold: got 1; allowed are"):
+        KVzap(threshold=1)
+
+
 def test_a_file_is_read_once_a_model_and_again_when_it_changes(file, monkeypatch):
     model, ids, opened = tiny("llama"), prompt(40), []
     monkeypatch.setattr(weights, "_read", lambda *args: (opened.append(args), numbers())[1])

@@ -88,6 +88,9 @@ METHODS: dict[str, Method] = {
     "promptdistill-beside": Method(
         lambda k: PromptDistill([1, 2], [k, k], scoring="max", sinks=2, recent=2, beside=True, aggregate=2, tail=2)
     ),
+    "promptdistill-learned": Method(
+        lambda k: PromptDistill([1], [k], scoring="learned", scorer=scorer(), aggregate=2, sinks=2)
+    ),
     "promptdistill-nopool": Method(lambda k: PromptDistill([1], [k], use_pooling=False)),
     "promptdistill-question": Method(lambda k: PromptDistill([1], [k], question=True, observation_window=3)),
     "promptdistill-random": Method(lambda k: PromptDistill([1], [k], scoring="random", seed=3)),
@@ -157,6 +160,7 @@ FEW = ("promptdistill-two-truncated", "snapkv", "adakv", "gemfilter", "h2o", "kv
 _LIKE_OTHERS = (
     "promptdistill-adaptive",
     "promptdistill-beside",
+    "promptdistill-learned",
     "promptdistill-nopool",
     "promptdistill-question",
     "promptdistill-random",
