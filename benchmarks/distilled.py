@@ -18,6 +18,7 @@ import argparse
 import json
 import random
 import statistics
+import tempfile
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,9 @@ from transformers import AutoTokenizer, DynamicCache
 
 import distill
 from distill import AdaKV, AttentionMatching, KeyDiff, KVzap, KVzip, PromptDistill, Random, SnapKV, StreamingLLM
+from distill.distillation.document import DocumentCache, origin_of
 from distill.distillation.scorer import read
+from distill.distillation.trained import train_cache
 from distill.evaluation.intervals import bootstrap, wilson
 from distill.evaluation.prompting import Encoder, Prompt, chat
 from distill.evaluation.tune.prompts import STORY, sentences_of
@@ -159,6 +162,15 @@ class Asker:
         self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1, policy=policy)
         return cache, clock() - start
 
+    def trained(self, context: Context, small: Any, steps: int, seconds: float) -> tuple[Any, float]:
+        """A small cache, taught what the whole one says; and the seconds of both."""
+        origin = origin_of(small)
+        known = DocumentCache.of(small, replace(origin, ids=context.ids, chat=bool(context.head)))
+        start = process_time()
+        with tempfile.TemporaryDirectory() as folder, torch.enable_grad():
+            made = train_cache(self.model, self.tokenizer, known, folder, steps=steps)
+        return made, seconds + process_time() - start
+
     def logs(self, cache: Any, ids: Tensor) -> Tensor:
         """Log-probabilities `(tokens, vocabulary)` of what follows each of the tokens."""
         out = self.model(ids, past_key_values=deepcopy(cache), use_cache=True, policy=None)
@@ -190,9 +202,11 @@ class Asker:
             logs = self.logs(cache, torch.cat([question, answer[:, :-1]], dim=1))[-answer.shape[1] :]
             context.answers.append((answer, logs, self.right(answer, value)))
 
-    def measure(self, context: Context, policy: Policy) -> dict[str, Any]:
-        """What a method makes of a context."""
+    def measure(self, context: Context, policy: Policy, steps: int = 0) -> dict[str, Any]:
+        """What a method makes of a context; with `steps`, trained so long."""
         cache, seconds = self.make(context.ids, policy)
+        if steps:
+            cache, seconds = self.trained(context, cache, steps, seconds)
         assert context.logs is not None
         found: dict[str, Any] = {
             "seconds": seconds, "read": context.seconds, "bytes": cache_bytes(cache) / context.whole_bytes,
@@ -261,6 +275,7 @@ def main() -> int:
     parser.add_argument("--shares", type=float, nargs="+", default=[1 / 8, 1 / 16], help="of the whole cache's bytes")
     parser.add_argument("--methods", nargs="*", help="only these rows")
     parser.add_argument("--scorer", help="file of `python -m distill.distillation.scorer`, for KVzap")
+    parser.add_argument("--train", type=int, metavar="STEPS", help="a row for a cache that is trained so long")
     parser.add_argument("--new", type=int, default=24, help="tokens of an answer, at most")
     parser.add_argument("--output", type=Path, default=Path("outputs/distilled.jsonl"))
     parser.add_argument("--dtype", default="float32")
@@ -279,14 +294,19 @@ def main() -> int:
     with args.output.open("a") as file:
         for context in tqdm(list(contexts(args, tokenizer)), desc="contexts"):
             for share in args.shares:
-                for name, policy in methods(tokenizer, context, share, model, args.scorer).items():
+                rows = methods(tokenizer, context, share, model, args.scorer)
+                if args.train:
+                    rows[f"AttentionMatching(KVzip), {args.train} steps"] = rows["AttentionMatching(KVzip)"]
+                for name, policy in rows.items():
                     if args.methods and name not in args.methods:
                         continue
                     key = described(args, context, name, share)
                     if key not in known:
                         if context.logs is None:
                             asker.prepare(context)
-                        known[key] = {"key": key} | asker.measure(context, policy)
+                        known[key] = {"key": key} | asker.measure(
+                            context, policy, args.train if name.endswith(" steps") else 0
+                        )
                         file.write(json.dumps(known[key]) + "\n")
                         file.flush()
                     found.setdefault((share, name), []).append(known[key])

@@ -16,6 +16,7 @@ examples:
   distill cache make MODEL --file report.txt --budget 0.125 -o caches/report
   distill cache make MODEL --file a.txt b.txt c.txt -o caches           (one folder for each, caches/a and so on)
   distill cache make MODEL --file report.txt --method kvzap --budget 1/4 -o caches/report  (one reading, with a scorer)
+  distill cache train caches/report -o caches/taught                    (minutes to hours, for thousands of questions)
   distill cache info caches
   distill cache ask caches/report "Who signed it?" "On which day?"
   distill cache ask caches "Who signed the report?"                     (chooses the document, and names it)
@@ -23,6 +24,7 @@ examples:
 
 _HELP = {
     "make": "read documents and save what is kept of their caches",
+    "train": "teach a saved cache to say what the whole one says, on questions that the model asks itself",
     "ask": "answer questions from saved caches",
     "info": "show what saved caches hold",
 }
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         sub.formatter_class = argparse.RawDescriptionHelpFormatter
         sub.epilog = _EXAMPLES
     _make_arguments(parsers["make"])
+    _train_arguments(parsers["train"])
     _ask_arguments(parsers["ask"])
     parsers["info"].add_argument("folder", type=Path, help="a saved cache, or a folder of them")
 
@@ -61,6 +64,19 @@ def _make_arguments(parser: argparse.ArgumentParser) -> None:
     _model_arguments(parser, "as in the checkpoint")
 
 
+def _train_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="a saved cache of one document")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="folder of the taught cache")
+    parser.add_argument("--run", type=Path, help="folder of the run, from which it goes on (default: OUTPUT.run)")
+    parser.add_argument("--model", help="the model that filled the cache (default: from where it was loaded then)")
+    parser.add_argument("--steps", type=int, default=200, help="of the optimizer (default: %(default)s)")
+    parser.add_argument("--count", type=int, default=128, help="conversations to make up (default: %(default)s)")
+    parser.add_argument("--batch", type=int, default=8, help="of them in a step (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=0.02, help="learning rate at first (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    _model_arguments(parser, "that of the cache")
+
+
 def _ask_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="a saved cache, or a folder of them")
     parser.add_argument("question", nargs="+", help="what to ask; each is answered as if it were asked first")
@@ -82,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: files or folders that cannot be read, unknown methods, a model that the caches are not of.
     """
-    return {"make": _make, "ask": _ask, "info": _info}[args.action](args)
+    return {"make": _make, "train": _train, "ask": _ask, "info": _info}[args.action](args)
 
 
 def _loaded(path: str, dtype: str, args: argparse.Namespace) -> tuple[Any, Any]:
@@ -93,6 +109,14 @@ def _loaded(path: str, dtype: str, args: argparse.Namespace) -> tuple[Any, Any]:
     kwargs = {} if args.attention is None else {"attn_implementation": args.attention}
     model = load(path, policy=None, dtype=dtype, **kwargs).to(args.device).eval()
     return model, AutoTokenizer.from_pretrained(path)
+
+
+def _model_of(record: dict[str, Any], args: argparse.Namespace) -> tuple[Any, Any]:
+    """The model that filled a cache, and its tokenizer."""
+    path = args.model or (record["model"] or {}).get("name")
+    if not path:
+        raise ValueError("model: got nothing, and the cache does not say which model filled it; allowed is --model")
+    return _loaded(path, args.dtype or record["sizes"]["dtype"], args)
 
 
 def _make(args: argparse.Namespace) -> int:
@@ -163,6 +187,19 @@ def _places(files: list[Path], output: Path) -> dict[Path, Path]:
     return {path: output / path.stem for path in files}
 
 
+def _train(args: argparse.Namespace) -> int:
+    from distill.distillation.keep import load_cache, read_record, save_cache
+    from distill.distillation.trained import train_cache
+
+    model, tokenizer = _model_of(read_record(args.folder), args)
+    run = args.run or args.output.with_name(args.output.name + ".run")
+    cache = load_cache(args.folder, model, tokenizer)
+    settings = {name: getattr(args, name) for name in ("steps", "count", "batch", "rate", "seed")}
+    save_cache(train_cache(model, tokenizer, cache, run, **settings), args.output)
+    print(_table([args.output]))
+    return 0
+
+
 def _ask(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
@@ -173,11 +210,7 @@ def _ask(args: argparse.Namespace) -> int:
     places = shelf(args.folder)
     records = {name: read_record(place) for name, place in places.items()}
     chosen = [_chosen(question, records, args.document) for question in args.question]
-    first = next(iter(records.values()))
-    path = args.model or (first["model"] or {}).get("name")
-    if not path:
-        raise ValueError("model: got nothing, and the cache does not say which model filled it; allowed is --model")
-    model, tokenizer = _loaded(path, args.dtype or first["sizes"]["dtype"], args)
+    model, tokenizer = _model_of(next(iter(records.values())), args)
     answers: dict[tuple[int, str], str] = {}
     for name in tqdm(sorted({name for names in chosen for name in names}), desc="documents", leave=False):
         cache = load_cache(places[name], model, tokenizer)

@@ -146,3 +146,16 @@ def test_a_real_model_answers_from_the_document_that_is_found(tmp_path):
     asked = [f"\n\n{question}" for question in questions]
     answers = distill.ask(model, tokenizer, [caches[name] for (name,) in found], asked, 16)
     assert "Ada Brunn" in answers[0] and "Harriet Stone" in answers[1]
+
+
+def test_a_saved_cache_is_taught(made, capsys, tmp_path):
+    settings = ["--steps", 2, "--count", 2, "--batch", 1]
+    out = said(capsys, "train", made / "kept" / "one", "-o", tmp_path / "taught", *settings)
+    assert "one.txt" in out and (tmp_path / "taught.run" / "log.jsonl").parent.is_dir()
+    before, after = (read_record(folder) for folder in (made / "kept" / "one", tmp_path / "taught"))
+    assert before["document"] == after["document"] and before["sha256"] != after["sha256"]
+    # the run is over, so the same command has nothing to do
+    again = said(capsys, "train", made / "kept" / "one", "-o", tmp_path / "again", "--run", tmp_path / "taught.run",
+                 *settings)  # fmt: skip
+    assert again.replace("again", "taught") == out and read_record(tmp_path / "again")["sha256"] == after["sha256"]
+    assert "rate: got" in refused(capsys, "train", made / "kept" / "one", "-o", tmp_path / "x", "--rate", -1)
