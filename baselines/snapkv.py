@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from distill.baselines.base import Budgeted, Entries
 from distill.patches.checks import check_choice, check_integer, check_kernel
 from distill.patches.policy import register
-from distill.patches.selection import smooth
+from distill.patches.selection import reach, smooth
 
 
 @register
@@ -40,6 +40,11 @@ class SnapKV(Budgeted):
         pooling: how scores are smoothed: `"avg"` or `"max"`.
         granularity: `"kv_head"` keeps one set per KV head; `"query_head"` keeps one per query head, which needs a
             cache with as many heads as there are query heads.
+        reduce: what p_j is of the window's probabilities: their `"mean"` (the paper), or the largest (`"max"`), then
+            also over the query heads that share a KV head. Not the paper's: a mean hides the one query and the one
+            head that look an answer up.
+        tail: number of tokens right behind each token that have at least its score. Not the paper's: the end of a
+            question attends to the first digit of a number, and the others are wanted later.
     """
 
     name = "snapkv"
@@ -48,12 +53,16 @@ class SnapKV(Budgeted):
     kernel_size: int = 5
     pooling: str = "avg"
     granularity: str = "kv_head"
+    reduce: str = field(default="mean", kw_only=True)
+    tail: int = field(default=0, kw_only=True)
 
     def __post_init__(self) -> None:
         check_integer("window_size", self.window_size, 1)
         check_kernel("kernel_size", self.kernel_size)
         check_choice("pooling", self.pooling, ("avg", "max"))
         check_choice("granularity", self.granularity, ("kv_head", "query_head"))
+        check_choice("reduce", self.reduce, ("mean", "max"))
+        check_integer("tail", self.tail, 0)
         super().__post_init__()
 
     @property
@@ -69,6 +78,10 @@ class SnapKV(Budgeted):
 
     def scores(self, entries: Entries) -> Tensor:
         before = entries.real & ~self.protected(entries)  # (batch, 1 or kv_heads, entries)
-        rows = entries.by_group(entries.attention_mean())  # (batch, kv_heads, group, entries)
-        scores = smooth(rows, before[:, :, None], self.kernel_size, self.pooling)
-        return scores.mean(2) if self.granularity == "kv_head" else scores.flatten(1, 2)
+        most = self.reduce == "max"
+        found = entries.attention_max() if most else entries.attention_mean()  # (batch, heads, entries)
+        scores = smooth(entries.by_group(found), before[:, :, None], self.kernel_size, self.pooling)
+        scores = reach(scores, self.tail) if self.tail else scores
+        if self.granularity == "query_head":
+            return scores.flatten(1, 2)
+        return scores.amax(2) if most else scores.mean(2)

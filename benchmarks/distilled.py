@@ -253,6 +253,37 @@ def report(found: dict[tuple[float, str], list[dict[str, Any]]]) -> str:
     return "\n\n".join(parts)
 
 
+def picture(file: Path, found: dict[tuple[float, str], list[dict[str, Any]]]) -> None:
+    """KL and right answers over bytes, a line for each method that was measured at two shares or more."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    for name in dict.fromkeys(name for _, name in found):
+        shares = sorted(share for share, of in found if of == name)
+        if len(shares) < 2:
+            continue
+        rows = [found[share, name] for share in shares]
+        answers = [[one for entry in entries for one in entry["right"]] for entries in rows]
+        kl = [statistics.mean(entry["follows"] for entry in entries) for entries in rows]
+        (line,) = left.plot(shares, kl, marker="o", label=name)
+        right.plot(shares, [sum(one) / len(one) for one in answers], marker="o", color=line.get_color(), label=name)
+    ticks = sorted({share for share, _ in found})
+    for axis in (left, right):
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [f"1/{round(1 / share)}" for share in ticks])
+        axis.set_xlabel("bytes of the whole cache")
+        axis.grid(alpha=0.3)
+    left.set(title="KL from the whole cache, nats a token", yscale="log")
+    right.set(title="right answers, of the whole cache's", ylim=(-0.03, 1.03))
+    right.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+    plt.close(figure)
+
+
 def described(args: argparse.Namespace, context: Context, name: str, share: float) -> str:
     return json.dumps([args.model, args.dtype, context.where, context.ids.shape[1], name, share])
 
@@ -278,6 +309,8 @@ def main() -> int:
     parser.add_argument("--train", type=int, metavar="STEPS", help="a row for a cache that is trained so long")
     parser.add_argument("--new", type=int, default=24, help="tokens of an answer, at most")
     parser.add_argument("--output", type=Path, default=Path("outputs/distilled.jsonl"))
+    parser.add_argument("--known", action="store_true", help="measure nothing: report what --output holds")
+    parser.add_argument("--picture", type=Path, help="draw KL and right answers over bytes (PNG)")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -298,9 +331,9 @@ def main() -> int:
                 if args.train:
                     rows[f"AttentionMatching(KVzip), {args.train} steps"] = rows["AttentionMatching(KVzip)"]
                 for name, policy in rows.items():
-                    if args.methods and name not in args.methods:
-                        continue
                     key = described(args, context, name, share)
+                    if (args.methods and name not in args.methods) or (args.known and key not in known):
+                        continue
                     if key not in known:
                         if context.logs is None:
                             asker.prepare(context)
@@ -311,6 +344,8 @@ def main() -> int:
                         file.flush()
                     found.setdefault((share, name), []).append(known[key])
     print(report(found))
+    if args.picture:
+        picture(args.picture, found)
     return 0
 
 

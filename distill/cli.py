@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -49,7 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             argv = without_imports(argv)
         args = build_parser(argv[0] if argv else None).parse_args(argv)
-        return importlib.import_module(COMMANDS[args.command][0]).run(args)
+        status = importlib.import_module(COMMANDS[args.command][0]).run(args)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except ValueError as error:
         print(f"distill {argv[0] if argv else ''}: {error}", file=sys.stderr)
         return 2

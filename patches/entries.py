@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.patches.masks import sliding_window
 from distill.patches.run import Call, Observation
-from distill.patches.selection import attention_rows, column_sums, visible_keys
+from distill.patches.selection import ELEMENTS, attention_rows, column_sums, visible_keys
 
 
 @dataclass
@@ -98,6 +98,16 @@ class Entries:
         query, asked = self.collected.query, self.collected.asked
         total = column_sums(query, self.key, self.seen.softmax, asked, self.positions, self.window, aligned=False)
         return total / query.shape[2]
+
+    def attention_max(self) -> Tensor:
+        """The largest of `attention()` over its queries: `(batch, heads, entries)`, float32; in blocks of queries."""
+        query, asked = self.collected.query, self.collected.asked
+        best = query.new_zeros(*query.shape[:2], self.key.shape[2], dtype=torch.float32)
+        for part in torch.arange(query.shape[2], device=query.device).split(max(ELEMENTS // best.numel(), 1)):
+            visible = visible_keys(asked[:, part], self.positions, self.window)
+            rows = attention_rows(query[:, :, part], self.key, self.seen.softmax, visible)
+            best = torch.maximum(best, rows.amax(2))
+        return best
 
     def column_sums(self) -> Tensor:
         """For each entry, the sum of the attention probabilities that the last chunk's queries give it.

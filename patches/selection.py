@@ -182,7 +182,8 @@ def attention_mean(query: Tensor, key: Tensor, softmax: Softmax, visible: Tensor
 
 def reach(scores: Tensor, tail: int) -> Tensor:
     """Lets each of the `tail` tokens behind a token have at least its score, `(..., tokens)`."""
-    return F.max_pool1d(F.pad(scores, (tail, 0), value=-torch.inf)[:, None], tail + 1, stride=1)[:, 0]
+    flat = F.pad(scores.reshape(-1, 1, scores.shape[-1]), (tail, 0), value=-torch.inf)
+    return F.max_pool1d(flat, tail + 1, stride=1).reshape(scores.shape)
 
 
 def column_sums(

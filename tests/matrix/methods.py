@@ -148,6 +148,7 @@ METHODS: dict[str, Method] = {
     "pyramidkv-query-head": Method(lambda k: PyramidKV(k, 4, beta=2, granularity="query_head")),
     "random": Method(Random),
     "snapkv": Method(lambda k: SnapKV(k, 4)),
+    "snapkv-max": Method(lambda k: SnapKV(k, 4, 3, "max", reduce="max", tail=3)),
     "snapkv-query-head": Method(lambda k: SnapKV(k, 4, 3, "max", "query_head")),
     "streamingllm": Method(lambda k: StreamingLLM(k, 2)),
     "tova": Method(TOVA),
@@ -181,6 +182,7 @@ _LIKE_OTHERS = (
     "lagkv-cross",
     "observed",
     "pyramidkv-authors",
+    "snapkv-max",
     "streamingllm",
     "tova-unprotected",
 )
