@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class KVzip(Jointly):
     Defaults and equations are those of kvpress 0.5.5 (`compression_ratio=1 - budget`).
 
     A policy holds token ids, not text, so the published words must be turned into ids: `KVzip.with_tokenizer` does
-    that. The defaults are empty.
+    that, and so do all commands. The defaults are empty.
 
     kvpress takes one row only, refuses eager attention, and drops entries when its context manager is left, too late
     for `generate()`. Here, rows of any lengths can form a batch, each treated as if it were alone, and `generate()`
@@ -106,6 +106,14 @@ class KVzip(Jointly):
         """
         ids = [tuple(tokenizer.encode(text, add_special_tokens=False)) for text in (FIRST, LATER, suffix)]
         return cls(instruction=ids[0], continuation=ids[1], suffix=ids[2], **arguments)
+
+    def for_tokenizer(self, tokenizer: Any) -> KVzip:
+        """This policy with the published words, unless it has some already."""
+        words = {name: getattr(self, name) for name in ("instruction", "continuation", "suffix")}
+        if any(words.values()):
+            return self
+        published = KVzip.with_tokenizer(tokenizer)
+        return replace(self, **{name: getattr(published, name) for name in words})
 
     def check(self, config: Any) -> None:
         check_uneven(self.name, config)

@@ -58,6 +58,7 @@ _LAZY = {
     "show_cache": "distill.patches.show",
     "show_kept": "distill.evaluation.show",
     "suggest": "distill.models.profiles",
+    "train_cache": "distill.distillation.trained",
     "tune": "distill.evaluation.tune",
 }
 
@@ -106,6 +107,7 @@ __all__ = [
     "show_cache",
     "show_kept",
     "suggest",
+    "train_cache",
     "tune",
 ]
 

@@ -122,22 +122,18 @@ def _model_of(record: dict[str, Any], args: argparse.Namespace) -> tuple[Any, An
 def _make(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from distill import AttentionMatching, KVzip
+    from distill import AttentionMatching
     from distill.distillation.ask import read_document
     from distill.distillation.keep import save_cache
 
     places = _places(args.file, args.output)
     # before a model is loaded, as it may be refused
-    if args.method is None:
-        method = method_of("kvzip", _share(args.budget or "1/4"), args.set)
-    else:
-        method = method_of(args.method, _share(args.budget), args.set)
+    method = method_of(args.method or "kvzip", _share(args.budget or (None if args.method else "1/4")), args.set)
     texts = {path: path.read_text(encoding="utf-8") for path in places}
     model, tokenizer = _loaded(args.model, args.dtype or "auto", args)
-    if args.method is None:
-        chooser = KVzip.with_tokenizer(tokenizer, **_arguments(method))
-        # other attention takes no bias
-        method = AttentionMatching(chooser, bias=args.attention in (None, "eager", "sdpa"))
+    if args.method is None and method is not None:  # other attention takes no bias
+        method = AttentionMatching(method, bias=args.attention in (None, "eager", "sdpa"))
+    method = None if method is None else method.for_tokenizer(tokenizer)
     for path, place in tqdm(places.items(), desc="documents", unit="document", leave=False):
         cache = read_document(
             model,
@@ -151,12 +147,6 @@ def _make(args: argparse.Namespace) -> int:
         save_cache(cache, place)
     print(_table(list(places.values())))
     return 0
-
-
-def _arguments(method: Any) -> dict[str, Any]:
-    """The arguments of a KVzip, but for its words."""
-    words = ("name", "instruction", "continuation", "suffix")
-    return {name: value for name, value in method.to_dict().items() if name not in words}
 
 
 def _share(text: str | None) -> str | None:

@@ -58,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     method = method_of(args.method, args.budget, args.set)
     text = prompt_text(args.context, args.question)
     kwargs = {} if args.attention is None else {"attn_implementation": args.attention}
-    model = load(args.model, policy=method, dtype=args.dtype, **kwargs).to(args.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
+    method = None if method is None else method.for_tokenizer(tokenizer)
+    model = load(args.model, policy=method, dtype=args.dtype, **kwargs).to(args.device).eval()
     inputs = encode(tokenizer, text, not args.no_chat_template).to(args.device)
     settings = {} if args.prefill_chunk_size is None else {"prefill_chunk_size": args.prefill_chunk_size}
     output, cache, cost = timed_generate(

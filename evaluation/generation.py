@@ -88,7 +88,8 @@ class Generator:
             raise ValueError(
                 f"model: got a {type(model).__name__}; allowed with a policy are models from distill.load"
             )
-        self.model, self.encoder, self.policy, self.protocol = model, encoder, policy, protocol
+        self.policy = None if policy is None else policy.for_tokenizer(encoder.tokenizer)
+        self.model, self.encoder, self.protocol = model, encoder, protocol
 
     def __call__(
         self, prompt: Prompt, max_new_tokens: int, decoding: Decoding | None = None, keep: bool = False

@@ -81,6 +81,24 @@ class Policy:
             raise ValueError(f"budget: got {shown(budget)} for {self.name}, which has no budget; allowed is none")
         return dataclasses.replace(self, **{"policy": inner.with_budget(budget)})
 
+    def for_tokenizer(self, tokenizer: Any) -> Policy:
+        """This policy, ready for a model's tokenizer: methods that give the model words get these as its token ids.
+
+        Most have none; policies within this one are asked.
+        """
+        changed: dict[str, Any] = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Policy):
+                new: Any = value.for_tokenizer(tokenizer)
+            elif isinstance(value, tuple) and any(isinstance(item, Policy) for item in value):
+                new = tuple(item.for_tokenizer(tokenizer) for item in value)
+            else:
+                continue
+            if new != value:
+                changed[f.name] = new
+        return dataclasses.replace(self, **changed) if changed else self
+
     @classmethod
     def from_budget(cls, budget: int | float, **arguments: Any) -> Policy:
         """The policy with these arguments and this budget, also where it has no default for the latter.

@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformers import DynamicCache
 
-from distill import KVzip
+import distill
+from distill import AttentionMatching, Compose, KVzip, SnapKV
 from distill.baselines import jointly
 from distill.baselines import kvzip as room
+from distill.evaluation.generation import Generator
+from distill.evaluation.prompting import Encoder
 from distill.patches.meter import cache_bytes
 
 from ..conftest import SHARED
@@ -124,3 +127,15 @@ def test_bad_input():
     model = tiny("llama", KVzip(12))
     with pytest.raises(ValueError, match="inputs_embeds: got embeddings for kvzip"):
         model(inputs_embeds=model.get_input_embeddings()(ids), use_cache=True, logits_to_keep=1)
+
+
+def test_commands_give_it_the_published_words():
+    tokenizer = distill.mini("llama")[1]
+    wanted = KVzip.with_tokenizer(tokenizer, budget=0.5)
+    assert wanted.instruction and KVzip(0.5).for_tokenizer(tokenizer) == wanted
+    around = AttentionMatching(Compose(SnapKV(8, 4), KVzip(0.5)), carriers=0)
+    assert around.for_tokenizer(tokenizer).policy == Compose(SnapKV(8, 4), wanted)
+    own = Compose(SnapKV(8, 4), KVzip(0.5, **WORDS))
+    assert own.for_tokenizer(tokenizer) is own
+    model, tokenizer = distill.mini("llama")
+    assert Generator(model, Encoder(tokenizer), KVzip(0.5)).policy == wanted
