@@ -51,10 +51,14 @@ def lessons(
         in_chat: the document stands in an open message of the chat template.
         count: how many; every other one asks to repeat a part of the document, and is answered by the document itself.
         new: most tokens of an answer.
+    Raises:
+        ValueError: a document of a few tokens only.
     """
     encoder, rng = Encoder(tokenizer), random.Random(seed)
     special = set(tokenizer.all_special_ids)
     words = [token for token in ids[0].tolist() if token not in special]
+    if len(words) < 2 * CUE:
+        raise ValueError(f"document: got {len(words)} tokens; allowed are documents of {2 * CUE} or more")
     ends = model.generation_config.eos_token_id
     stops = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
     generator = torch.Generator().manual_seed(seed)

@@ -137,11 +137,12 @@ def test_lessons_are_about_the_document(mini, small):
 
 
 def test_what_cannot_be_trained(mini, small, tmp_path):
-    whole = read_document(*mini, TEXT, None, in_chat=False)
-    whole.layers = whole.layers[:0]
     with pytest.raises(ValueError, match="cache: got one that does not know its document"):
         train_cache(*mini, distill.load_cache, tmp_path, **SETTINGS)
     for name, value in (("steps", 0), ("count", 1), ("rate", 0.0), ("sinks", -1)):
         with pytest.raises(ValueError, match=f"{name}: got"):
             train_cache(*mini, small, tmp_path, **SETTINGS | {name: value})
     assert not list(tmp_path.iterdir())
+    short = read_document(*mini, "Once upon a time.", SnapKV(64), in_chat=False)
+    with pytest.raises(ValueError, match=r"document: got \d+ tokens; allowed are documents of 16 or more"):
+        train_cache(*mini, short, tmp_path, **SETTINGS)
