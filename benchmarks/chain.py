@@ -2,7 +2,7 @@
 
     python benchmarks/chain.py TEACHER --layers 4 2 --text book.txt notes.txt.gz --test other.txt.gz -o OUT
 
-- chain: the teacher teaches a student of the first number of layers, which teaches the next; equal parts of the tokens.
+- chain: the teacher teaches a student of the first number of layers, which teaches the next; equal parts of tokens.
 - direct: the teacher teaches the last one.
 - plain: the last one, cut out of the teacher as before, learns from the text alone.
 
