@@ -154,6 +154,7 @@ def main() -> int:
     parser.add_argument("model", help="folder of a checkpoint")
     parser.add_argument("--policy", type=Path, nargs="*", default=[], help="policy.json of `distill tune`")
     parser.add_argument("--samples", type=int, default=50)
+    parser.add_argument("--first", type=int, default=0, help="number of the first sample, to take others")
     parser.add_argument("--length", type=int, default=1000)
     parser.add_argument("--shares", type=float, nargs="+", default=[1 / 8], help="budgets of the methods compared")
     parser.add_argument(
@@ -170,7 +171,8 @@ def main() -> int:
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = distill.load(args.model, policy=None, dtype=args.dtype).eval()
     sentences = sentences_of(args.text.read_text())
-    samples = [sample(tokenizer, sentences, seed, args.length) for seed in range(args.samples)]
+    seeds = range(args.first, args.first + args.samples)
+    samples = {seed: sample(tokenizer, sentences, seed, args.length) for seed in seeds}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     known = {}
     if args.output.exists():
@@ -179,7 +181,7 @@ def main() -> int:
             known[entry["key"]] = entry
     chosen = methods(args, model.config)
     answers: dict[str, dict[int, dict[str, Any]]] = {}
-    asked = list(range(len(samples)))
+    asked = list(seeds)
     with args.output.open("a") as file:
         for name, policy in chosen.items():
             generate = Generator(model, Encoder(tokenizer), policy)

@@ -28,18 +28,22 @@ _WINDOW = {
     "observation_window": 16,
 }
 
-_WIDE = _WINDOW | {"pooling_kernel": 15}
+_WIDE = _WINDOW | {"scoring": "max", "pooling_kernel": 15, "tail": 8}
+# about a sentence: what a fact is called may stand far from what it is
+_SENTENCE = _WINDOW | {"scoring": "max", "pooling_kernel": 31, "tail": 8}
 
 #: ways of scoring, by name: arguments of PromptDistill
 SCORES: dict[str, dict[str, Any]] = {
     "paper": {},
     "mean": {"scoring": "softmax", **_WINDOW},
     "max": {"scoring": "max", **_WINDOW},
-    "max, tail": {"scoring": "max", "tail": 4, **_WINDOW},
     "max, 4 layers": {"scoring": "max", "aggregate": 4, **_WINDOW},
-    "max, wide": {"scoring": "max", "tail": 8, **_WIDE},
-    "max, wide, 2 layers": {"scoring": "max", "tail": 8, "aggregate": 2, **_WIDE},
-    "max, wide, 4 layers": {"scoring": "max", "tail": 8, "aggregate": 4, **_WIDE},
+    "max, wide": _WIDE,
+    "max, wide, 2 layers": {"aggregate": 2, **_WIDE},
+    "max, wide, 4 layers": {"aggregate": 4, **_WIDE},
+    "max, sentence": _SENTENCE,
+    "max, sentence, 2 layers": {"aggregate": 2, **_SENTENCE},
+    "max, sentence, 4 layers": {"aggregate": 4, **_SENTENCE},
 }
 
 #: arguments that change what is made of the scores, not the scores
