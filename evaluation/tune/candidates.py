@@ -62,26 +62,26 @@ def recall(shares: Sequence[Sequence[float]], layer: int, budget: float) -> floa
 
 
 def propose(
-    shares: dict[str, list[list[float]]], budget: float, target: float, length: int, config: Any, most: int = 15
+    shares: dict[str, list[list[float]]], budget: float, target: float, length: int, config: Any, most: int = 12
 ) -> list[Candidate]:
     """Single- and two-stage policies at a budget, the fastest first.
 
     For each way of scoring, of the layers at which at least the share `target` of the samples would keep what they
-    need, with half of the budget to spare: the two earliest, and two later ones, since a token that is found early is
-    not always enough to answer; and two stages, the first of which keeps more. Where a way has no such layer, its best
-    one is proposed.
+    need, with half of the budget to spare: the two earliest, and the one with most to spare; and two stages, the first
+    of which keeps more. Where a way has no such layer, its best one is proposed.
 
     Args:
         shares: `shares[way][sample][layer]`, what `needed_shares` returned for each sample.
         budget: share of the context kept at the end.
         length: tokens of a prompt, for the bounds.
-        most: of more policies than that, so many are taken, from the fastest to the slowest.
+        most: so many, the fastest.
     """
     found: list[Candidate] = []
     for way, samples in shares.items():
         if way == "paper":  # it is measured beside the others, as a reference
             continue
-        good = _spread(_usable(samples, budget, target)) or [_best(samples, budget * MARGIN)]
+        usable = _usable(samples, budget, target)
+        good = sorted({*usable[:2], _safest(samples, target)} & set(usable)) or [_best(samples, budget * MARGIN)]
         stages: list[tuple[tuple[int, ...], tuple[float, ...]]] = [((layer,), (budget,)) for layer in good]
         for first in FIRST_STAGE:
             early = _usable(samples, first, target)[:1] if first > budget else []
@@ -89,19 +89,17 @@ def propose(
         for layers, budgets in stages:
             bound = bound_of(made(way, layers, budgets), length, config)
             found.append(Candidate(way, layers, budgets, round(bound, 3)))
-    found.sort(key=lambda c: (-c.bound, c.way))
-    steps = min(most, len(found))
-    return [found[at * (len(found) - 1) // max(steps - 1, 1)] for at in range(steps)]
+    return sorted(found, key=lambda c: (-c.bound, c.way))[:most]
 
 
 def _usable(samples: list[list[float]], budget: float, target: float) -> list[int]:
     return [layer for layer in range(len(samples[0])) if recall(samples, layer, budget * MARGIN) >= target]
 
 
-def _spread(layers: list[int]) -> list[int]:
-    """The two earliest, and those a third and two thirds of the way through."""
-    count = len(layers)
-    return sorted({layers[at] for at in (0, 1, count // 3, 2 * count // 3) if at < count})
+def _safest(samples: list[list[float]], target: float) -> int:
+    """The layer at which the share `target` of the samples needs least."""
+    at = min(int(target * len(samples)), len(samples) - 1)
+    return min(range(len(samples[0])), key=lambda layer: (sorted(sample[layer] for sample in samples)[at], layer))
 
 
 def _best(samples: list[list[float]], budget: float) -> int:

@@ -149,16 +149,13 @@ class _Tuning:
         chosen: Candidate | None = None
         tried: list[tuple[Trial, Candidate]] = []
         for budget in sorted(budgets):
-            ladder = propose(shares, budget, target, self.length, self.model.config)
-            if chosen is not None:
-                ladder = [candidate for candidate in ladder if candidate.bound > chosen.bound]
-            while ladder:  # by halving, as if a slower one never did worse
-                middle = len(ladder) // 2
-                tried.append((self._trial(ladder[middle], target), ladder[middle]))
+            for candidate in propose(shares, budget, target, self.length, self.model.config):
+                if chosen is not None and candidate.bound <= chosen.bound:
+                    continue
+                tried.append((self._trial(candidate, target), candidate))
                 if self._keeps(tried[-1][0], target):
-                    chosen, ladder = ladder[middle], ladder[:middle]
-                else:
-                    ladder = ladder[middle + 1 :]
+                    chosen = candidate
+                    break
         if chosen is not None:  # the same tokens in fewer bytes, if the answers bear it
             smaller = replace(chosen, cut=True)
             tried.append((self._trial(smaller, target), smaller))
