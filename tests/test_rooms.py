@@ -25,7 +25,7 @@ ALLOWED = {
     "training": set(),
     "compression": {"training"},
     "codec": set(),
-    "models": {"patches"},
+    "models": {"patches", "compression"},
     "baselines": {"patches"},
     "distillation": {"patches", "models", "baselines", "training"},
     "engines": {"patches"},
