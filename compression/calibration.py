@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -89,10 +89,8 @@ class Walk:
                     for handle in handles[1:]:
                         handle.remove()
                     handles.append(self.layers[1].register_forward_pre_hook(_stop) if len(self.layers) > 1 else None)
-                try:
+                with suppress(_Stop):
                     model.base_model(row[None].to(model.device), use_cache=False)
-                except _Stop:
-                    pass
         for handle in handles:
             if handle is not None:
                 handle.remove()
@@ -210,11 +208,12 @@ def sensitivities(model: Any, inputs: Tensor, names: Sequence[str], seed: int = 
 
         return watch
 
-    handles = [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     wanted = [parameter.requires_grad for parameter in model.parameters()]
     model.requires_grad_(False)
+    # gradients begin at the embeddings' output, and no weight gets one; hooks run in this order
     table = model.get_input_embeddings()
-    handles.append(table.register_forward_hook(lambda module, args, out: out.detach().requires_grad_()))
+    handles = [table.register_forward_hook(lambda module, args, out: out.detach().requires_grad_())]
+    handles += [model.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     try:
         for row in tqdm(inputs, desc="sensitivity", leave=False):
             logits = model(row[None].to(model.device), use_cache=False).logits[0].float()

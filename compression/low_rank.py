@@ -1,4 +1,4 @@
-"""The transforms that put two thin factors in place of a matrix. Each changes a model in place, and returns a receipt."""
+"""The transforms that put two factors in place of a matrix. Each changes a model in place, and returns a receipt."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def head_moments(model: Any, inputs: Tensor) -> Tensor:
 
 @torch.no_grad()
 def cast(model: Any, dtype: torch.dtype) -> Receipt:
-    """Stores all weights in another dtype. Tables that are computed anew at each loading (rotary ones) stay as they are.
+    """Stores all weights in another dtype. Tables made anew at each loading (rotary ones) stay as they are.
 
     Args:
         model: changed in place.

@@ -50,11 +50,17 @@ def decompose(weight: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Te
         moments: `(in, in)` second moments of the inputs; `None` for plain SVD.
     """
     if moments is None:
-        u, values, vh = torch.linalg.svd(weight.double(), full_matrices=False)
-        return u, values, vh
+        return _svd(weight.double())
     factor, inverse = root(moments)
-    u, values, vh = torch.linalg.svd(weight.double() @ factor, full_matrices=False)
+    u, values, vh = _svd(weight.double() @ factor)
     return u, values, vh @ inverse
+
+
+def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if matrix.shape[0] >= matrix.shape[1]:
+        return tuple(torch.linalg.svd(matrix, full_matrices=False))  # type: ignore[return-value]
+    v, values, uh = torch.linalg.svd(matrix.T.contiguous(), full_matrices=False)  # LAPACK is faster on tall ones
+    return uh.T, values, v.T
 
 
 def factors(weight: Tensor, rank: int, moments: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Low rank: full rank is the same function, counts are the formula, whitening is what it says, on all kinds of layers."""
+"""Low rank: full rank is the same function, counts are the formula, whitening is what it says."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
-from transformers.pytorch_utils import Conv1D
 
 from distill.compression import LowRankLinear, break_even, spec_of
 from distill.compression.calibration import Walk, layers_of, linears_of, matrix_of
@@ -111,9 +109,9 @@ def test_ranks_that_make_a_layer_larger_are_refused_before_anything_is_changed()
     most = break_even(*matrix_of(model.get_submodule(name)).shape)
     with pytest.raises(ValueError, match=rf"rank: got {most + 1} for {name}.*allowed are 1 to {most}"):
         factorize(model, name, most + 1)
-    with pytest.raises(ValueError, match="ranks: got 'lm_head'; allowed are linear layers of model.layers"):
+    with pytest.raises(ValueError, match="ranks: got 'lm_head'; allowed are linear"):
         low_rank(model, {"lm_head": 3})
-    with pytest.raises(ValueError, match="ranks: got 'model.layers.0.nothing'"):
+    with pytest.raises(ValueError, match=r"ranks: got 'model\.layers\.0\.nothing'"):
         low_rank(model, {name: 3, "model.layers.0.nothing": 3})
     assert spec_of(model) is None
 
