@@ -77,7 +77,8 @@ class Walk:
     """
 
     def __init__(self, model: Any, inputs: Tensor) -> None:
-        self.layers, self.given = layers_of(model), [({}, ())] * len(layers_of(model))
+        self.layers = layers_of(model)
+        self.given: list[tuple[dict[str, Any], tuple[Any, ...]]] = [({}, ())] * len(self.layers)
         self.hidden: list[Tensor] = []
         handles = [
             layer.register_forward_pre_hook(self._catch(index), with_kwargs=True)
@@ -88,12 +89,12 @@ class Walk:
                 if number == 1:
                     for handle in handles[1:]:
                         handle.remove()
-                    handles.append(self.layers[1].register_forward_pre_hook(_stop) if len(self.layers) > 1 else None)
+                    if len(self.layers) > 1:
+                        handles.append(self.layers[1].register_forward_pre_hook(_stop))
                 with suppress(_Stop):
                     model.base_model(row[None].to(model.device), use_cache=False)
         for handle in handles:
-            if handle is not None:
-                handle.remove()
+            handle.remove()
 
     def _catch(self, index: int) -> Callable[..., None]:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

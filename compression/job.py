@@ -1,7 +1,7 @@
 """One run of `distill shrink`: phases that each leave a file, from which a run that was killed goes on.
 
-measure -> plan -> transforms (a file for each decoder layer) -> recover -> evaluate -> save -> summary. What the phases
-leave lies in `OUT/work` until the run is finished; the folder belongs to one process at a time.
+measure -> plan -> transforms (a file for each decoder layer) -> recover -> evaluate -> save -> summary. What the
+phases leave lies in `OUT/work` until the run is finished; the folder belongs to one process at a time.
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ class Job:
         if file.exists():
             found = json.loads(file.read_text())
             if found.get("options") != json.loads(json.dumps(self.options)):
-                raise ValueError(
-                    f"out: got {self.out}, which holds the result of another run; allowed is a new folder"
-                )
+                raise ValueError(f"out: got {self.out}, the result of another run; allowed is a new folder")
             self.say(f"{self.out} is finished already")
             return dict(found)
         if self.out.exists() and any(path.name != WORK for path in self.out.iterdir()) and not self.work.exists():
@@ -204,8 +202,8 @@ class Job:
         if floor is not None and ratio > floor:
             raise TooFarBelow(
                 f"quality: got a perplexity of {after['token']:.2f}, {ratio:.2f} times the original's "
-                f"{before['token']:.2f} on {after['tokens']:,} held-out tokens; allowed are {floor:g} times. Nothing was "
-                f"written. A larger target is needed, or recover, or a quantized model"
+                f"{before['token']:.2f} on {after['tokens']:,} held-out tokens; allowed are {floor:g} times. Nothing "
+                f"was written. A larger target is needed, or recover, or a quantized model"
             )
 
     def _once(self, name: str, make: Callable[[], Any]) -> Any:

@@ -101,7 +101,7 @@ def planner(
     ]
     if embedding:
         table = model.get_input_embeddings().weight
-        matrices.append(Matrix(EMBEDDING, *table.shape, tuple(curves.get(EMBEDDING, ()))))
+        matrices.append(Matrix(EMBEDDING, table.shape[0], table.shape[1], tuple(curves.get(EMBEDDING, ()))))
     tensors = dict(stored(model))
     rest = sum(tensor.numel() for tensor in tensors.values()) - sum(matrix.weights for matrix in matrices)
     return Planner(matrices, rest, itemsize, list(tensors), limits)

@@ -1,12 +1,14 @@
 """Which rank each matrix gets, so that the file has a given size: the same share for all, or by marginal loss a byte.
 
-Each matrix has a curve: what it would weigh, and what the loss would grow by, at each rank up to break-even, and whole.
-Only the lower convex hull of a curve counts, since between two of its points nothing cheaper is better. `adaptive` begins
-with the lowest ranks and goes on with whatever lowers the predicted loss most for each byte, until the bytes are spent.
+Each matrix has a curve: what it would weigh, and what the loss would grow by, at each rank up to break-even, and
+whole. Only the lower convex hull of a curve counts, since between two of its points nothing cheaper is better. `adaptive`
+begins with the lowest ranks and goes on with whatever lowers the predicted loss most for each byte, until the bytes are
+spent.
 """
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -208,7 +210,7 @@ class Planner:
         steps = []
         for number, matrix in enumerate(self.matrices):
             hull = self._hull(matrix)
-            for place, (one, other) in enumerate(zip(hull, hull[1:], strict=False)):
+            for place, (one, other) in enumerate(itertools.pairwise(hull)):
                 cost = other[0] - one[0]
                 steps.append(((one[1] - other[1]) / cost, number, place, cost, other[2]))
         ranks: dict[str, int | None] = dict(best.ranks)
@@ -224,7 +226,7 @@ class Planner:
         return self.plan({name: rank for name, rank in ranks.items() if rank is not None})
 
     def _hull(self, matrix: Matrix) -> list[tuple[int, float, int | None]]:
-        """`(weights, loss, rank)` of the lower convex hull of a curve, lightest first; rank `None` is the whole one."""
+        """`(weights, loss, rank)` of a curve's lower convex hull, lightest first; rank `None` is the whole one."""
         ranks = self.limits.ranks(matrix)
         if not ranks:
             return []

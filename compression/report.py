@@ -11,7 +11,8 @@ from distill.training import write_whole
 
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;color:#222;max-width:60em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse;margin:1em 0}th,td{padding:.25em .8em;text-align:right;border-bottom:1px solid #ddd}"
+    "table{border-collapse:collapse;margin:1em 0}"
+    "th,td{padding:.25em .8em;text-align:right;border-bottom:1px solid #ddd}"
     "th:first-child,td:first-child{text-align:left}strong{font-size:1.6em}"
 )
 _ROWS = (
@@ -56,9 +57,9 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         f"Target: {sizes['target']:,} bytes, {met}. Files as found: {sizes['as found']:,} bytes of weights; all files "
         f"written, with config and tokenizer: {sizes['all files']:,}. "
         f"{summary['bits of each original weight']:.2f} bits for each original weight.",
-        f"Perplexity: {quality['tokens']:,} tokens from the end of the calibration text, which were not calibrated on, "
-        f"in windows of {quality['window']}, each {quality['stride']} behind the one before. Text of the same kind as the "
-        "calibration flatters: measure on yours.",
+        f"Perplexity: {quality['tokens']:,} tokens from the end of the calibration text, which were not calibrated "
+        f"on, in windows of {quality['window']}, each {quality['stride']} behind the one before. Text of the same kind as "
+        "the calibration flatters: measure on yours.",
         "Compare with int8 and int4 of the same bytes before using this: docs/compression.md has them side by side.",
     ]
     return found
@@ -88,8 +89,8 @@ def page(summary: Mapping[str, Any]) -> str:
         cells += ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in body]
         parts.append("<table>" + "".join(cells) + "</table>")
     parts += [f"<p>{html.escape(note)}</p>" for note in notes(summary)]
-    head = f"<meta charset='utf-8'><title>distill shrink</title><style>{_STYLE}</style>"
-    return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>\n"
+    style = f"<meta charset='utf-8'><title>distill shrink</title><style>{_STYLE}</style>"
+    return f"<!doctype html><html lang='en'><head>{style}</head><body>{''.join(parts)}</body></html>\n"
 
 
 def write_reports(summary: Mapping[str, Any], folder: Path) -> None:

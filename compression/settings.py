@@ -67,7 +67,8 @@ class Settings:
         unknown = [name for name in self.transforms if name not in TRANSFORMS]
         if unknown or "low_rank" not in self.transforms or len(set(self.transforms)) < len(self.transforms):
             raise ValueError(
-                f"transforms: got {list(self.transforms)}; allowed are {', '.join(TRANSFORMS)}, each once, with low_rank"
+                f"transforms: got {list(self.transforms)}; allowed are {', '.join(TRANSFORMS)}, each once, low_rank "
+                "among them"
             )
         if "recover" in self.transforms[:-1]:
             raise ValueError(f"transforms: got {list(self.transforms)}; allowed is recover at the end only")
@@ -75,9 +76,7 @@ class Settings:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed are integers >= 1")
         if self.quality is not None and not (_positive(self.quality) and self.quality >= 1):
-            raise ValueError(
-                f"quality: got {self.quality!r}; allowed are numbers >= 1 (times the original perplexity)"
-            )
+            raise ValueError(f"quality: got {self.quality!r}; allowed are numbers >= 1 (times the perplexity before)")
         self.limits  # noqa: B018 - checks them
 
     @property
@@ -142,13 +141,13 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], list[str]]:
 _BRANCHES = {
     "lra": "lra: `low_rank`. Its ranks come from the planner: a target in bytes decides them.",
     "kv": (
-        "kv: the K and V projections are matrices of `low_rank` like all others. The KV cache stays as large as it was: "
-        "it holds keys after rotation, of full width. For fewer KV bytes use a policy (distill methods)."
+        "kv: the K and V projections are matrices of `low_rank` like all others. The KV cache stays as large as it "
+        "was: it holds keys after rotation, of full width. For fewer KV bytes use a policy (distill methods)."
     ),
     "blt": "blt: `embedding_factorization`, one pair of factors; a tied head keeps the tie.",
     "sparsity": (
-        "sparsity: left out. Zeros in a dense file are no fewer bytes, and no runtime that is maintained stores them as "
-        "fewer; `distill.compression.prune` measures what they would cost."
+        "sparsity: left out. Zeros in a dense file are no fewer bytes, and no maintained runtime stores them as fewer; "
+        "`distill.compression.prune` measures what they would cost."
     ),
 }
 
@@ -164,7 +163,7 @@ def from_branches(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     given = found["branches"]
     if isinstance(given, str):
         given = [name.strip() for name in given.split(",")]
-    branches = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given or [], True)
+    branches: dict[str, Any] = dict(given) if isinstance(given, Mapping) else dict.fromkeys(given or [], True)
     on = [
         name
         for name, value in branches.items()
@@ -192,7 +191,8 @@ def from_branches(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         elif name != "branches":
             notes.append(f"{name}: not used.")
     for name in on:
-        if isinstance(branches[name], Mapping) and (extra := sorted(set(branches[name]) - {"enabled"})):
+        own_settings = branches[name]
+        if isinstance(own_settings, Mapping) and (extra := sorted(set(own_settings) - {"enabled"})):
             notes.append(f"{name}: its {', '.join(extra)} not used; the planner decides.")
     notes.append("branches are done one after the other, each on what the one before left, and are not averaged.")
     return values, notes

@@ -58,7 +58,8 @@ def decompose(weight: Tensor, moments: Tensor | None = None) -> tuple[Tensor, Te
 
 def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if matrix.shape[0] >= matrix.shape[1]:
-        return tuple(torch.linalg.svd(matrix, full_matrices=False))  # type: ignore[return-value]
+        u, values, vh = torch.linalg.svd(matrix, full_matrices=False)
+        return u, values, vh
     v, values, uh = torch.linalg.svd(matrix.T.contiguous(), full_matrices=False)  # LAPACK is faster on tall ones
     return uh.T, values, v.T
 

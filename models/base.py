@@ -112,7 +112,7 @@ class DistillCausalLMMixin(PolicyMixin):
         super().__init__(config)  # type: ignore[call-arg]
         self._checked(config.policy)
         warn_if_too_early(config)
-        self.decoder_class.adopt((self if config.compression is None else rebuilt(self)).model)  # type: ignore[attr-defined]
+        self.decoder_class.adopt((self if config.compression is None else rebuilt(self)).model)  # type: ignore[union-attr]
 
     @classmethod
     def from_pretrained(

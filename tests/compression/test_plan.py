@@ -104,7 +104,7 @@ def test_adaptive_ranks_follow_what_is_worth_most():
 
 
 def test_sensitivity_is_the_curvature_of_the_loss():
-    """The predicted growth of a small, random error's loss is what is measured, up to what "no direction" leaves out."""
+    """The predicted growth of a small, random error's loss is what is measured."""
     from distill.compression.calibration import sensitivities
 
     torch.manual_seed(0)
