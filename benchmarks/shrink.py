@@ -2,11 +2,11 @@
 
     python benchmarks/shrink.py MODEL --calibration BOOK --texts wikitext=valid.txt.gz book=OTHER.txt.gz
 
-Every model is stored in one dtype, saved, and loaded again before it is measured; bytes are those of its file. Targets
-are shares of the bytes of the original, stored the same way. int8 and int4 (NF4) are those of bitsandbytes. None of the
-texts that are measured is calibrated on. Facts hide in prose of 512 tokens, as in `benchmarks/real.py`; right is an
-answer that contains the value, chance is below 1 in 1,000. Results go to a file line by line, from which a run that was
-killed goes on.
+Every model is stored in one dtype, saved, and loaded again before it is measured; bytes are those of its
+file. Targets are shares of the bytes of the original, stored the same way. int8 and int4 (NF4) are those of
+bitsandbytes. None of the texts that are measured is calibrated on. Facts hide in prose of 512 tokens, as in
+`benchmarks/real.py`; right is an answer that contains the value, chance is below 1 in 1,000. Results go to a
+file line by line, from which a run that was killed goes on.
 """
 
 from __future__ import annotations

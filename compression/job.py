@@ -264,15 +264,9 @@ def probe(model: Any) -> list[float]:
 def digest(file: Path) -> str:
     """SHA-256 of a file."""
     with open(file, "rb") as handle:
-        return (
-            hashlib.file_digest(handle, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(handle)
-        )
-
-
-def _digest(handle: Any) -> str:
-    found = hashlib.sha256()
-    while block := handle.read(1 << 20):
-        found.update(block)
+        found = hashlib.sha256()
+        while block := handle.read(1 << 20):
+            found.update(block)
     return found.hexdigest()
 
 

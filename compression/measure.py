@@ -95,10 +95,8 @@ def planner(
         limits: which ranks are allowed.
     """
     curves = errors or {}
-    matrices = [
-        Matrix(name, *matrix_of(module).shape, tuple(curves.get(name, ())))
-        for name, module in linears_of(model).items()
-    ]
+    shapes = {name: matrix_of(module).shape for name, module in linears_of(model).items()}
+    matrices = [Matrix(name, out, width, tuple(curves.get(name, ()))) for name, (out, width) in shapes.items()]
     if embedding:
         table = model.get_input_embeddings().weight
         matrices.append(Matrix(EMBEDDING, table.shape[0], table.shape[1], tuple(curves.get(EMBEDDING, ()))))

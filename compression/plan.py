@@ -1,9 +1,9 @@
 """Which rank each matrix gets, so that the file has a given size: the same share for all, or by marginal loss a byte.
 
-Each matrix has a curve: what it would weigh, and what the loss would grow by, at each rank up to break-even, and
-whole. Only the lower convex hull of a curve counts, since between two of its points nothing cheaper is better. `adaptive`
-begins with the lowest ranks and goes on with whatever lowers the predicted loss most for each byte, until the bytes are
-spent.
+Each matrix has a curve: what it would weigh, and what the loss would grow by, at each rank up to break-even,
+and whole. Only the lower convex hull of a curve counts, since between two of its points nothing cheaper is
+better. `adaptive` begins with the lowest ranks and goes on with whatever lowers the predicted loss most for
+each byte, until the bytes are spent.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Recovery: a compressed model is taught the original's predictions on the calibration text.
 
-The loss is the KL divergence of the student's next-token distribution from the teacher's (Hinton et al., arXiv
-1503.02531), plus, if asked for, cross-entropy on the text and the squared distance of hidden states. It is summed up in
-chunks of the sequence, so that the logits of a large vocabulary are never held twice. What is trained are the factors; or
-LoRA adapters of PEFT on them, which are merged in the end.
+The loss is the KL divergence of the student's next-token distribution from the teacher's (Hinton et al.,
+arXiv 1503.02531), plus, if asked for, cross-entropy on the text and the squared distance of hidden states. It
+is summed up in chunks of the sequence, so that the logits of a large vocabulary are never held twice. What is
+trained are the factors; or LoRA adapters of PEFT on them, which are merged in the end.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ _BRANCHES = {
     ),
     "blt": "blt: `embedding_factorization`, one pair of factors; a tied head keeps the tie.",
     "sparsity": (
-        "sparsity: left out. Zeros in a dense file are no fewer bytes, and no maintained runtime stores them as fewer; "
-        "`distill.compression.prune` measures what they would cost."
+        "sparsity: left out. Zeros in a dense file are no fewer bytes, and no maintained runtime stores them as "
+        "fewer; `distill.compression.prune` measures what they would cost."
     ),
 }
 
