@@ -58,8 +58,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
         f"written, with config and tokenizer: {sizes['all files']:,}. "
         f"{summary['bits of each original weight']:.2f} bits for each original weight.",
         f"Perplexity: {quality['tokens']:,} tokens from the end of the calibration text, which were not calibrated "
-        f"on, in windows of {quality['window']}, each {quality['stride']} behind the one before. Text of the same kind "
-        "as the calibration flatters: measure on yours.",
+        f"on, in windows of {quality['window']}, each {quality['stride']} behind the one before. Text of the "
+        "same kind as the calibration flatters: measure on yours.",
         "Compare with int8 and int4 of the same bytes before using this: docs/compression.md has them side by side.",
     ]
     return found

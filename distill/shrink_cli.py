@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Linear layers become products of two thin matrices, whose ranks a planner chooses: what lowers\n"
         "the loss most for each byte. OUT gets a checkpoint that AutoModelForCausalLM (after `import distill`) and\n"
-        "distill.load read, policies on top, and summary.json, summary.md, summary.html. A killed run goes on where it was.\n"
+        "distill.load read, policies on top, and summary.json, summary.md, summary.html. A killed run goes on.\n"
         "The ratio is bytes of the weights' file before over after, in the dtype that is written. At the same bytes\n"
         "int8 and int4 are usually better: docs/compression.md has them side by side.\n\n"
         "examples:\n"
