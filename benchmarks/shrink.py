@@ -2,13 +2,13 @@
 
     python benchmarks/shrink.py MODEL --calibration BOOK --texts wikitext=valid.txt.gz book=OTHER.txt.gz
 
-Every model is stored in one dtype, saved, and loaded again before it is measured; bytes are those of its
-file. Targets are shares of the bytes of the original, stored the same way. int8 and int4 (NF4) are those of
+Every model is stored in one dtype, saved, and loaded again before it is measured; bytes are those of its file.
+Targets are shares of the bytes of the original, stored the same way. int8 and int4 (NF4) are those of
 bitsandbytes. None of the texts that are measured is calibrated on. Facts hide in prose of 512 tokens, as in
-`benchmarks/real.py`; right is an answer that contains the value, chance is below 1 in 1,000. All models are asked what the original
-answers, except those whose perplexity is so high that it says nothing (`HOPELESS`). `recovered` is `adaptive`,
-taught by the original on the calibration text. Results go to a file line by line, from which a run that was
-killed goes on.
+`benchmarks/real.py`; right is an answer that contains the value, chance is below 1 in 1,000. All models are
+asked what the original answers, except those whose perplexity is so high that it says nothing (`HOPELESS`).
+`recovered` is `adaptive`, taught by the original on the calibration text. Results go to a file line by line,
+from which a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -174,9 +174,10 @@ class Bench:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="folder of a checkpoint")
-    parser.add_argument("--calibration", type=Path, required=True, help="text, or .gz")
-    parser.add_argument("--texts", nargs="+", required=True, metavar="NAME=FILE", help="to measure perplexity on")
+    parser.add_argument("model", nargs="?", help="folder of a checkpoint")
+    parser.add_argument("--calibration", type=Path, help="text, or .gz")
+    parser.add_argument("--texts", nargs="+", metavar="NAME=FILE", help="to measure perplexity on")
+    parser.add_argument("--arithmetic", action="store_true", help="print how 1,000x comes about, and nothing else")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.8, 0.6, 0.4], help="of the bytes")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:3])
     parser.add_argument("--windows", type=int, default=16, help="of calibration text (default %(default)s)")
@@ -190,6 +191,11 @@ def main() -> int:
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--output", type=Path, default=Path("outputs/shrink.jsonl"))
     args = parser.parse_args()
+    if args.arithmetic:
+        print(arithmetic())
+        return 0
+    if None in (args.model, args.calibration, args.texts):
+        parser.error("model, --calibration and --texts are needed")
     bench = Bench(args)
     rows = [bench.row("original", None, bench.original)]
     bench.stock = rows[0]
@@ -198,6 +204,24 @@ def main() -> int:
         rows += [bench.row(way, share, lambda way=way, share=share: bench.shrunk(way, share)) for way in args.ways]
     print(report(rows, list(bench.texts)))
     return 0
+
+
+def arithmetic(rank: int = 64, embedding_rank: int = 77, sparsity: float = 0.99) -> str:
+    """GPT-2's 124 million weights: ratios of some of its tensors, their products, and the ratio of the file."""
+    vocabulary, context, width, depth = 50257, 1024, 768, 12
+    shapes = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    table_, linear = vocabulary * width, depth * sum(a * b for a, b in shapes)
+    rest = context * width + depth * (sum(b for _, b in shapes) + 4 * width) + 2 * width
+    table_after, linear_after = embedding_rank * (vocabulary + width), depth * rank * sum(a + b for a, b in shapes)
+    whole, after = table_ + linear + rest, table_after + linear_after + rest
+    one, other = table_ / table_after, linear / linear_after
+    return "\n".join([
+        f"weights {whole:,}, after {after:,}: {whole / after:.1f}x, the ratio of the file",
+        f"embedding at rank {embedding_rank}: {one:.1f}x, of {table_ / whole:.0%} of the weights",
+        f"linear layers at rank {rank}: {other:.1f}x",
+        f"the two multiplied: {one * other:.0f}x, of nothing",
+        f"and by {1 / (1 - sparsity):.0f}x for {sparsity:.0%} zeros: {one * other / (1 - sparsity):,.0f}x, same file",
+    ])  # fmt: skip
 
 
 def report(rows: list[dict[str, Any]], texts: list[str]) -> str:
