@@ -71,6 +71,8 @@ class Job:
         ids = list(tokenizer(text, verbose=False).input_ids)
         cut = int(len(ids) * (1 - HELD_OUT))
         self.inputs = windows(ids[:cut], settings.length, settings.windows)
+        # recovery reads all of the text, once or more
+        self.reading = windows(ids[:cut], settings.length, min(cut // settings.length, settings.recover_steps))
         self.held_out = ids[cut:][:MOST_HELD_OUT]
         self.options = {
             "model": str(model),
@@ -189,7 +191,7 @@ class Job:
         steps = self.settings.recover_steps
         self.say(f"recover: {steps} steps of distillation from the original model")
         options = {**self.options, "steps": steps}
-        found = recover(model, teacher, self.inputs, steps, RunFolder(self.work / "recover", options))
+        found = recover(model, teacher, self.reading, steps, RunFolder(self.work / "recover", options))
         return found
 
     def _quality(self, model: Any) -> dict[str, Any]:
