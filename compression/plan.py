@@ -116,11 +116,11 @@ class Plan:
                 for matrix in found
             )
             spread = f"{min(ranks)}, {int(statistics.median(ranks))}, {max(ranks)}" if ranks else "-"
-            loss = sum(matrix.loss(self.ranks.get(matrix.name)) for matrix in found)
+            loss = f"{sum(m.loss(self.ranks.get(m.name)) for m in found):.3f}" if all(m.errors for m in found) else "-"
             share = kept / sum(matrix.weights for matrix in found)
             lines.append(
                 f"| {name} | {len(found)} | {len(found) - len(ranks)} | {found[0].most} | {spread} | {share:.3f} | "
-                f"{loss:.3f} |"
+                f"{loss} |"
             )
         lines.append(f"\n{self.before:,} -> {self.bytes:,} bytes of weights, {self.ratio:.3f}x")
         return "\n".join(lines)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModel, AutoModelForCausalLM
+from transformers import AutoModel, AutoModelForCausalLM, BitsAndBytesConfig
 
 import distill
 from distill import PromptDistill, SnapKV
@@ -104,3 +104,24 @@ def test_a_policy_drops_tokens_of_a_compressed_model(tmp_path):
     again = distill.load(tmp_path, policy=PromptDistill([1], [10], cache_truncation_end=1))
     out = again(prompt(30), use_cache=True, logits_to_keep=1)
     assert [layer.held for layer in out.past_key_values.layers] == [11] * 4
+
+
+@torch.no_grad()
+def test_factors_can_be_quantized_on_top(tmp_path):
+    """They are ordinary linear layers; the head that is tied to the embedding stays whole."""
+    pytest.importorskip("bitsandbytes")
+    ids = prompt(20, 2)
+    model = compressed(tiny("llama", tie_word_embeddings=True), ids)
+    cast(model, torch.bfloat16)
+    model.save_pretrained(tmp_path / "factors")
+    settings = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["lm_head"])
+    quantized = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "factors", quantization_config=settings, dtype=torch.bfloat16, device_map="cpu"
+    )
+    assert quantized.model.layers[0].mlp.up_proj.down.weight.dtype == torch.int8
+    assert quantized.lm_head.up.weight is quantized.model.embed_tokens.codes.weight
+    expected, got = model(ids).logits, quantized(ids).logits
+    assert float((got - expected).abs().mean()) < 0.05 * float(expected.abs().mean())
+    quantized.save_pretrained(tmp_path / "both")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "both", dtype=torch.bfloat16)
+    assert torch.equal(again(ids).logits, got)
