@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from distill.compression.calibration import Walk, layers_of, linears_of
+from distill.compression.calibration import Walk, layers_of, linears_of, matrix_of
 from distill.compression.receipts import Receipt, weigh
 from distill.compression.spec import name_of
 
@@ -160,11 +160,12 @@ def prune(model: Any, pattern: str | float, method: str = "wanda", inputs: Tenso
             module.weight.copy_(made.T if turned else made)
         if walk is not None:
             walk.step(index)
-    count = sum(module.weight.numel() for module in matrices.values())  # type: ignore[union-attr, operator, misc]
-    zero = sum(int((module.weight == 0).sum()) for module in matrices.values())  # type: ignore[arg-type]
-    itemsize = next(iter(matrices.values())).weight.element_size()  # type: ignore[operator, union-attr]
+    weights = [matrix_of(module) for module in matrices.values()]
+    count, zero = sum(weight.numel() for weight in weights), sum(int((weight == 0).sum()) for weight in weights)
     details = {"method": method, "pattern": str(pattern), "zeros": zero, "of": count}
-    return Receipt("prune", before, weigh(model), details | {"bytes": bytes_of(count, zero, itemsize)})
+    return Receipt(
+        "prune", before, weigh(model), details | {"bytes": bytes_of(count, zero, weights[0].element_size())}
+    )
 
 
 def bytes_of(count: int, zeros: int, itemsize: int = 2) -> dict[str, int]:
