@@ -178,7 +178,7 @@ def main() -> int:
     parser.add_argument("--calibration", type=Path, help="text, or .gz")
     parser.add_argument("--texts", nargs="+", metavar="NAME=FILE", help="to measure perplexity on")
     parser.add_argument("--arithmetic", action="store_true", help="print how 1,000x comes about, and nothing else")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.9, 0.8, 0.6, 0.4], help="of the bytes")
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.9, 0.8, 0.6, 0.4], help="of the bytes")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:3])
     parser.add_argument("--windows", type=int, default=16, help="of calibration text (default %(default)s)")
     parser.add_argument("--length", type=int, default=512, help="of a window (default %(default)s)")

@@ -33,6 +33,8 @@ from distill.training import RunFolder, write_whole
 SUMMARY, WORK = "summary.json", "work"
 #: share of the calibration text, at its end, that is measured and not calibrated on; and of how many tokens at most
 HELD_OUT, MOST_HELD_OUT = 0.1, 8192
+#: nats a token up to which a sum of second-order terms says something; measured growth was twice that much beyond
+MOST_LOSS = 0.5
 #: token ids whose logits are written down, for `distill shrink check`
 PROBE = 16
 
@@ -140,6 +142,11 @@ class Job:
         self.say(f"plan: {target:,} of {whole:,} bytes of weights, as {str(dtype).removeprefix('torch.')}")
         plan = made.adaptive(target) if wanted.ranks == "adaptive" else made.uniform(target)
         self.say(plan.table())
+        if plan.loss > MOST_LOSS:
+            self.say(
+                f"note: a predicted growth of {plan.loss:.2f} nats a token is above {MOST_LOSS}, where the prediction "
+                "is no forecast any more; --ranks uniform may be better, and int8 or int4 nearly always"
+            )
         return plan
 
     def _low_rank(self, model: Any, plan: Plan) -> dict[str, Any]:
