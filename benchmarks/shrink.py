@@ -81,7 +81,8 @@ class Bench:
     def key(self, name: str, share: float | None) -> str:
         args = self.args
         asked = [args.model, args.dtype, str(args.calibration), args.windows, args.length, args.tokens, args.samples]
-        return json.dumps([*asked, args.texts, name, share])
+        taught = [args.recover_steps, args.rate] if name == "recovered" else []
+        return json.dumps([*asked, args.texts, name, share, *taught])
 
     def row(self, name: str, share: float | None, make: Callable[[], Any]) -> dict[str, Any]:
         """What has been measured of a model, now or in an earlier run."""

@@ -33,7 +33,7 @@ from distill.training import RunFolder, write_whole
 SUMMARY, WORK = "summary.json", "work"
 #: share of the calibration text, at its end, that is measured and not calibrated on; and of how many tokens at most
 HELD_OUT, MOST_HELD_OUT = 0.1, 8192
-#: nats a token up to which a sum of second-order terms says something; measured growth was twice that much beyond
+#: nats a token up to which a sum of second-order terms says something (docs/compression.md: 0.75 predicted, 1.4 found)
 MOST_LOSS = 0.5
 #: token ids whose logits are written down, for `distill shrink check`
 PROBE = 16
