@@ -11,7 +11,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +110,12 @@ class Job:
 
     def _phases(self) -> dict[str, Any]:
         named = self.settings.dtype
-        dtype = _dtype(self.path) if named == "auto" else getattr(torch, named)
+        dtype = named if named == "auto" else getattr(torch, named)
         model = self.load(self.path, dtype=dtype).eval()  # what is stored is what is measured
         if getattr(model.config, "compression", None) is not None:
             raise ValueError(f"model: got {self.path}, which is compressed already; allowed is the original")
         model.requires_grad_(False)
-        plan = self._plan(model, dtype)
+        plan = self._plan(model, model.dtype)
         before = self._once("before.json", lambda: self._quality(model))
         receipts, first = [], weigh(model)
         for name in self.settings.transforms:
@@ -194,7 +193,7 @@ class Job:
     def _recover(self, model: Any, plan: Plan) -> dict[str, Any]:
         from distill.compression.recover import recover
 
-        teacher = self.load(self.path, dtype=torch.float32).eval()
+        teacher = self.load(self.path, dtype=model.dtype).eval()
         steps = self.settings.recover_steps
         self.say(f"recover: {steps} steps of distillation from the original model")
         options = {**self.options, "steps": steps}
@@ -240,7 +239,6 @@ class Job:
             "ratio": plan.before / weights,
             "bytes": {
                 "before": plan.before,
-                "as found": sum(path.stat().st_size for path in Path(self.path).glob("model*.safetensors")),
                 "after": weights,
                 "target": target,
                 "all files": sum(files.values()),
@@ -277,11 +275,3 @@ def digest(file: Path) -> str:
         while block := handle.read(1 << 20):
             found.update(block)
     return found.hexdigest()
-
-
-def _dtype(path: str) -> torch.dtype:
-    """The dtype that the config of a checkpoint names; float32 if it names none."""
-    with suppress(OSError, ValueError, AttributeError):
-        values = json.loads((Path(path) / "config.json").read_text())
-        return getattr(torch, values.get("dtype") or values.get("torch_dtype") or "float32")
-    return torch.float32

@@ -54,8 +54,8 @@ def notes(summary: Mapping[str, Any]) -> list[str]:
     sizes, quality = summary["bytes"], summary["quality"]["after"]
     met = "met" if summary["target met"] else "missed"
     found = [
-        f"Target: {sizes['target']:,} bytes, {met}. Files as found: {sizes['as found']:,} bytes of weights; all files "
-        f"written, with config and tokenizer: {sizes['all files']:,}. "
+        f"Target: {sizes['target']:,} bytes, {met}. All files written, with config and tokenizer: "
+        f"{sizes['all files']:,} bytes. "
         f"{summary['bits of each original weight']:.2f} bits for each original weight.",
         f"Perplexity: {quality['tokens']:,} tokens from the end of the calibration text, which were not calibrated "
         f"on, in windows of {quality['window']}, each {quality['stride']} behind the one before. Text of the "
