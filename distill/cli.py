@@ -20,6 +20,7 @@ COMMANDS = {
     "tune": ("distill.tune_cli", "find the layers, the budget and the score that a model needs"),
     "generate": ("distill.generate_cli", "answer a question about a text under any method"),
     "cache": ("distill.cache_cli", "read a document once, keep its cache, ask it any number of questions"),
+    "shrink": ("distill.shrink_cli", "make a model's weights smaller, to a number of bytes, with receipts"),
     "zip": ("distill.zip_cli", "code any file losslessly with a language model; info, test, bench, view"),
     "unzip": ("distill.unzip_cli", "decode what distill zip wrote, or salvage what is left of it"),
     "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),

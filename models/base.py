@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.output_capturing import _CAN_RECORD_REGISTRY
 
+from distill.compression import rebuilt
 from distill.models.profiles import warn_if_too_early
 from distill.models.saving import auto_map, write_card_and_module
 from distill.models.using import CONFIGURED, Override, PolicyMixin
@@ -47,7 +48,7 @@ class DistillModelMixin(PolicyMixin):
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         self._checked(config.policy)
-        observe_attention(self)
+        observe_attention(self if config.compression is None else rebuilt(self))
 
     @classmethod
     def adopt(cls, decoder: Any) -> None:
@@ -111,7 +112,7 @@ class DistillCausalLMMixin(PolicyMixin):
         super().__init__(config)  # type: ignore[call-arg]
         self._checked(config.policy)
         warn_if_too_early(config)
-        self.decoder_class.adopt(self.model)  # type: ignore[attr-defined]
+        self.decoder_class.adopt((self if config.compression is None else rebuilt(self)).model)  # type: ignore[union-attr]
 
     @classmethod
     def from_pretrained(

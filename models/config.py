@@ -1,4 +1,4 @@
-"""The config of our models: a stock config with one more field, `policy`."""
+"""The config of our models: a stock config with two more fields, `policy` and `compression`."""
 
 from __future__ import annotations
 
@@ -9,17 +9,19 @@ from distill.patches.policy import as_policy
 
 
 class DistillConfigMixin:
-    """Gives a stock config the field `policy`.
+    """Gives a stock config the fields `policy` and `compression`.
 
     Attributes:
         model_type: the name of our architecture, such as `"distill_llama"`.
         stock_model_type: the name of the stock one, such as `"llama"`.
         policy: a `Policy` or `None` (exactly the stock model). It can also be set by a policy's name or JSON form.
+        compression: which matrices are two factors, see `distill.compression.spec`; `None` if none is.
     """
 
     model_type: ClassVar[str]
     stock_model_type: ClassVar[str]
     policy: Any = None
+    compression: Any = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

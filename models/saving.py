@@ -32,8 +32,8 @@ tags:
 
 # {title}
 
-A checkpoint of type `{model_type}`: the weights are those of a stock `{stock}` model, and `config.json` says which
-tokens of a long prompt the model keeps. It needs the package `distill-llm`.
+A checkpoint of type `{model_type}`: the weights are those of a stock `{stock}` model{weights}, and `config.json` says
+which tokens of a long prompt the model keeps. It needs the package `distill-llm`.
 
 ```python
 # pip install distill-llm
@@ -42,7 +42,7 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("{path}")
 with model.using(None):
-    ...  # without the policy: exactly the stock model
+    ...  # without the policy: exactly the {same} model
 ```
 
 Where distill is installed, `from_pretrained(path, trust_remote_code=True)` works without the import.
@@ -96,6 +96,10 @@ def write_card_and_module(folder: Path, model: Any, classes: dict[str, type]) ->
                 path=folder.name,
                 model_type=config.model_type,
                 stock=config.stock_model_type,
+                weights=""
+                if config.compression is None
+                else ", compressed: some matrices are products of two factors",
+                same="stock" if config.compression is None else "compressed",
                 policy=json.dumps(policy, indent=2),
                 more="".join(f"\nimport {module}  # registers the method" for module in modules),
             )

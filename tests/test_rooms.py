@@ -25,7 +25,7 @@ ALLOWED = {
     "training": set(),
     "compression": {"training"},
     "codec": set(),
-    "models": {"patches"},
+    "models": {"patches", "compression"},
     "baselines": {"patches"},
     "distillation": {"patches", "models", "baselines", "training"},
     "engines": {"patches"},
@@ -172,7 +172,7 @@ def built(tmp_path_factory):
 
 def packaged() -> set[str]:
     """What must be installed: every module, and the data that lies beside it or one folder below."""
-    data = {".json", ".jsonl", ".safetensors", ".md", ".txt", ".html", ".css", ".js"}
+    data = {".json", ".jsonl", ".safetensors", ".md", ".txt", ".html", ".css", ".js", ".yaml"}
     found = set()
     for room in ROOMS:
         for path in (ROOT / room).rglob("*"):

@@ -1,0 +1,228 @@
+"""Recovery: a compressed model is taught the original's predictions on the calibration text.
+
+The loss is the KL divergence of the student's next-token distribution from the teacher's (Hinton et al.,
+arXiv 1503.02531), plus, if asked for, cross-entropy on the text and the squared distance of hidden states. It
+is summed up in chunks of the sequence, so that the logits of a large vocabulary are never held twice. What is
+trained are the factors; or LoRA adapters of PEFT on them, which are merged in the end.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.compression.modules import LowRankEmbedding, LowRankLinear
+from distill.training import RunFolder, Training
+
+#: tokens whose logits are computed at once
+CHUNK = 128
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How it is trained.
+
+    Attributes:
+        rate: highest learning rate of AdamW; it rises over the first tenth of the steps, and falls as a cosine.
+        temperature: of both distributions.
+        text: weight of the cross-entropy on the text.
+        hidden: weight of the squared distance of last hidden states, relative to their size.
+        lora: rank of LoRA adapters that are trained in place of the factors; 0 for none.
+        clip: of the norm of the gradient.
+    """
+
+    rate: float = 1e-4
+    temperature: float = 1.0
+    text: float = 0.0
+    hidden: float = 0.0
+    lora: int = 0
+    clip: float = 1.0
+
+
+def distillation_loss(student: Any, teacher: Any, ids: Tensor, recipe: Recipe) -> Tensor:
+    """The loss of one batch, `()`: nats a token. It is 0 where student and teacher are the same.
+
+    Args:
+        student, teacher: causal LMs with the same vocabulary.
+        ids: `(batch, tokens)`.
+    """
+    own = student.base_model(ids, use_cache=False).last_hidden_state
+    with torch.no_grad():
+        theirs = teacher.base_model(ids, use_cache=False).last_hidden_state
+    count, total = ids.shape[0] * (ids.shape[1] - 1), own.new_zeros((), dtype=torch.float32)
+    for start in range(0, ids.shape[1] - 1, CHUNK):
+        end = min(start + CHUNK, ids.shape[1] - 1)
+        total = total + torch.utils.checkpoint.checkpoint(
+            _chunk, student, teacher, own[:, start:end], theirs[:, start:end], ids[:, start + 1 : end + 1], recipe,
+            use_reentrant=False,
+        )  # fmt: skip
+    loss = total / count
+    if recipe.hidden:
+        apart = (own.float() - theirs.float()).square().mean() / theirs.float().square().mean()
+        loss = loss + recipe.hidden * apart
+    return loss
+
+
+def _chunk(student: Any, teacher: Any, own: Tensor, theirs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
+    made = scaled_logits(student, own)
+    with torch.no_grad():
+        wanted = (scaled_logits(teacher, theirs) / recipe.temperature).log_softmax(-1)
+    given = (made / recipe.temperature).log_softmax(-1)
+    loss = F.kl_div(given, wanted, log_target=True, reduction="sum") * recipe.temperature**2
+    if recipe.text:
+        loss = loss + recipe.text * F.cross_entropy(made.flatten(0, 1), labels.flatten(), reduction="sum")
+    return loss
+
+
+def scaled_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits of hidden states in float32, with the scale and the soft cap that some architectures have."""
+    logits = model.get_output_embeddings()(hidden).float()
+    config = model.config
+    if (scale := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / scale
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = (logits / cap).tanh() * cap
+    return logits
+
+
+def factor_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of all factors, by name; shared ones once."""
+    inside = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (LowRankLinear, LowRankEmbedding))
+        for parameter in module.parameters()
+    }
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in inside}
+
+
+class Recovery(Training):
+    """One run: `total` steps of one window each, in an order that is drawn anew for each round.
+
+    Weights are kept in float32 while they are trained; the model computes in its own dtype.
+
+    Args:
+        student: the compressed model; changed in place.
+        teacher: the original.
+        inputs: `(windows, length)` token ids.
+        steps: how many.
+        folder: of the run.
+        recipe: how it is trained.
+    """
+
+    unit = "steps_done"
+
+    def __init__(
+        self, student: Any, teacher: Any, inputs: Tensor, steps: int, folder: RunFolder, recipe: Recipe | None = None
+    ) -> None:
+        super().__init__(folder, steps)
+        self.student, self.teacher, self.inputs, self.recipe = student, teacher, inputs, recipe or Recipe()
+        student.requires_grad_(False)
+        self.trained = self._adapted() if self.recipe.lora else factor_parameters(student)
+        if not self.trained:
+            raise ValueError("recover: got a model without factors; allowed are compressed ones")
+        for parameter in self.trained.values():
+            parameter.requires_grad_(True)
+        self.master = [parameter.detach().float().clone() for parameter in self.trained.values()]
+        self.optimizer = torch.optim.AdamW(self.master, lr=self.recipe.rate, weight_decay=0.0)
+        self.resume()
+
+    def _adapted(self) -> dict[str, nn.Parameter]:
+        from peft import LoraConfig, inject_adapter_in_model
+
+        names = [
+            f"{name}.{side}"
+            for name, module in self.student.named_modules()
+            if isinstance(module, LowRankLinear) and module is not self.student.get_output_embeddings()
+            for side in ("down", "up")
+        ]
+        torch.manual_seed(0)
+        config = LoraConfig(r=self.recipe.lora, lora_alpha=2 * self.recipe.lora, target_modules=names)
+        inject_adapter_in_model(config, self.student)
+        return {name: p for name, p in self.student.named_parameters() if "lora_" in name}
+
+    def step(self) -> dict[str, float]:
+        round_, place = divmod(self.steps, len(self.inputs))
+        order = torch.randperm(len(self.inputs), generator=torch.Generator().manual_seed(round_))
+        ids = self.inputs[order[place]][None].to(self.student.device)
+        loss = distillation_loss(self.student, self.teacher, ids, self.recipe)
+        loss.backward()
+        for master, parameter in zip(self.master, self.trained.values(), strict=True):
+            master.grad, parameter.grad = parameter.grad.float() if parameter.grad is not None else None, None
+        nn.utils.clip_grad_norm_(self.master, self.recipe.clip)
+        warm = max(1, int(self.total * 0.1))
+        progress = min(1.0, (self.steps + 1 - warm) / max(1.0, self.total - warm))
+        share = (self.steps + 1) / warm if self.steps < warm else 0.5 * (1 + math.cos(math.pi * progress))
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.rate * share
+        self.optimizer.step()
+        self._store()
+        self.steps += 1
+        self.done += 1
+        return {"loss": float(loss.detach())}
+
+    @torch.no_grad()
+    def _store(self) -> None:
+        for master, parameter in zip(self.master, self.trained.values(), strict=True):
+            parameter.copy_(master)
+
+    def state(self) -> dict[str, Any]:
+        return {"master": self.master, "optimizer": self.optimizer.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        with torch.no_grad():
+            for own, saved in zip(self.master, state["master"], strict=True):
+                own.copy_(saved)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._store()
+
+    def finish(self) -> None:
+        """Merges adapters, if there are any."""
+        if self.recipe.lora:
+            from peft.tuners.lora import LoraLayer
+
+            for name, module in list(self.student.named_modules()):
+                if isinstance(module, LoraLayer):
+                    module.merge()
+                    parent, _, last = name.rpartition(".")
+                    setattr(self.student.get_submodule(parent), last, module.get_base_layer())
+        self.student.requires_grad_(False)
+
+
+def recover(
+    student: Any, teacher: Any, inputs: Tensor, steps: int, folder: RunFolder, recipe: Recipe | None = None
+) -> dict[str, Any]:
+    """Teaches a compressed model; a run that was killed goes on from its last checkpoint.
+
+    Args:
+        student: the compressed model; changed in place.
+        teacher: the original.
+        inputs: `(windows, length)` token ids of calibration text.
+        steps: how many windows are read.
+        folder: for checkpoints and the log; it is closed in the end.
+        recipe: how it is trained.
+    Returns:
+        settings, and the loss of the first and the last steps that the log has.
+    Raises:
+        ValueError: no factors, unequal vocabularies, or a folder of another run.
+    """
+    if student.config.vocab_size != teacher.config.vocab_size:
+        raise ValueError(
+            f"teacher: got one with {teacher.config.vocab_size} tokens; allowed are {student.config.vocab_size}"
+        )
+    run = Recovery(student, teacher, inputs, steps, folder, recipe)
+    try:
+        run.train()
+        run.finish()
+        losses = [row["loss"] for row in folder.rows() if "loss" in row]
+    finally:
+        folder.close()
+    return {"steps": steps, **vars(run.recipe), "loss": {"first": losses[:1], "last": losses[-1:]}}

@@ -1,0 +1,184 @@
+"""`distill shrink`: killed anywhere and continued it writes the same file; what it says is what is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import pytest
+import torch
+
+import distill
+from distill.cli import main
+from distill.compression import job as job_module
+from distill.compression import spec_of
+from distill.compression.recover import Recipe, Recovery, distillation_loss, factor_parameters
+from distill.training import RunFolder, write_whole
+
+from ..tiny import prompt, tiny
+
+SMALL = ["--windows", "4", "--length", "32"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The shipped mini-llama, cut to two layers so that a run takes seconds, with its tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    found, tokenizer = distill.mini("llama")
+    found.model.layers = found.model.layers[:2]
+    found.config.num_hidden_layers = 2
+    found.config.layer_types = None
+    found.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text((distill.mini.FOLDER / "story.txt").read_text()[:6000])
+    return file
+
+
+def shrink(model, text, out, *more):
+    return main(["shrink", "--model", str(model), "--calibration", str(text), "-o", str(out), *SMALL, *more])
+
+
+def weights(folder):
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def done(model, text, tmp_path_factory):
+    out = tmp_path_factory.mktemp("done") / "out"
+    assert shrink(model, text, out, "--ratio", "1.6", "--config", "recovered", "--recover-steps", "3") == 0
+    return out
+
+
+def test_the_summary_is_what_is_there(done, model, text, capsys):
+    summary = json.loads((done / "summary.json").read_text())
+    size = (done / "model.safetensors").stat().st_size
+    assert summary["bytes"]["after"] == size <= summary["bytes"]["target"] and summary["target met"]
+    assert summary["ratio"] == summary["bytes"]["before"] / size >= 1.6
+    assert [receipt["transform"] for receipt in summary["receipts"]] == ["low_rank", "recover"]
+    again = distill.load(done)
+    assert sum(p.numel() for p in again.parameters()) == summary["weights"]["after"]["parameters"]
+    assert spec_of(again) == again.config.compression and again.config.compression["low_rank"]
+    assert f"{summary['ratio']:.3f}x" in (done / "summary.md").read_text()
+    assert f"{summary['ratio']:.3f}x" in (done / "summary.html").read_text()
+    assert not (done / "work").exists()
+    assert main(["shrink", "check", str(done)]) == 0
+    assert "logits: bit for bit" in capsys.readouterr().out
+    more = ["--ratio", "1.6", "--config", "recovered", "--recover-steps", "3"]
+    assert shrink(model, text, done, *more) == 0 and "finished already" in capsys.readouterr().out
+    assert shrink(model, text, done, *more, "--floor", "4") == 2
+    assert "the result of another run" in capsys.readouterr().err
+
+
+def test_check_finds_what_is_wrong(done, tmp_path, capsys):
+    shutil.copytree(done, tmp_path / "copy")
+    file = tmp_path / "copy" / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-400] ^= 0x40
+    file.write_bytes(bytes(data))
+    assert main(["shrink", "check", str(tmp_path / "copy")]) == 1
+    assert "WRONG  model.safetensors" in capsys.readouterr().out
+    assert main(["shrink", "check", str(tmp_path)]) == 2
+    assert main(["shrink", "look", str(done)]) == 2
+
+
+def test_killed_at_every_write_and_continued_is_the_same_file(done, model, text, tmp_path, monkeypatch):
+    """Each file that a phase leaves is a place to be killed at: before it is written, and after."""
+
+    class Killed(BaseException):
+        pass
+
+    more = ["--ratio", "1.6", "--config", "recovered", "--recover-steps", "3"]
+    writes = 0
+    place = 0
+    while True:
+        out, count = tmp_path / str(place), 0
+
+        def dying(file, write, at=place):
+            nonlocal count
+            count += 1
+            if count == at:
+                raise Killed
+            write_whole(file, write)
+
+        monkeypatch.setattr(job_module, "write_whole", dying)
+        if place == 0:
+            assert shrink(model, text, out, *more) == 0
+            writes = count
+            assert weights(out) == weights(done) and writes >= 6
+        else:
+            with pytest.raises(Killed):
+                shrink(model, text, out, *more)
+            monkeypatch.setattr(job_module, "write_whole", write_whole)
+            assert shrink(model, text, out, *more) == 0
+            assert weights(out) == weights(done)
+        place += 1
+        if place > writes:
+            break
+
+
+def test_targets_and_floors_that_cannot_be_kept_stop_the_run(model, text, tmp_path, capsys):
+    assert shrink(model, text, tmp_path / "a", "--bytes", "10KB") == 2
+    shown = capsys.readouterr()
+    assert "bytes: got 10,000; allowed here are" in shown.err and "every rank at its floor" in shown.err
+    assert not (tmp_path / "a" / "model.safetensors").exists()
+    assert shrink(model, text, tmp_path / "b", "--ratio", "1.8", "--method", "plain", "--quality", "1.0") == 1
+    assert "quality: got a perplexity of" in capsys.readouterr().out
+    assert not (tmp_path / "b" / "model.safetensors").exists()
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "mine.txt").write_text("mine")
+    assert shrink(model, text, tmp_path / "c", "--ratio", "1.8") == 2
+    assert main(["shrink", "--model", str(model), "--ratio", "2", "-o", str(tmp_path / "d")]) == 2
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_other_dtypes_and_a_factorised_embedding(dtype, model, text, tmp_path):
+    more = ["--ratio", "1.5", "--config", "hybrid", "--dtype", dtype]
+    assert shrink(model, text, tmp_path / "out", *more) == 0
+    assert main(["shrink", "check", str(tmp_path / "out")]) == 0
+    found = distill.load(tmp_path / "out", dtype="auto")
+    assert found.dtype == getattr(torch, dtype)
+
+
+def test_student_and_teacher_that_are_the_same_have_no_loss():
+    model, ids = tiny("llama"), prompt(40, 2)
+    loss = distillation_loss(model, model, ids, Recipe(hidden=1.0))
+    assert float(loss.detach()) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("arch", ["llama", "granite", "gemma2"])
+@torch.no_grad()
+def test_the_first_loss_is_the_divergence_of_the_untrained_student(arch):
+    student, teacher, ids = tiny(arch, seed=1), tiny(arch, seed=2), prompt(300, 2)
+    one, other = (model(ids).logits[:, :-1].float().log_softmax(-1) for model in (student, teacher))
+    expected = (other.exp() * (other - one)).sum(-1).mean()
+    torch.testing.assert_close(distillation_loss(student, teacher, ids, Recipe()), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_recovery_lowers_the_loss_and_keeps_the_size(lora, tmp_path):
+    from distill.compression.low_rank import embedding_factorization, low_rank
+    from distill.compression.receipts import weigh
+
+    ids = prompt(64, 4)
+    student, teacher = tiny("llama", tie_word_embeddings=True), tiny("llama", tie_word_embeddings=True)
+    low_rank(student, 8, ids)
+    embedding_factorization(student, 24)
+    before, spec = weigh(student), spec_of(student)
+    assert len(factor_parameters(student)) == 2 * 28 + 2
+    recipe = Recipe(rate=3e-3, lora=lora)
+    run = Recovery(student, teacher, ids, 30, RunFolder(tmp_path, {}), recipe)
+    first = float(distillation_loss(student, teacher, ids, recipe).detach())
+    run.train()
+    run.finish()
+    assert float(distillation_loss(student, teacher, ids, recipe).detach()) < 0.9 * first
+    after = weigh(student)
+    assert spec_of(student) == spec and (after.bytes, after.parameters) == (before.bytes, before.parameters)
+    with pytest.raises(ValueError, match="recover: got a model without factors"):
+        Recovery(teacher, student, ids, 3, RunFolder(tmp_path / "other", {}), Recipe())
