@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from distill.pruning.budget import BudgetError, BudgetWarning
     from distill.pruning.compose import Answer, PruneThenGenerate
     from distill.pruning.engine import Distill
-    from distill.pruning.masks import RULES, Anchor, NerMask, UserMask
+    from distill.pruning.masks import RULES, Anchor, NerMask, SpacyMask, UserMask
     from distill.pruning.names import SCORERS
     from distill.pruning.result import MaskUse, Result, report
     from distill.pruning.routing import Route, Suggestion, suggest
@@ -24,7 +24,7 @@ _HOMES = {
     "budget": ("BudgetError", "BudgetWarning"),
     "compose": ("Answer", "PruneThenGenerate"),
     "engine": ("Distill",),
-    "masks": ("RULES", "Anchor", "NerMask", "UserMask"),
+    "masks": ("RULES", "Anchor", "NerMask", "SpacyMask", "UserMask"),
     "names": ("SCORERS",),
     "result": ("MaskUse", "Result", "report"),
     "routing": ("Route", "Suggestion", "suggest"),
@@ -50,6 +50,7 @@ __all__ = [
     "Route",
     "Scorer",
     "Scores",
+    "SpacyMask",
     "Suggestion",
     "UserMask",
     "report",

@@ -10,7 +10,9 @@ from distill.pruning.checks import BadArgument, Unfit
 from distill.pruning.checks import choice as check_choice
 from distill.pruning.linear import multiply_by_onednn
 from distill.pruning.loading import Loaded, architecture, load, shipped_model, short_name
-from distill.pruning.masks.ner import DEFAULT_NER, CapitalNames, NerMask
+from distill.pruning.masks.capitals import CapitalNames
+from distill.pruning.masks.ner import DEFAULT_NER, Names, NerMask, Together
+from distill.pruning.masks.pipelines import EXTRA, SpacyMask, installed_pipelines
 from distill.pruning.names import SCORERS
 
 # kind of model: the scorer for calls without a question, and the one for calls with a question
@@ -146,30 +148,43 @@ def _head_of(model: Any) -> str:
     raise BadArgument("model", f"a {name}", "causal LMs, token classifiers and sequence classifiers")
 
 
-def build_ner(ner: Any, device_map: str) -> tuple[NerMask | CapitalNames | None, list[str]]:
+def build_ner(ner: Any, device_map: str) -> tuple[Names | None, list[str]]:
     """The mask for names that `ner` means, and a note for reports.
 
     Args:
-        ner: None or False for no mask. `"auto"`: the model `DEFAULT_NER` if it is on this machine already, else
-            capitals. `"capitals"`: capitalised words are names. Otherwise the name or folder of a token classifier, a
-            pipeline, or a `NerMask`.
-        device_map: where the model runs.
+        ner: None or False for no mask. `"auto"`: capitals, beside the first spaCy pipeline that is installed, else
+            beside the model `DEFAULT_NER` if it is on this machine already. `"spacy"` or `"spacy:NAME"`: a spaCy
+            pipeline. `"capitals"`: capitalised words are names. A loaded spaCy pipeline, a mask, or a list of several
+            of all these. Otherwise the name or folder of a token classifier, or a pipeline of one.
+        device_map: where a model runs.
 
     Raises:
         ValueError: `ner` is none of these, or cannot be loaded.
     """
     if ner is None or ner is False:
         return None, []
-    if isinstance(ner, (NerMask, CapitalNames)):
+    if isinstance(ner, (list, tuple)) and ner:
+        masks = [mask for part in ner for mask, _ in [build_ner(part, device_map)] if mask is not None]
+        return Together(masks), []
+    if hasattr(ner, "anchors") and hasattr(ner, "name"):
         return ner, []
-    if isinstance(ner, str) and ner == "capitals":
-        return CapitalNames(), []
-    if not isinstance(ner, str) or ner != "auto":
+    if hasattr(ner, "pipe_labels"):
+        return SpacyMask(ner), []
+    if not isinstance(ner, str) or ner not in ("auto", "capitals", "spacy") and not ner.startswith("spacy:"):
         return NerMask(ner, device_map=device_map), []
+    if ner == "capitals":
+        return CapitalNames(), []
+    if ner != "auto":
+        return SpacyMask(ner.partition(":")[2] or None), []
+    for name in installed_pipelines():
+        try:
+            return Together([SpacyMask(name), CapitalNames()]), []
+        except ValueError:  # one without names, or made for another version of spaCy
+            continue
     try:
-        return NerMask(DEFAULT_NER, device_map=device_map, local_files_only=True), []
+        return Together([NerMask(DEFAULT_NER, device_map=device_map, local_files_only=True), CapitalNames()]), []
     except ValueError:
         return CapitalNames(), [
-            f"names are found by their capitals: the NER model {DEFAULT_NER} is not on this machine "
-            f"(ner={DEFAULT_NER!r} fetches it once; any token-classification model will do)"
+            f"names are found by their capitals alone: no NER model is on this machine ({EXTRA} and a spaCy pipeline, "
+            f"or ner={DEFAULT_NER!r}, which is fetched once; this is said once)"
         ]

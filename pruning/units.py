@@ -130,16 +130,51 @@ def split_units(text: str) -> Units:
             starts.append(piece_start)
             ends.append(piece_end)
             wordlike.append(word)
-    # line breaks are white space, so all those between two units lie in the gap between them
+    return _made(text, starts, ends, wordlike)
+
+
+def _made(text: str, starts: Sequence[int], ends: Sequence[int], wordlike: Sequence[bool]) -> Units:
+    begins, finishes = np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
     found = np.array([match.start() for match in _BREAK.finditer(text)], dtype=np.int64)
-    breaks = np.diff(np.searchsorted(found, [0, *starts, len(text)]))
-    return Units(
-        text,
-        np.array(starts, dtype=np.int64),
-        np.array(ends, dtype=np.int64),
-        np.array(wordlike, dtype=bool),
-        breaks.astype(np.int64),
-    )
+    gap_starts, gap_ends = np.concatenate([[0], finishes]), np.concatenate([begins, [len(text)]])
+    breaks = np.searchsorted(found, gap_ends) - np.searchsorted(found, gap_starts)
+    return Units(text, begins, finishes, np.array(wordlike, dtype=bool), breaks.astype(np.int64))
+
+
+def merge(units: Units, spans: Sequence[tuple[int, int]]) -> tuple[Units, np.ndarray]:
+    """Makes one unit of each of some stretches of a text; a unit that reaches into a stretch is cut at its border.
+
+    Args:
+        units: the units of the text.
+        spans: characters `[start, end)`, ascending, without overlap, none of them blank.
+
+    Returns:
+        The new units, and for each of them the number of its stretch, int64 `(n,)`; -1 for the units outside.
+    """
+    if not spans:
+        return units, np.full(len(units), -1, dtype=np.int64)
+    starts: list[int] = []
+    ends: list[int] = []
+    words: list[bool] = []
+    of: list[int] = []
+    at = 0  # the next stretch
+    for start, end, word in zip(units.starts.tolist(), units.ends.tolist(), units.wordlike.tolist(), strict=True):
+        position = start
+        while position < end:
+            while at < len(spans) and spans[at][1] <= position:
+                at += 1
+            begin, stop = spans[at] if at < len(spans) else (end, end)
+            inside = begin <= position
+            border = min(end, stop if inside else max(begin, position))
+            if inside and of and of[-1] == at:
+                ends[-1] = border
+            else:
+                starts.append(begin if inside else position)
+                ends.append(border)
+                words.append(word or inside)
+                of.append(at if inside else -1)
+            position = border
+    return _made(units.text, starts, ends, words), np.array(of, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -174,7 +209,13 @@ def _touch(out: np.ndarray, starts: np.ndarray, ends: np.ndarray, spans: np.ndar
     out &= ends > starts
 
 
-def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, layout: Layout = "keep") -> np.ndarray:
+def kept_gaps(
+    units: Units,
+    keep: np.ndarray,
+    forced: np.ndarray | None = None,
+    layout: Layout = "keep",
+    loose: np.ndarray | None = None,
+) -> np.ndarray:
     """The gaps that stay when only some units do.
 
     The white space between two neighbours that both stay is kept as it is. Where units between two others were
@@ -186,6 +227,7 @@ def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, 
         forced: bool `(n + 1,)`, gaps that stay in any case.
         layout: `"keep"`: all line breaks stay, with the indentation after them. `"compact"`: a line that lost all its
             units goes with its line break; of several gaps with line breaks in a row, the one with the most stays.
+        loose: bool `(n + 1,)`, gaps that are treated as with `"compact"` whatever the layout.
 
     Returns:
         bool `(n + 1,)`.
@@ -204,22 +246,26 @@ def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, 
         own = units.separators[kept]
         needed = ~adjacent & ~broken & (before >= 0) & (own > before)
         gaps[own[needed]] = True
-    if layout == "keep":
-        gaps |= units.is_break
+    if layout == "compact":
+        _compact(units, kept, gaps, np.ones(n + 1, dtype=bool))
     else:
-        _compact(units, kept, gaps)
+        gaps |= units.is_break if loose is None else units.is_break & ~loose
+        if loose is not None and loose.any():
+            _compact(units, kept, gaps, loose)
     if forced is not None:
         gaps |= forced
     return gaps
 
 
-def _compact(units: Units, kept: np.ndarray, gaps: np.ndarray) -> None:
-    """Where line breaks lie between two kept units, keeps the gap with the most of them (of equals, the last)."""
+def _compact(units: Units, kept: np.ndarray, gaps: np.ndarray, loose: np.ndarray) -> None:
+    """Where line breaks lie between two kept units, and all may go, keeps the gap with the most (of equals, the
+    last)."""
+    firm = units.is_break & ~loose
     for a, b in itertools.pairwise(kept):
         run = units.breaks[a + 1 : b + 1]
-        if b > a + 1 and run.any():
+        if b > a + 1 and run.any() and not firm[a + 1 : b + 1].any():
             gaps[a + 1 + len(run) - 1 - int(np.argmax(run[::-1]))] = True
-    if len(kept) and kept[0] > 0:
+    if len(kept) and kept[0] > 0 and loose[0] and loose[kept[0]]:
         gaps[0] = False
     gaps[len(units)] |= bool(units.breaks[len(units)])
 
@@ -243,7 +289,11 @@ def kept_spans(units: Units, keep: np.ndarray, gaps: np.ndarray) -> list[tuple[i
 
 
 def rebuild(
-    units: Units, keep: np.ndarray, forced_gaps: np.ndarray | None = None, layout: Layout = "keep"
+    units: Units,
+    keep: np.ndarray,
+    forced_gaps: np.ndarray | None = None,
+    layout: Layout = "keep",
+    loose: np.ndarray | None = None,
 ) -> list[tuple[int, int]]:
     """The characters `[start, end)` that stay; `join` makes the shortened text of them.
 
@@ -252,8 +302,9 @@ def rebuild(
         keep: bool `(n,)`, the units that stay.
         forced_gaps: bool `(n + 1,)`, gaps that stay in any case.
         layout: what happens to line breaks, see `kept_gaps`.
+        loose: bool `(n + 1,)`, gaps whose line breaks may go, see `kept_gaps`.
     """
-    return kept_spans(units, keep, kept_gaps(units, keep, forced_gaps, layout))
+    return kept_spans(units, keep, kept_gaps(units, keep, forced_gaps, layout, loose))
 
 
 def join(text: str, spans: Iterable[tuple[int, int]]) -> str:

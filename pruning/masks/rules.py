@@ -74,17 +74,19 @@ _COMPILED = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
 RULES: tuple[str, ...] = tuple(_PATTERNS)
 
 
-def check_rules(rules: bool | Iterable[str]) -> tuple[str, ...]:
+def check_rules(rules: bool | str | Iterable[str]) -> tuple[str, ...]:
     """The names of the rules to apply.
 
     Args:
-        rules: True for all, False for none, or names from `RULES`.
+        rules: True or `"auto"` for all, False for none, or names from `RULES`.
 
     Raises:
         ValueError: another value, or a name that is not in `RULES`.
     """
     if isinstance(rules, bool):
         return RULES if rules else ()
+    if isinstance(rules, str) and rules == "auto":
+        return RULES
     names = [rules] if isinstance(rules, str) else rules
     if not isinstance(names, (list, tuple, set, frozenset)):
         raise bad("rules", rules, f"True, False, and lists of {', '.join(RULES)}")

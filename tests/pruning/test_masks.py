@@ -9,7 +9,8 @@ import pytest
 
 from distill.pruning import RULES, Distill, NerMask, UserMask
 from distill.pruning.masks import patterns
-from distill.pruning.masks.ner import CapitalNames, _blocks
+from distill.pruning.masks.capitals import CapitalNames
+from distill.pruning.masks.ner import blocks
 from distill.pruning.masks.rules import rule_anchors
 from distill.pruning.masks.user import strip_keep_tags
 
@@ -96,9 +97,9 @@ def test_promise_at_three_tenths(checkpoints, ner_model):
 
 def test_ner_windows_long_texts_and_bounds_blocks(ner_model):
     text = "the river rose and the day was long. " * 400 + "Maria Lopez went to Geneva."
-    blocks = _blocks(text)
-    assert len(blocks) > 2 and blocks[0][0] == 0 and blocks[-1][1] == len(text)
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(blocks))
+    pieces = blocks(text)
+    assert len(pieces) > 2 and pieces[0][0] == 0 and pieces[-1][1] == len(text)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
     found = {text[a.start : a.end] for a in NerMask(ner_model).anchors(text)}
     assert {"Maria Lopez", "Geneva"} <= found
     assert NerMask(ner_model).anchors("  \n ") == []
