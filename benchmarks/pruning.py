@@ -2,6 +2,7 @@
 
     python benchmarks/pruning.py budget      # how exactly budgets are met, 200 real texts x 5 rates
     python benchmarks/pruning.py answers     # does the sentence with the answer survive, XQuAD
+    python benchmarks/pruning.py entities    # names, dates and money kept whole, by kind of text and of finder
     python benchmarks/pruning.py retention   # entities, numbers and answers at 0.7/0.5/0.3, each scorer and random
     python benchmarks/pruning.py speed       # tokens a second against llmlingua 0.2.2, same classifier, one run
     python benchmarks/pruning.py memory      # peak memory of 1k, 10k and 100k tokens
@@ -194,6 +195,74 @@ def conll_texts(count: int) -> list[tuple[str, Spans]]:
     return found
 
 
+def labelled() -> list[tuple[str, str, list[tuple[int, int, str]]]]:
+    """Kind, text and entities `(start, end, label)` of the sentences in `entities.txt`."""
+    found = []
+    for line in (Path(__file__).parent / "entities.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        kind, marked = line.split("\t")
+        text, spans, at = "", [], 0
+        for match in re.finditer(r"\[([^|\]]+)\|([A-Z]+)\]", marked):
+            text += marked[at : match.start()]
+            spans.append((len(text), len(text) + len(match.group(1)), match.group(2)))
+            text += match.group(1)
+            at = match.end()
+        found.append((kind, text + marked[at:], spans))
+    return found
+
+
+def tweets(path: str) -> list[tuple[str, str, list[tuple[int, int, str]]]]:
+    """The posts of one file of WNUT17, words joined by blanks, with their gold entities."""
+    found = []
+    for words, tags in read_conll(SHARED / "data/ner/WNUT17" / path):
+        starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
+        spans = [(starts[a], starts[b - 1] + len(words[b - 1]), "ENT") for a, b in entities(tags)]
+        found.append(("tweets", " ".join(words), spans))
+    return found
+
+
+def entities_kept(args: argparse.Namespace) -> None:
+    """Entities that are there in one piece at rate 0.5, by kind of text and by what finds them; no question."""
+    folder = model_folder()
+    wiki = [("wikigold", text, [(a, b, "ENT") for a, b in spans]) for text, spans in conll_texts(args.count)]
+    groups = {"WNUT17 test": tweets("test/emerging.test.annotated"), "wikigold": wiki}
+    for kind in ("news", "filing", "letter"):
+        groups[kind] = [row for row in labelled() if row[0] == kind]
+    timed = [(k, t, [s for s in spans if s[2] in ("DATE", "MONEY")]) for k, t, spans in labelled()]
+    groups["dates and money"] = timed
+    finders: dict[str, dict[str, Any]] = {
+        "nothing": {"ner": None, "rules": False},
+        "rules and capitals": {"ner": "capitals"},
+        "spaCy alone": {"ner": "spacy", "rules": False},
+        "spaCy and rules": {"ner": "spacy"},
+        "default (spaCy, capitals, rules)": {"ner": "auto"},
+    }
+    print(f"entities in one piece at rate {args.rate}; the scorer is 'baseline'; ± is a 95 % interval (Wilson, half)")
+    for name, options in finders.items():
+        pruner = Distill(scorer="baseline", target_tokenizer=folder, **options)
+        for group, rows_ in groups.items():
+            hits, over, tokens, words = [], 0, 0, 0
+            for _, text, spans in rows_:
+                result = pruner.compress(text, args.rate, segments=False)
+                hits += [survives(result.spans, a, b) for a, b, _ in spans]
+                over += result.over_budget
+                tokens += result.tokens
+                words += result.original_tokens
+            share, half = statistics.mean(hits), wilson_half(sum(hits), len(hits))
+            print(
+                f"{name:33} {group:16} {share:.3f} ± {half:.3f} of {len(hits):4d}; tokens kept {tokens / words:.2f}, "
+                f"over the budget and said so {over}/{len(rows_)}",
+                flush=True,
+            )
+
+
+def wilson_half(hits: int, count: int) -> float:
+    """Half the width of Wilson's 95 % interval."""
+    z, p = 1.96, hits / count
+    return z * (p * (1 - p) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
+
+
 def retention(args: argparse.Namespace) -> None:
     """Entities (wikigold), numbers (GSM8K) and answers (XQuAD) that are still there in one piece, by scorer."""
     folder = model_folder()
@@ -347,7 +416,7 @@ def memory(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Runs one of the benchmarks."""
-    runs = {"budget": budget, "answers": answers, "retention": retention, "speed": speed, "memory": memory}
+    runs = {"budget": budget, "answers": answers, "entities": entities_kept, "retention": retention, "speed": speed, "memory": memory}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=runs)
     parser.add_argument("--count", type=int, default=200, help="samples (default 200)")
