@@ -229,8 +229,12 @@ def entities_kept(args: argparse.Namespace) -> None:
     groups = {"WNUT17 test": tweets("test/emerging.test.annotated"), "wikigold": wiki}
     for kind in ("news", "filing", "letter"):
         groups[kind] = [row for row in labelled() if row[0] == kind]
-    timed = [(k, t, [s for s in spans if s[2] in ("DATE", "MONEY")]) for k, t, spans in labelled()]
-    groups["dates and money"] = timed
+    for name, later in (("dates and money", False), ("the same, held out", True)):
+        groups[name] = [
+            (kind, text, [s for s in spans if s[2] in ("DATE", "MONEY")])
+            for kind, text, spans in labelled()
+            if (kind == "later") == later
+        ]
     finders: dict[str, dict[str, Any]] = {
         "nothing": {"ner": None, "rules": False},
         "rules and capitals": {"ner": "capitals"},
@@ -251,7 +255,7 @@ def entities_kept(args: argparse.Namespace) -> None:
                 words += result.original_tokens
             share, half = statistics.mean(hits), wilson_half(sum(hits), len(hits))
             print(
-                f"{name:33} {group:16} {share:.3f} ± {half:.3f} of {len(hits):4d}; tokens kept {tokens / words:.2f}, "
+                f"{name:33} {group:18} {share:.3f} ± {half:.3f} of {len(hits):4d}; tokens kept {tokens / words:.2f}, "
                 f"over the budget and said so {over}/{len(rows_)}",
                 flush=True,
             )

@@ -26,6 +26,7 @@ class CapitalNames:
     _JOIN = regex.compile(r"(?: |-|\. | (?:of|the|de|la|van|von|der|al|and|&) )")
     _AFTER_STOP = regex.compile(r"(?:^|[.!?:…\n\"“”‘*>-])[\s\"“”'‘’(\[]*$")
     _LOWER = regex.compile(r"(?<!\w)\p{Ll}[\p{L}\p{M}]*")
+    _TITLE = regex.compile(r"\b(?:Dr|Mr|Mrs|Ms|Prof|St|Sr|Jr|Gen|Sen|Rep|Gov|Capt|Lt|Col|Rev|Hon|No|vs|\p{Lu})\. $")
     _ARTICLE = regex.compile(r"(?<=\w,? )(?:The|An?) (?=\p{Lu})")
 
     def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
@@ -38,7 +39,11 @@ class CapitalNames:
         if check is not None:
             check()
         words = [m for m in self._WORD.finditer(text) if m.group() != "I" and not m.group().startswith(("I'", "I’"))]
-        inside = [not self._AFTER_STOP.search(text, max(0, m.start() - 4), m.start()) for m in words]
+        inside = [
+            not self._AFTER_STOP.search(text, max(0, m.start() - 4), m.start())
+            or bool(self._TITLE.search(text, max(0, m.start() - 8), m.start()))
+            for m in words
+        ]
         known = {m.group() for m, yes in zip(words, inside, strict=True) if yes and not _common(m.group())}
         lower = {m.group() for m in self._LOWER.finditer(text)} | OPENERS
         joined = [bool(self._JOIN.fullmatch(text, a.end(), b.start())) for a, b in itertools.pairwise(words)]

@@ -16,14 +16,26 @@ _MONTH = (
     r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
     r"|Nov(?:ember)?|Dec(?:ember)?)\.?"
 )
+_SPELLED = (
+    r"(?:(?:an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty|sixty"
+    r"|seventy|eighty|ninety|half|several|few|couple of|hundred|thousand|million|billion|trillion|dozen)[ -](?:and )?)"
+)
+_DAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
+_SPAN = (
+    r"(?:second|minute|hour|day|night|week|weekend|fortnight|month|quarter|semester|season|year|decade|century|centuries"
+    r"|morning|afternoon|evening|winter|spring|summer|autumn|fall)"
+)
 _NUMBER = r"\d{1,40}(?:[.,]\d{1,40}){0,6}"
 _UNIT = (
     r"(?:%|‰|°[CFK]?|[kMGTP]i?[Bb](?:/s|ps)?|[Bb]ytes?|bits?|[kMGT]?Hz|[kMGm]?[WVA]h?|mAh|[kcmµnp]?m[²³]?|km/h|mph|[kmµ]?g"
     r"|lbs?|oz|[mc]?[lL]|[mµn]?s|secs?|seconds?|mins?|minutes?|hrs?|hours?|days?|weeks?|months?|years?|percent"
     r"|kilomet(?:er|re)s?|met(?:er|re)s?|miles?|feet|ft|inch(?:es)?|tokens?|px|dpi|rpm|degrees?|x)"
 )
-_CURRENCY = r"(?:USD|EUR|GBP|JPY|CHF|CNY|INR|AUD|CAD|dollars?|euros?|pounds?|cents?|yen|yuan|rupees?)"
-_SCALE = r"(?:\s?(?:hundred|thousand|million|billion|trillion|bn|[kKmM])\b)?"
+_CURRENCY = (
+    r"(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|SEK|NOK|KRW|dollars?|euros?|pounds?|quid|cents?|pence|bucks?|yen|yuan"
+    r"|rupees?|francs?|marks?|crowns?|pesos?|won|roubles?|rubles?|lakh|crore)"
+)
+_SCALE = r"(?:\s?(?:hundred|thousand|million|billion|trillion|bn|mn|lakh|crore|[kKmM])\b)?"
 _SUFFIX = (
     r"(?:py|js|ts|tsx|jsx|json|jsonl|ya?ml|toml|ini|cfg|conf|txt|md|rst|csv|tsv|html?|css|xml|c|h|cc|cpp|hpp|rs|go|java|kt"
     r"|rb|php|sh|sql|log|pdf|docx?|xlsx?|png|jpe?g|gif|svg|zip|gz|tar|exe|dll|so|lock|ipynb|safetensors|gguf)"
@@ -41,12 +53,20 @@ _PATTERNS: dict[str, str] = {
         r"\b\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?"
         r"|\b\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b"
         rf"|\b{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s\d{{4}})?\b|\b\d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH}(?:,?\s\d{{4}})?\b"
+        rf"|\b(?:(?:early|late|mid)[- ])?{_MONTH}(?:,?\s(?:of\s)?\d{{4}})?(?=[\s,.;:)]|$)"
+        rf"|\b(?:(?:last|next|this|on|early|late)\s)?{_DAY}s?(?:\s(?:morning|afternoon|evening|night))?\b"
+        rf"|\b(?:last|next|this|that|each|every|per|an?|the|these|those|{_SPELLED}|\d+)\s?(?:(?:past|last|next|first|second|third|fourth|same"
+        rf"|previous|prior|coming|following|fiscal|financial|current|{_SPELLED}|\d+)\s?){{0,3}}{_SPAN}s?"
+        rf"(?:\s(?:ago|earlier|later|of\s\d{{4}}))?\b"
+        rf"|\b(?:winter|spring|summer|autumn|fall|fiscal(?:\syear)?|FY|Q[1-4])\s?(?:of\s)?'?\d{{2,4}}\b"
+        r"|\b(?:yesterday|today|tonight|tomorrow|midnight|noon)\b|\b(?:the\s)?\d{1,4}0s\b"
         rf"|\b{_MONTH},?\s\d{{4}}\b|\b(?:1[0-9]|20)\d{{2}}(?:s\b|\s?[–-]\s?\d{{2,4}}\b)"
     ),
     "time": r"\b\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:\s?[aApP]\.?[mM]\b\.?)?|\b\d{1,2}\s?[aApP]\.?[mM]\b\.?",
     "money": (
         rf"(?:[A-Z]{{1,3}})?[$€£¥₹₩₽]\s?{_NUMBER}{_SCALE}|\b{_NUMBER}{_SCALE}\s?(?:[€£¥₹₩₽]|{_CURRENCY}\b)"
-        rf"|\b(?:USD|EUR|GBP|JPY|CHF|CNY|INR)\s?{_NUMBER}{_SCALE}"
+        rf"|\b(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|Rs\.?|Fr\.)\s?{_NUMBER}{_SCALE}"
+        rf"|(?i:\b{_SPELLED}{{1,6}}{_CURRENCY}\b)"
     ),
     "version": (
         r"\b[vV]\.?\s?\d{1,9}(?:\.\d{1,9}){0,8}(?:[-+.][0-9A-Za-z]{1,20}){0,6}\b"
