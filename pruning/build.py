@@ -12,8 +12,10 @@ from distill.pruning.linear import multiply_by_onednn
 from distill.pruning.loading import Loaded, architecture, load, shipped_model, short_name
 from distill.pruning.masks.capitals import CapitalNames
 from distill.pruning.masks.ner import DEFAULT_NER, Names, NerMask, Together
-from distill.pruning.masks.pipelines import EXTRA, SpacyMask, installed_pipelines
+from distill.pruning.masks.pipelines import EXTRA as NER_EXTRA
+from distill.pruning.masks.pipelines import SpacyMask, installed_pipelines
 from distill.pruning.names import SCORERS
+from distill.pruning.scorers.encoder import EXTRA, load_question_model, packaged_encoder
 
 # kind of model: the scorer for calls without a question, and the one for calls with a question
 AUTOMATIC = {
@@ -32,14 +34,27 @@ class ScorerSource:
         device_map: where the model runs.
         model: a loaded model, in place of `model_name`.
         tokenizer: its tokenizer.
+        question_model: what reads sentences for a question, see `Distill`.
 
     Raises:
         ValueError: an unknown scorer, a model that the scorer cannot use, or a model for a scorer that uses none.
     """
 
     def __init__(
-        self, choice: Any, model_name: Any, device_map: str, model: Any = None, tokenizer: Any = None
+        self,
+        choice: Any,
+        model_name: Any,
+        device_map: str,
+        model: Any = None,
+        tokenizer: Any = None,
+        question_model: Any = "auto",
     ) -> None:
+        self._device = device_map
+        self._question_model = question_model
+        if question_model is not None and not (isinstance(question_model, str) and question_model == "auto"):
+            self._question_model = load_question_model(question_model, device_map)
+        # whether a model was named for the texts, which then answers for questions too
+        self._named = model_name is not None or model is not None
         self._made: dict[str, scorers.Scorer] = {}
         self._given = choice if isinstance(choice, scorers.Scorer) else None
         self.choice = "given" if self._given is not None else choice
@@ -100,17 +115,35 @@ class ScorerSource:
             found = self._given
         elif self.choice == "auto":
             assert self.head is not None
-            found = self._make(AUTOMATIC[self.head][question is not None])
+            found = self._make(AUTOMATIC[self.head][0] if question is None else self._for_questions())
         else:
             found = self._make(self.choice)
         if question is not None and not found.uses_question:
             raise Unfit(
                 "question",
                 f"one for the scorer {found.name}, which does not use one",
-                "questions with scorer='auto', 'question-likelihood', 'cross-encoder', 'lexical', 'attention' and "
-                "'gradient'",
+                "questions with scorer='auto', 'hybrid', 'question-likelihood', 'cross-encoder', 'lexical', 'attention' "
+                "and 'gradient'",
             )
         return found
+
+    def _for_questions(self) -> str:
+        """The scorer for a call with a question, where the caller leaves it to us."""
+        assert self.head is not None
+        given = not isinstance(self._question_model, (str, type(None)))
+        named = AUTOMATIC[self.head][1] if self._named else "lexical"
+        if given or (named == "lexical" and self._question_model == "auto" and packaged_encoder() is not None):
+            return "hybrid"
+        return named
+
+    def _hybrid(self) -> scorers.Scorer:
+        model, name = self._question_model, ""
+        if isinstance(model, (str, type(None))):
+            folder = packaged_encoder()
+            if folder is None:
+                raise BadArgument("scorer", "'hybrid' without a sentence encoder", f"others, question_model=..., or after {EXTRA}")
+            model, name = load_question_model(str(folder), self._device), "all-MiniLM-L6-v2"
+        return scorers.SentenceEncoder(model, name or _encoder_name(model))
 
     def _make(self, name: str) -> scorers.Scorer:
         if name not in self._made:
@@ -119,7 +152,9 @@ class ScorerSource:
                 "baseline": scorers.Baseline,
                 "random": scorers.RandomScorer,
             }
-            if name in without:
+            if name == "hybrid":
+                self._made[name] = self._hybrid()
+            elif name in without:
                 self._made[name] = without[name]()
             else:
                 assert self.loaded is not None
@@ -133,6 +168,13 @@ class ScorerSource:
                 }
                 self._made[name] = classes[name](*self.loaded)
         return self._made[name]
+
+
+def _encoder_name(model: Any) -> str:
+    """A short name for a model of sentence-transformers."""
+    card = getattr(model, "model_card_data", None)
+    name = getattr(card, "base_model", None) or getattr(getattr(model, "config", None), "name_or_path", None)
+    return short_name(str(name)) if name else type(model).__name__
 
 
 def _head_of(model: Any) -> str:
@@ -185,6 +227,6 @@ def build_ner(ner: Any, device_map: str) -> tuple[Names | None, list[str]]:
         return Together([NerMask(DEFAULT_NER, device_map=device_map, local_files_only=True), CapitalNames()]), []
     except ValueError:
         return CapitalNames(), [
-            f"names are found by their capitals alone: no NER model is on this machine ({EXTRA} and a spaCy pipeline, "
+            f"names are found by their capitals alone: no NER model is on this machine ({NER_EXTRA} and a spaCy pipeline, "
             f"or ner={DEFAULT_NER!r}, which is fetched once; this is said once)"
         ]

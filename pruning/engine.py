@@ -58,6 +58,10 @@ class Distill:
             for `ner`) only says which words stay first of a sentence that fits in part.
         target_tokenizer: what counts the tokens of the budget: a tokenizer, its name or folder, or `"tiktoken:NAME"`.
             Without one the tokenizer of the scoring model counts, and results are labelled estimates.
+        question_model: what reads the sentences for calls with a question, together with word overlap: a sentence
+            encoder or cross-encoder of sentence-transformers, or the name or folder of one. `"auto"`: the encoder of
+            the extra `question` if it is installed and no other model was named; else, as with None, the scoring
+            model that was named, or word overlap alone.
         aggregate: how the scores of a word's tokens become the word's score: `"mean"`, `"max"` or `"first"`.
         layout: `"keep"` every line break and indentation, or `"compact"`: a line that lost all its words goes.
         compat: `"llmlingua2"` makes `compress_prompt` reproduce LLMLingua-2 step by step, with its defects.
@@ -77,6 +81,7 @@ class Distill:
         ner: Any = "auto",
         rules: bool | str | Sequence[str] = "auto",
         target_tokenizer: Any = None,
+        question_model: Any = "auto",
         aggregate: Aggregate = "mean",
         layout: Layout = "keep",
         compat: Literal["llmlingua2"] | None = None,
@@ -99,6 +104,7 @@ class Distill:
                 "scorer": scorer,
                 "ner": ner,
                 "rules": rules,
+                "question_model": question_model,
                 "aggregate": aggregate,
                 "layout": layout,
             }
@@ -107,6 +113,7 @@ class Distill:
                 "scorer": "auto",
                 "ner": "auto",
                 "rules": "auto",
+                "question_model": "auto",
                 "aggregate": "mean",
                 "layout": "keep",
             }
@@ -117,7 +124,7 @@ class Distill:
                 raise bad("model_name", None, "token classifiers such as the LLMLingua-2 checkpoints, with compat")
             self.compat = LLMLingua2(model_name, device_map, counter=target_tokenizer)
             return
-        self._source = ScorerSource(scorer, model_name, device_map, model, tokenizer)
+        self._source = ScorerSource(scorer, model_name, device_map, model, tokenizer, question_model)
         self.ner, self._notes = build_ner(ner, device_map)
         self.counter: Counter = self._counter(target_tokenizer)
 

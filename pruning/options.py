@@ -12,7 +12,7 @@ from typing import Any
 from distill.pruning.checks import BadArgument, unknown
 
 CONSTRUCTOR = (
-    "model_name", "device_map", "model", "tokenizer", "scorer", "ner", "rules", "target_tokenizer", "aggregate",
+    "model_name", "device_map", "model", "tokenizer", "scorer", "ner", "rules", "target_tokenizer", "question_model", "aggregate",
     "layout", "compat",
 )  # fmt: skip
 COMPRESS = (
