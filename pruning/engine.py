@@ -323,7 +323,7 @@ class Distill:
             check()
         parts = job.structure
         outside = Outside(job.text, parts.whole)
-        found = outside.only(rule_anchors(job.text, self.rules)) if self.rules else []
+        found = outside.only(rule_anchors(job.text, [rule for rule in self.rules if rule not in parts.unruled]))
         if self.ner is not None and not budget.keeps_all:
             found += [anchor for piece in outside.pieces() for anchor in piece.moved(self.ner.anchors(piece.text, check))]
         found = chosen(found, names)

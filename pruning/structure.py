@@ -35,6 +35,7 @@ class Structure:
         loose: bool `(n + 1,)`, gaps whose line breaks may go.
         whole: characters `[start, end)` of all stretches that are kept or removed as they are, ascending; rules and
             names mean nothing inside of them.
+        unruled: rules that do not hold, because a share was asked for of what they would keep.
     """
 
     units: Units
@@ -44,6 +45,7 @@ class Structure:
     values: np.ndarray | None = None
     loose: np.ndarray | None = None
     whole: list[tuple[int, int]] = field(default_factory=list)
+    unruled: frozenset[str] = frozenset()
 
 
 def structure(text: str, rates: Mapping[str, float] | None) -> Structure:
@@ -77,20 +79,21 @@ def structure(text: str, rates: Mapping[str, float] | None) -> Structure:
     anchors += [Anchor(line.start, line.end, "protected", "error") for line in lines if line.error]
     found = sorted([*((line.start, line.end) for line in lines), *elements])
     units, of = merge(units, found)
+    unruled = frozenset({"code"} if rates.get("code", 1) < 1 else ())
     if not found:
-        return Structure(units, segments, anchors)
+        return Structure(units, segments, anchors, unruled=unruled)
     worth = np.full(len(found), np.nan)
     place = {start: i for i, (start, _) in enumerate(found)}
     for line, value in zip(lines, line_values(text, lines), strict=True):
         worth[place[line.start]] = value
     for start, end in elements:
-        worth[place[start]] = _element_value(text[start : start + 2000])
+        worth[place[start]] = _element_value(text[start : min(end, start + 2000)])
     values = np.where(of >= 0, worth[of], np.nan)
     in_line = np.isin(of, [place[line.start] for line in lines])
     loose = np.zeros(len(units) + 1, dtype=bool)
     loose[:-1] |= in_line
     loose[1:] |= in_line
-    return Structure(units, segments, anchors, lines, values, loose, found)
+    return Structure(units, segments, anchors, lines, values, loose, found, unruled)
 
 
 def _table(text: str, segment: Segment) -> list[Anchor]:
