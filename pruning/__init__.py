@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.pruning.budget import BudgetError, BudgetWarning
+    from distill.pruning.chat import ChatResult
     from distill.pruning.compose import Answer, PruneThenGenerate
     from distill.pruning.engine import Distill
     from distill.pruning.masks import RULES, Anchor, NerMask, SpacyMask, UserMask
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "budget": ("BudgetError", "BudgetWarning"),
+    "chat": ("ChatResult",),
     "compose": ("Answer", "PruneThenGenerate"),
     "engine": ("Distill",),
     "masks": ("RULES", "Anchor", "NerMask", "SpacyMask", "UserMask"),
@@ -41,6 +43,7 @@ __all__ = [
     "Answer",
     "BudgetError",
     "BudgetWarning",
+    "ChatResult",
     "Distill",
     "MaskUse",
     "NerMask",

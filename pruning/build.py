@@ -8,6 +8,7 @@ from typing import Any
 from distill.pruning import scorers
 from distill.pruning.checks import BadArgument, Unfit
 from distill.pruning.checks import choice as check_choice
+from distill.pruning.cjk import CjkNames
 from distill.pruning.linear import multiply_by_onednn
 from distill.pruning.loading import Loaded, architecture, load, shipped_model, short_name
 from distill.pruning.masks.capitals import CapitalNames
@@ -215,18 +216,18 @@ def build_ner(ner: Any, device_map: str) -> tuple[Names | None, list[str]]:
     if not isinstance(ner, str) or ner not in ("auto", "capitals", "spacy") and not ner.startswith("spacy:"):
         return NerMask(ner, device_map=device_map), []
     if ner == "capitals":
-        return CapitalNames(), []
+        return Together([CapitalNames(), CjkNames()]), []
     if ner != "auto":
         return SpacyMask(ner.partition(":")[2] or None), []
     for name in installed_pipelines():
         try:
-            return Together([SpacyMask(name), CapitalNames()]), []
+            return Together([SpacyMask(name), CapitalNames(), CjkNames()]), []
         except ValueError:  # one without names, or made for another version of spaCy
             continue
     try:
-        return Together([NerMask(DEFAULT_NER, device_map=device_map, local_files_only=True), CapitalNames()]), []
+        return Together([NerMask(DEFAULT_NER, device_map=device_map, local_files_only=True), CapitalNames(), CjkNames()]), []
     except ValueError:
-        return CapitalNames(), [
+        return Together([CapitalNames(), CjkNames()]), [
             f"names are found by their capitals alone: no NER model is on this machine ({NER_EXTRA} and a spaCy pipeline, "
             f"or ner={DEFAULT_NER!r}, which is fetched once; this is said once)"
         ]

@@ -7,13 +7,14 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 
 from distill.pruning.accounting import label_use, mask_use
 from distill.pruning.budget import Budget, BudgetError, BudgetWarning, Draft, Solution, make_budget, price
 from distill.pruning.build import ScorerSource, build_ner
+from distill.pruning.chat import ChatResult, compress_messages
 from distill.pruning.checks import BadArgument, bad, check_text, check_texts, choice, device, flag, shown
 from distill.pruning.compat import LLMLingua2
 from distill.pruning.jobs import Job, solve_all
@@ -195,20 +196,31 @@ class Distill:
             )
         return [r.text for r in results]
 
-    def compress(self, text: str, rate: float | None = None, **options: Any) -> Result:
-        """Shortens one text.
+    @overload
+    def compress(self, text: str, rate: float | None = None, **options: Any) -> Result: ...
+
+    @overload
+    def compress(self, *, messages: Sequence[Mapping[str, Any]], **options: Any) -> ChatResult: ...
+
+    def compress(self, text: Any = None, rate: Any = None, *, messages: Any = None, **options: Any) -> Any:
+        """Shortens one text, or a chat.
 
         Args:
             text: the text.
             rate: share of the tokens to keep.
+            messages: a chat in place of the text; see `distill.pruning.chat.compress_messages` for its options.
             **options: the options of `compress_many`.
 
         Returns:
-            The shortened text, with what stayed, why, and how many tokens it has.
+            The shortened text, with what stayed, why, and how many tokens it has; for a chat a `ChatResult`.
 
         Raises:
             ValueError: an argument that is not allowed, by name.
         """
+        if messages is not None:
+            if text is not None:
+                raise bad("text", text, "None beside messages")
+            return compress_messages(self, messages, rate, **options)
         check_text(text)
         return self.compress_many([text], rate, **options)[0]
 

@@ -3,8 +3,8 @@
 A shortened text is made of slices of the original string and never of decoded tokens. So it cannot contain a character
 that was not there, and keeping every unit gives the original back, character for character.
 
-A *unit* is a word with its inner punctuation (`v1.5.2`, `don't`), a run of other punctuation, one CJK character, or
-one emoji with its modifiers. Runs longer than `MAX_UNIT` characters are cut, so that a text without spaces has units
+A *unit* is a word with its inner punctuation (`v1.5.2`, `don't`), a run of other punctuation, one CJK word, or one
+emoji with its modifiers. Runs longer than `MAX_UNIT` characters are cut, so that a text without spaces has units
 too. Gap `i` is the white space before unit `i`; gap `n` follows the last unit. An *atom* is a unit or a gap.
 """
 
@@ -19,20 +19,23 @@ from typing import Literal
 import numpy as np
 import regex
 
+from distill.pruning.cjk import CJK, words_in
+
 Layout = Literal["keep", "compact"]
 LAYOUTS: tuple[Layout, ...] = ("keep", "compact")
 
 MAX_UNIT = 64
 
-_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}"
+_CJK = CJK
 _WORD = rf"[\w--[{_CJK}]]"
 _EMOJI = r"(?:\p{RI}{2}|\p{Extended_Pictographic}(?:[\uFE0F\p{EMod}]|\u200D\p{Extended_Pictographic})*)"
 # One connecting character at most between two runs of letters: "--" and "..." separate words, "." in "1.5" does not.
 _UNIT = regex.compile(
-    rf"(?P<emoji>{_EMOJI})|(?P<cjk>[{_CJK}]\p{{M}}*)"
+    rf"(?P<emoji>{_EMOJI})|(?P<cjk>(?:[{_CJK}]\p{{M}}*)+)"
     rf"|(?P<word>{_WORD}+(?:[^\s\w—…]{_WORD}+)*)|(?P<other>(?:(?!{_EMOJI})[^\s\w])+)",
     regex.V1,
 )
+_MARK = regex.compile(r"\p{M}")
 _BREAK = regex.compile(r"[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 
@@ -113,6 +116,17 @@ def _pieces(text: str, start: int, end: int) -> Iterable[tuple[int, int]]:
         yield begin, end
 
 
+def _cjk_ends(run: str) -> list[int]:
+    """Where each word of a run of CJK characters ends."""
+    marks = [m.start() for m in _MARK.finditer(run)]
+    at, ends = 0, []
+    for length in words_in(run):
+        at += length
+        ends.append(at)
+    inside = set(marks)
+    return [end for end in ends if end == len(run) or end not in inside]
+
+
 def split_units(text: str) -> Units:
     """Cuts a text into units; every character that is not white space belongs to exactly one."""
     starts: list[int] = []
@@ -121,6 +135,15 @@ def split_units(text: str) -> Units:
     for match in _UNIT.finditer(text):
         start, end = match.span()
         word = match.lastgroup == "word"
+        if match.lastgroup == "cjk":
+            # a mark that modifies a character stays with it
+            for stop in _cjk_ends(match.group()):
+                for piece_start, piece_end in _pieces(text, start, match.start() + stop):
+                    starts.append(piece_start)
+                    ends.append(piece_end)
+                    wordlike.append(False)
+                start = match.start() + stop
+            continue
         if end - start <= MAX_UNIT:
             starts.append(start)
             ends.append(end)

@@ -31,6 +31,11 @@ _UNIT = (
     r"|lbs?|oz|[mc]?[lL]|[mµn]?s|secs?|seconds?|mins?|minutes?|hrs?|hours?|days?|weeks?|months?|years?|percent"
     r"|kilomet(?:er|re)s?|met(?:er|re)s?|miles?|feet|ft|inch(?:es)?|tokens?|px|dpi|rpm|degrees?|x)"
 )
+_CJK = r"\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af"  # words are not set apart by spaces there, so \b says nothing
+_COUNTERS = (
+    "年月日时時分秒点點号號元円圓圆块塊角万萬亿億千百个個人名岁歳歲度％次件台本冊回階天周週倍米吨公里斤"
+    "원명개년월일시분초살번만억조"
+)
 _CURRENCY = (
     r"(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|SEK|NOK|KRW|dollars?|euros?|pounds?|quid|cents?|pence|bucks?|yen|yuan"
     r"|rupees?|francs?|marks?|crowns?|pesos?|won|roubles?|rubles?|lakh|crore)"
@@ -72,7 +77,10 @@ _PATTERNS: dict[str, str] = {
         r"\b[vV]\.?\s?\d{1,9}(?:\.\d{1,9}){0,8}(?:[-+.][0-9A-Za-z]{1,20}){0,6}\b"
         r"|\b\d{1,9}(?:\.\d{1,9}){2,8}(?:[-+.]?[0-9A-Za-z]{1,20}){0,4}\b|(?:[<>=~^!]=?|==)\s?\d{1,9}(?:\.\d{1,9}){1,8}\b"
     ),
-    "number": rf"[+\-−±~≈]?(?<![\w.]){_NUMBER}(?:\s?{_UNIT}(?![\w]))?",
+    "number": (
+        rf"[+\-−±~≈]?(?<![^\W{_CJK}])(?<!\.){_NUMBER}(?:\s?(?:{_UNIT}(?![\w])|[{_COUNTERS}]{{1,4}}))?"
+        rf"|[一二三四五六七八九十百千万萬亿億两兩〇零]{{1,12}}[{_COUNTERS}]{{1,3}}"
+    ),
     "hash": (
         r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
         r"|\b(?=[0-9a-fA-F]{0,127}\d)(?=[0-9a-fA-F]{0,127}[a-fA-F])[0-9a-fA-F]{7,128}\b"
@@ -83,11 +91,18 @@ _PATTERNS: dict[str, str] = {
         r"|(?<!\w)--?[a-zA-Z][\w-]{0,40}(?==)|(?<!\S)--[a-z][\w-]{1,40}\b|<\|[\w-]{1,40}\|>"
     ),
     "quote": (
-        r"\"[^\s\"\n][^\"\n]{0,59}\"|“[^”\n]{1,60}”|«[^»\n]{1,60}»|「[^」\n]{1,60}」"
+        r"\"[^\s\"\n][^\"\n]{0,59}\"|“[^”\n]{1,60}”|«[^»\n]{1,60}»|「[^」\n]{1,60}」|『[^』\n]{1,60}』|《[^》\n]{1,60}》"
         r"|(?<!\w)'[^\s'\n][^'\n]{0,59}'(?!\w)"
     ),
     "negation": (
         r"(?i)\b(?:not|no|never|none|nobody|nothing|neither|nor|nowhere|cannot|without|unless|except|[a-z]{2,8}n['’]t)\b"
+        # Chinese: with up to two characters of what is negated; not in words such as 非常 (very) and 特别 (special)
+        r"|(?:不|没|沒|勿|毋|莫|否|[无無](?![论論])|非(?![常洲])|未(?![来來])|(?<![特分区區级級性类類个個告])[别別](?![人的墅]))"
+        r"[\u3400-\u9fff]{0,2}"
+        # Japanese: with the verb or adjective before it
+        r"|[\u3400-\u9fff]{0,4}[ぁ-ん]{0,8}(?:ない|なかった?|なく|なけれ|ません|ずに|なし(?![ぁ-ん])|ぬ(?=[。、\s]|$)|まい(?=[。、\s]|$))"
+        # Korean: 안, 못 with the word after it, and endings and words of negation
+        r"|(?<![가-힣])(?:안|못)\s?[가-힣]{1,8}|[가-힣]{0,8}(?:않|없|아니|아닌|아닙|못하|못한|못했|못할|말아|말라|마세요|마십시오)[가-힣]{0,6}"
     ),
 }
 _COMPILED = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
