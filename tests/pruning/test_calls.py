@@ -109,38 +109,39 @@ def test_a_classifier_stands_in_for_llmlingua2(checkpoints, prose):
     assert found["compressed_tokens"] <= 0.6 * found["origin_tokens"]
 
 
-def test_langchain(long_prose):
+def test_langchain(prose, long_prose):
     pytest.importorskip("langchain_core")
     from langchain_core.documents import Document
 
     from distill.pruning.langchain import DistillCompressor
 
-    documents = [Document(page_content=long_prose(150, i), metadata={"source": i}, id=str(i)) for i in range(3)]
+    texts = [prose, long_prose(150, 1), long_prose(150, 2)]
+    documents = [Document(page_content=text, metadata={"source": i}, id=str(i)) for i, text in enumerate(texts)]
     tool = DistillCompressor(distill=Distill(scorer="lexical", ner=None), rate=0.3)
     found = tool.compress_documents(documents, "Who drafted the report?")
     assert [d.metadata["source"] for d in found] == [0, 1, 2] and [d.id for d in found] == ["0", "1", "2"]
     assert all(d.metadata["distill_tokens"] <= 0.3 * d.metadata["distill_original_tokens"] for d in found)
     assert "who had drafted the report" in found[0].page_content
-    assert documents[0].page_content == long_prose(150, 0) and "distill_tokens" not in documents[0].metadata
+    assert documents[0].page_content == prose and "distill_tokens" not in documents[0].metadata
     assert tool.compress_documents([], "x") == []
     shared = DistillCompressor(distill=Distill(scorer="lexical"), target_tokens=90, scope="all", options={"rules": 1})
     with pytest.raises(ValueError, match="rules"):
         shared.compress_documents(documents, "Who?")
 
 
-def test_llamaindex(long_prose):
+def test_llamaindex(prose, long_prose):
     pytest.importorskip("llama_index.core")
     from llama_index.core.schema import NodeWithScore, QueryBundle, TextNode
 
     from distill.pruning.llamaindex import DistillPostprocessor
 
     nodes = [
-        NodeWithScore(node=TextNode(text=long_prose(150, i), id_=str(i), metadata={"source": i}), score=0.5 - i / 10)
-        for i in range(3)
+        NodeWithScore(node=TextNode(text=text, id_=str(i), metadata={"source": i}), score=0.5 - i / 10)
+        for i, text in enumerate([prose, long_prose(150, 1), long_prose(150, 2)])
     ]
     tool = DistillPostprocessor(distill=Distill(scorer="lexical", ner=None), rate=0.3)
     found = tool.postprocess_nodes(nodes, QueryBundle("Who drafted the report?"))
     assert [n.score for n in found] == [n.score for n in nodes] and [n.node.node_id for n in found] == ["0", "1", "2"]
     assert "who had drafted the report" in found[0].node.get_content()
     assert all(n.node.metadata["distill_tokens"] <= 0.3 * n.node.metadata["distill_original_tokens"] for n in found)
-    assert nodes[0].node.get_content() == long_prose(150, 0)
+    assert nodes[0].node.get_content() == prose
