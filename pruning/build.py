@@ -142,7 +142,9 @@ class ScorerSource:
         if isinstance(model, (str, type(None))):
             folder = packaged_encoder()
             if folder is None:
-                raise BadArgument("scorer", "'hybrid' without a sentence encoder", f"others, question_model=..., or after {EXTRA}")
+                raise BadArgument(
+                    "scorer", "'hybrid' without a sentence encoder", f"others, question_model=..., or after {EXTRA}"
+                )
             model, name = load_question_model(str(folder), self._device), "all-MiniLM-L6-v2"
         return scorers.SentenceEncoder(model, name or _encoder_name(model))
 
@@ -213,7 +215,7 @@ def build_ner(ner: Any, device_map: str) -> tuple[Names | None, list[str]]:
         return ner, []
     if hasattr(ner, "pipe_labels"):
         return SpacyMask(ner), []
-    if not isinstance(ner, str) or ner not in ("auto", "capitals", "spacy") and not ner.startswith("spacy:"):
+    if not isinstance(ner, str) or (ner not in ("auto", "capitals", "spacy") and not ner.startswith("spacy:")):
         return NerMask(ner, device_map=device_map), []
     if ner == "capitals":
         return Together([CapitalNames(), CjkNames()]), []
@@ -225,7 +227,9 @@ def build_ner(ner: Any, device_map: str) -> tuple[Names | None, list[str]]:
         except ValueError:  # one without names, or made for another version of spaCy
             continue
     try:
-        return Together([NerMask(DEFAULT_NER, device_map=device_map, local_files_only=True), CapitalNames(), CjkNames()]), []
+        return Together(
+            [NerMask(DEFAULT_NER, device_map=device_map, local_files_only=True), CapitalNames(), CjkNames()]
+        ), []
     except ValueError:
         return Together([CapitalNames(), CjkNames()]), [
             f"names are found by their capitals alone: no NER model is on this machine ({NER_EXTRA} and a spaCy pipeline, "

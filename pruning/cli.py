@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--ner",
         default="auto",
         metavar="NAME",
-        help="names: auto, spacy, spacy:PIPELINE, capitals, none, or a token-classification model"
+        help="names: auto, spacy, spacy:PIPELINE, capitals, none, or a token-classification model",
     )
     keep.add_argument(
         "--rules",

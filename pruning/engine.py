@@ -337,7 +337,9 @@ class Distill:
         outside = Outside(job.text, parts.whole)
         found = outside.only(rule_anchors(job.text, [rule for rule in self.rules if rule not in parts.unruled]))
         if self.ner is not None and not budget.keeps_all:
-            found += [anchor for piece in outside.pieces() for anchor in piece.moved(self.ner.anchors(piece.text, check))]
+            found += [
+                anchor for piece in outside.pieces() for anchor in piece.moved(self.ner.anchors(piece.text, check))
+            ]
         found = chosen(found, names)
         hints = [a for a in found if a.mask in soft]
         job.anchors = [*job.stripped.anchors, *wanted, *(a for a in found if a.mask not in soft), *parts.anchors]
@@ -412,7 +414,6 @@ class Distill:
         if result.over_budget:
             result.notes.append(f"over the budget because of {blame(result)}")
         return result
-
 
     def _folds(self, job: Job, keep: np.ndarray) -> list[Fold]:
         lines = job.structure.lines

@@ -54,7 +54,9 @@ _ANYWHERE = regex.compile(
     r"|(?:하세요|하십시오|해\s?주세요|해\s?줘|하시오|해라|주십시오)"
 )
 _QUESTION = regex.compile(r"[?？][\"'”’)\]*_]*$")
-_LABEL = regex.compile(r"(?i)[\s#*>_]{0,8}(?:system|instructions?|task|rules?|role|question|query|prompt|指示|任务|问题|質問)\s*[*_]*[:：]")
+_LABEL = regex.compile(
+    r"(?i)[\s#*>_]{0,8}(?:system|instructions?|task|rules?|role|question|query|prompt|指示|任务|问题|質問)\s*[*_]*[:：]"
+)
 _TURN = regex.compile(
     r"(?im)^(?:<\|im_start\|>|<\|start_header_id\|>|\*\*|\#{1,4} )?"
     r"(?P<who>system|user|human|assistant|ai|bot|customer|agent|tool|q|a)(?:\*\*)?(?:<\|end_header_id\|>|[:：]\*{0,2}|(?=\n))"

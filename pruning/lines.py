@@ -25,7 +25,9 @@ _ERROR = regex.compile(
     r"\b(?:ERROR|FATAL|CRITICAL|SEVERE|PANIC|EMERG|ALERT|CRIT)\b|^[EF]\d{4} \d{2}:|\b[Tt]raceback \(|\bpanic:"
     r"|(?i:\blevel[\"']?\s*[=:]\s*[\"']?(?:error|fatal|critical|panic)\b)"
 )
-_WARNING = regex.compile(r"\bWARN(?:ING)?\b|^W\d{4} |(?i:\blevel[\"']?\s*[=:]\s*[\"']?warn)|\b(?i:fail(?:ed|ure)|timeout)\b")
+_WARNING = regex.compile(
+    r"\bWARN(?:ING)?\b|^W\d{4} |(?i:\blevel[\"']?\s*[=:]\s*[\"']?warn)|\b(?i:fail(?:ed|ure)|timeout)\b"
+)
 
 
 @dataclass(frozen=True)

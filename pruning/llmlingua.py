@@ -76,7 +76,11 @@ class PromptCompressor:
         llmlingua2_config: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        given = {"model_config": model_config, "open_api_config": open_api_config, "llmlingua2_config": llmlingua2_config}
+        given = {
+            "model_config": model_config,
+            "open_api_config": open_api_config,
+            "llmlingua2_config": llmlingua2_config,
+        }
         for name, value in given.items():
             if value:
                 raise BadArgument(name, "options of another package", LLMLINGUA[name])
@@ -158,7 +162,9 @@ class PromptCompressor:
         answer = self._answer(texts, found, instruction, question if concate_question else "", results)
         if return_word_label:
             answer["fn_labeled_original_prompt"] = word_sep.join(
-                label for text, result in zip(texts, results, strict=True) for label in _labels(text, result, label_sep)
+                label
+                for text, result in zip(texts, results, strict=True)
+                for label in _labels(text, result, label_sep)
             )
         return answer
 
@@ -246,7 +252,9 @@ class PromptCompressor:
             self.distill.compress_many([], rate, **options)  # refuses what is not allowed
         over = sum(result is not None and result.over_budget for result in results)
         if over:
-            warnings.warn(f"{over} of {len(flat)} texts are over their budget, because of what must stay", BudgetWarning, 3)
+            warnings.warn(
+                f"{over} of {len(flat)} texts are over their budget, because of what must stay", BudgetWarning, 3
+            )
         joined, at = [], 0
         for row in contexts:
             joined.append("".join(out[at : at + len(row)]))
@@ -275,7 +283,11 @@ class PromptCompressor:
 def _refuse(others: Mapping[str, Any]) -> None:
     for name, value in others.items():
         if name not in _MEANINGLESS:
-            known = [p for p in inspect.signature(PromptCompressor.compress_prompt).parameters if p not in ("self", "others")]
+            known = [
+                p
+                for p in inspect.signature(PromptCompressor.compress_prompt).parameters
+                if p not in ("self", "others")
+            ]
             raise BadArgument(name, "an argument that does not exist", ", ".join((*known, *_MEANINGLESS)))
         if type(value) is not type(_MEANINGLESS[name]) or value != _MEANINGLESS[name]:
             place = _IN_PLACE.get(name) or LLMLINGUA[name]

@@ -126,8 +126,10 @@ def instruction_blocks(text: str, segments: Sequence[Segment]) -> list[tuple[int
 
 def _ends(text: str, segment: Segment) -> list[tuple[int, int]]:
     """The first and the last paragraph of a segment."""
-    parts = [(segment.start + m.start(), segment.start + m.end()) for m in _PARAGRAPH.finditer(
-        text[segment.start : segment.end])]
+    parts = [
+        (segment.start + m.start(), segment.start + m.end())
+        for m in _PARAGRAPH.finditer(text[segment.start : segment.end])
+    ]
     return parts if len(parts) < 3 else [parts[0], parts[-1]]
 
 

@@ -17,7 +17,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from distill.pruning import ChatResult, Distill, Result
 from distill.pruning.checks import BadArgument, Unfit
 from distill.serving.middleware import BodyLimit, Measured, Metrics
-from distill.serving.schemas import ChatRequest, ChatResponse, CompressRequest, CompressResponse, Faults, Health, Problem, TextReport
+from distill.serving.schemas import (
+    ChatRequest,
+    ChatResponse,
+    CompressRequest,
+    CompressResponse,
+    Faults,
+    Health,
+    Problem,
+    TextReport,
+)
 from distill.serving.settings import Settings
 from distill.serving.worker import Busy, Worker
 

@@ -66,7 +66,9 @@ class TokenClassifier(Scorer):
             for w in windows(row, len(e.ids), self.window, self.overlap, causal=False)
         ]
         device = self.model.device
-        for batch in progress(list(batches(todo, CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS)), "scoring"):
+        for batch in progress(
+            list(batches(todo, CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS)), "scoring"
+        ):
             if check is not None:
                 check()
             rows = [np.concatenate([self._head, encoded[w.row].ids[w.begin : w.end], self._tail]) for w in batch]
