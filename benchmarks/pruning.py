@@ -4,6 +4,7 @@
     python benchmarks/pruning.py answers     # does the sentence with the answer survive, XQuAD
     python benchmarks/pruning.py fit         # the weights of the scorer "hybrid"
     python benchmarks/pruning.py entities    # names, dates and money kept whole, by kind of text and of finder
+    python benchmarks/pruning.py logs        # a 200 kB log: the rate that is reached, and its errors
     python benchmarks/pruning.py retention   # entities, numbers and answers at 0.7/0.5/0.3, each scorer and random
     python benchmarks/pruning.py speed       # tokens a second against llmlingua 0.2.2, same classifier, one run
     python benchmarks/pruning.py memory      # peak memory of 1k, 10k and 100k tokens
@@ -161,7 +162,7 @@ def budget(args: argparse.Namespace) -> None:
 
 
 def answers(args: argparse.Namespace) -> None:
-    """Survival of the sentence that holds the answer, question known, against the same removal at random.
+    """Survival of the sentence with the answer, question known, against the same removal at random.
 
     The weights of "hybrid" were fitted on the first 24 of the 48 articles (`fit`), so the others are apart.
     """
@@ -195,7 +196,7 @@ def answers(args: argparse.Namespace) -> None:
             ratio = f"  {share / statistics.mean(chance):.2f} x random" if ask else ""
             print(
                 f"{label:14} {name:15} whole sentence {share:.3f} ± {half:.3f}  answer string "
-                f"{statistics.mean(string):.3f}  articles 25 to 48 {statistics.mean(apart):.3f} of {len(apart)}{ratio}",
+                f"{statistics.mean(string):.3f}  articles 25-48 {statistics.mean(apart):.3f} of {len(apart)}{ratio}",
                 flush=True,
             )
 
@@ -211,13 +212,19 @@ def fit(args: argparse.Namespace) -> None:
     paragraph, where the one with the answer is right."""
     from scipy.optimize import minimize
 
-    first, encoder, lexical = set(articles(0, 24)), SentenceEncoder(scorer("hybrid").scorer.model, overlap=0), scorer("lexical")
+    first, encoder, lexical = (
+        set(articles(0, 24)),
+        SentenceEncoder(scorer("hybrid").scorer.model, overlap=0),
+        scorer("lexical"),
+    )
     rows_, right = [], []
     for context, question, [(start, _)] in xquad(1190):
         if context not in first:
             continue
         spans = sentence_spans(context)
-        rows_.append(torch.tensor([encoder.score(context, question).values, lexical.score(context, question).values]).numpy())
+        rows_.append(
+            torch.tensor([encoder.score(context, question).values, lexical.score(context, question).values]).numpy()
+        )
         right.append(next(i for i, s in enumerate(spans) if s[0] <= start < s[1]))
 
     def loss(weights: Any) -> float:
@@ -228,7 +235,27 @@ def fit(args: argparse.Namespace) -> None:
         return found / len(rows_)
 
     best_ = minimize(loss, [1.0, 1.0], method="Nelder-Mead").x
-    print(f"{len(rows_)} questions: cosine {best_[0]:.2f}, overlap {best_[1]:.2f}; share of overlap {best_[1] / sum(best_):.2f}")
+    print(
+        f"{len(rows_)} questions: cosine {best_[0]:.2f}, overlap {best_[1]:.2f}; "
+        f"share of overlap {best_[1] / sum(best_):.2f}"
+    )
+
+
+def conll_texts(count: int) -> list[tuple[str, Spans]]:
+    """Passages of wikigold, eight sentences each, with their gold entities as character spans."""
+    sentences = read_conll(SHARED / "data/ner/wikigold/wikigold.conll.txt")
+    found = []
+    for i in range(0, min(8 * count, len(sentences)), 8):
+        text, spans = "", []
+        for words, tags in sentences[i : i + 8]:
+            starts = []
+            for word in words:
+                text += " " if text else ""
+                starts.append(len(text))
+                text += word
+            spans += [(starts[a], starts[b - 1] + len(words[b - 1])) for a, b in entities(tags)]
+        found.append((text, spans))
+    return found
 
 
 def labelled() -> list[tuple[str, str, list[tuple[int, int, str]]]]:
@@ -301,6 +328,46 @@ def wilson_half(hits: int, count: int) -> float:
     """Half the width of Wilson's 95 % interval."""
     z, p = 1.96, hits / count
     return z * (p * (1 - p) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
+
+
+def logs(args: argparse.Namespace) -> None:
+    """A log of 200 kB with 1 % errors and some stack traces: the rate that is reached, and which errors stay."""
+    draw, out = random.Random(0), []
+    kinds = ("GET /api/items/{} took {} ms", "cache hit for key {} in {} us", "sent {} of {} bytes to 10.0.0.{}")
+    while sum(map(len, out)) < 200_000:
+        head = f"2024-05-17 {draw.randrange(24):02d}:{draw.randrange(60):02d}:{draw.randrange(60):02d}"
+        kind = draw.random()
+        if kind < 0.008:
+            out.append(f"{head} ERROR worker-{draw.randrange(9)} could not read block {draw.randrange(10**6)}")
+        elif kind < 0.01:
+            out += [f"{head} ERROR request {draw.randrange(10**6)} failed", "Traceback (most recent call last):"]
+            out += [
+                f'  File "app.py", line {draw.randrange(900)}, in serve',
+                f"ValueError: /srv/{draw.randrange(10**6)}",
+            ]
+        elif kind < 0.05:
+            out.append(f"{head} WARN queue has {draw.randrange(500)} entries")
+        else:
+            numbers = [draw.randrange(250) for _ in range(3)]
+            out.append(f"{head} INFO {draw.choice(kinds).format(*numbers)}")
+    text = "\n".join(out)
+    errors = [line for line in out if " ERROR " in line]
+    for label, pruner in (("default", Distill()), ("scorer='baseline'", Distill(scorer="baseline"))):
+        for rate in (0.5, 0.3, 0.1):
+            began = time.perf_counter()
+            result = pruner.compress(text, rate)
+            took = time.perf_counter() - began
+            kept = set(result.text.splitlines())
+            restored: dict[int, str] = {}
+            for fold in result.folds:
+                restored |= fold.restore()
+            right = all(out[number - 1] == line for number, line in restored.items())
+            print(
+                f"{label:18} rate {rate}: {result.original_tokens} -> {result.tokens} tokens ({result.rate:.3f}), "
+                f"ERROR lines {sum(line in kept for line in errors)}/{len(errors)}, {len(result.folds)} templates, "
+                f"{len(restored)} lines restorable, all right: {right}; {took:.1f} s",
+                flush=True,
+            )
 
 
 def retention(args: argparse.Namespace) -> None:
@@ -456,7 +523,16 @@ def memory(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Runs one of the benchmarks."""
-    runs = {"budget": budget, "answers": answers, "fit": fit, "entities": entities_kept, "retention": retention, "speed": speed, "memory": memory}
+    runs = {
+        "budget": budget,
+        "answers": answers,
+        "fit": fit,
+        "entities": entities_kept,
+        "logs": logs,
+        "retention": retention,
+        "speed": speed,
+        "memory": memory,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=runs)
     parser.add_argument("--count", type=int, default=200, help="samples (default 200)")

@@ -123,8 +123,8 @@ class ScorerSource:
             raise Unfit(
                 "question",
                 f"one for the scorer {found.name}, which does not use one",
-                "questions with scorer='auto', 'hybrid', 'question-likelihood', 'cross-encoder', 'lexical', 'attention' "
-                "and 'gradient'",
+                "questions with scorer='auto', 'hybrid', 'question-likelihood', 'cross-encoder', 'lexical', "
+                "'attention' and 'gradient'",
             )
         return found
 
@@ -232,6 +232,6 @@ def build_ner(ner: Any, device_map: str) -> tuple[Names | None, list[str]]:
         ), []
     except ValueError:
         return Together([CapitalNames(), CjkNames()]), [
-            f"names are found by their capitals alone: no NER model is on this machine ({NER_EXTRA} and a spaCy pipeline, "
-            f"or ner={DEFAULT_NER!r}, which is fetched once; this is said once)"
+            f"names are found by their capitals alone: no NER model is on this machine ({NER_EXTRA} and a spaCy "
+            f"pipeline, or ner={DEFAULT_NER!r}, which is fetched once; this is said once)"
         ]

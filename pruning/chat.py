@@ -126,7 +126,8 @@ def compress_messages(
     """Shortens the texts of a chat.
 
     Messages of the system (and developer), the last `keep_last` turns of the user and whatever follows the last of
-    these that is no tool result stay as they are, but for keep tags. So do calls of tools, images, names and identifiers.
+    these that is no tool result stay as they are, but for keep tags. So do calls of tools, images, names and
+    identifiers.
 
     Args:
         distill: shortens.

@@ -1,8 +1,8 @@
 """Chinese, Japanese and Korean: where words end, and names.
 
 Chinese words are found by jieba if it is installed (the extra `cjk`); without it, each character is a word. Japanese
-words are cut where the script changes: a run of katakana is a word, kanji go with the hiragana that inflect them. Korean
-has spaces.
+words are cut where the script changes: a run of katakana is a word, kanji go with the hiragana that inflect them.
+Korean has spaces.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class CjkNames:
         """
         if text.isascii():
             return []
-        found = [Anchor(*match.span(), "ner", "NAME") for match in _TITLED.finditer(text)]
+        found = [Anchor(m.start(), m.end(), "ner", "NAME") for m in _TITLED.finditer(text)]
         for line in _HAN.finditer(text):
             tagger = None if _KANA.search(line.group()) else _jieba("jieba.posseg")
             if tagger is None:

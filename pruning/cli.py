@@ -108,8 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KIND=SHARE,...",
         nargs="?",
         const="all",
-        help="shares to keep by kind of text, e.g. log=0.2,code=0.5 (1: as it is); alone: less of what repeats earlier "
-        "text; none: no kinds. Default: instructions, headings, code, JSON and frames of tables stay",
+        help="shares to keep by kind of text, e.g. log=0.2,code=0.5 (1: as it is); alone: less of what repeats "
+        "earlier text; none: no kinds. Default: instructions, headings, code, JSON and frames of tables stay",
     )
     keep.add_argument(
         "--layout",
@@ -157,7 +157,7 @@ def _segments(value: str | None) -> bool | dict[str, float] | None:
         return {None: None, "all": True, "none": False}[value]
     shares = {}
     for part in value.split(","):
-        kind, equals, share = part.partition("=")
+        kind, _, share = part.partition("=")
         try:
             shares[kind.strip()] = float(share)
         except ValueError:

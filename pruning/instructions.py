@@ -29,8 +29,8 @@ exclude consider assume note focus limit follow cite quote refer look think play
 report document annotate comment port migrate replace merge split run execute act take put get go turn do say help ask
 break clean move set start stop try tag label mark match
 """
-_AFTER = r"""(?:the|an?|this|that|these|those|all|each|every|any|no|only|it|them|me|us|my|our|your|its|their|his|her|in|to
-|with|from|whether|if|what|how|why|which|who|when|where|as|by|for|up|out|at|on|both|one|two|three|\d|[`"'“:(])"""
+_AFTER = r"""(?:the|an?|this|that|these|those|all|each|every|any|no|only|it|them|me|us|my|our|your|its|their|his|her
+|in|to|with|from|whether|if|what|how|why|which|who|when|where|as|by|for|up|out|at|on|both|one|two|three|\d|[`"'“:(])"""
 _LEAD = r"(?:(?:please|kindly|now|then|first|next|finally|also|and|so|ok|okay|hi|hello|hey|thanks)\b[,:]?\s+){0,4}"
 _POLITE = r"(?:please|kindly|bitte|por\sfavor|s['’]il\s(?:vous|te)\spla[iî]t|per\sfavore)"
 _SENTENCE = regex.compile(
@@ -45,7 +45,8 @@ _SENTENCE = regex.compile(
     | (?:{_POLITE})\b
     | (?:traduis|traduisez|r[ée]sum(?:e|ez)|explique[zr]?|[ée]cri(?:s|vez)|traduce|resuma?|explica|escrib[ea]
        |[üu]bersetze|erkl[äa]re|schreib[e]?|fasse|beantworte|traduci|riassumi|spiega|scrivi)\b
-    | (?:请|請|翻译|翻譯|总结|總結|概括|回答|解释|解釋|列出|不要|请勿|务必|務必|必须|必須|根据以|根據以|用中文|用英文|写|寫)
+    | (?:请|請|翻译|翻譯|总结|總結|概括|回答|解释|解釋|列出|不要|请勿|务必|務必|必须|必須
+       |根据以|根據以|用中文|用英文|写|寫)
     )
     """
 )

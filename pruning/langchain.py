@@ -15,7 +15,8 @@ from distill.pruning.engine import Distill
 class DistillCompressor(BaseDocumentCompressor):
     """Shortens retrieved documents before they reach the model; the query decides which sentences stay.
 
-    Use it wherever LangChain takes a document compressor, such as `ContextualCompressionRetriever(base_compressor=...)`.
+    Use it wherever LangChain takes a document compressor, such as
+    `ContextualCompressionRetriever(base_compressor=...)`.
 
     Args:
         distill: shortens; by default the small model that ships.

@@ -1,7 +1,7 @@
 """Logs: lines that are kept or removed whole, errors first, and a description of the repeated lines that were removed.
 
-Lines that differ in numbers alone have one *template*. Of each template the first line matters most, and the more often
-it is repeated, the less a further one matters.
+Lines that differ in numbers alone have one *template*. Of each template the first line matters most, and the more
+often it is repeated, the less a further one matters.
 """
 
 from __future__ import annotations

@@ -40,8 +40,10 @@ class DistillPostprocessor(BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        """New nodes with shorter texts, in their order, with scores, identifiers and metadata as they were; a node that
-        has lost all its words is left out."""
+        """New nodes with shorter texts, in their order, with scores, identifiers and metadata as they were.
+
+        A node that has lost all its words is left out.
+        """
         query = query_bundle.query_str if query_bundle is not None else ""
         asked = {"question": query} if query.strip() else {}
         texts = [node.node.get_content(metadata_mode=MetadataMode.NONE) for node in nodes]

@@ -1,8 +1,8 @@
 """The calls of LLMLingua's `PromptCompressor`, answered by `Distill`.
 
-A program that imports `PromptCompressor` from here gets our budgets and anchors with its own calls and result dictionary.
-An argument that means nothing here is accepted with the value that LLMLingua has by default; any other value is a
-`ValueError` that names what to use in its place.
+A program that imports `PromptCompressor` from here gets our budgets and anchors with its own calls and result
+dictionary. An argument that means nothing here is accepted with the value that LLMLingua has by default; any other
+value is a `ValueError` that names what to use in its place.
 """
 
 from __future__ import annotations
@@ -182,8 +182,8 @@ class PromptCompressor:
     ) -> dict[str, Any]:
         """Shortens contexts part by part, as tags in them say.
 
-        `<llmlingua, compress=False>...</llmlingua>` stays as it is, `<llmlingua, rate=0.3>...</llmlingua>` keeps that share
-        of its tokens, and all else has the rate of the call. Any character may stand between the tags.
+        `<llmlingua, compress=False>...</llmlingua>` stays as it is, `<llmlingua, rate=0.3>...</llmlingua>` keeps that
+        share of its tokens, and all else has the rate of the call. Any character may stand between the tags.
 
         Args:
             context: a text or a list of texts with such tags.
@@ -333,7 +333,7 @@ def _without_repeats(text: str, tokens: Sequence[str]) -> str:
 
 def _labels(text: str, result: Result | None, separator: str) -> list[str]:
     units = split_units(text)
-    stays = set()
+    stays: set[int] = set()
     if result is not None:
         for a, b in result.spans:
             stays.update(range(a, b))

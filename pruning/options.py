@@ -12,8 +12,8 @@ from typing import Any
 from distill.pruning.checks import BadArgument, unknown
 
 CONSTRUCTOR = (
-    "model_name", "device_map", "model", "tokenizer", "scorer", "ner", "rules", "target_tokenizer", "question_model", "aggregate",
-    "layout", "compat",
+    "model_name", "device_map", "model", "tokenizer", "scorer", "ner", "rules", "target_tokenizer", "question_model",
+    "aggregate", "layout", "compat",
 )  # fmt: skip
 COMPRESS = (
     "rate", "reduce_rate", "target_tokens", "threshold", "question", "force_tokens", "keywords", "patterns",

@@ -32,9 +32,11 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
     (
         "log",
         regex.compile(
-            r"[\[(]?\d{4}[-/.]\d{2}[-/.]\d{2}[T ,]\d{2}:\d{2}|[\[(]?\d{2}:\d{2}:\d{2}|[A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2} "
+            r"[\[(]?\d{4}[-/.]\d{2}[-/.]\d{2}[T ,]\d{2}:\d{2}|[\[(]?\d{2}:\d{2}:\d{2}|"
+            r"[A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2} "
             r"|[\[<(]?(?:TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?|ERROR|FATAL|CRITICAL|SEVERE)\b[\]:>)]?[\s:\[]"
-            r"|[\w.:-]{3,64} \S{1,64} \S{1,64} \[\d{2}/[A-Z][a-z]{2}/\d{4}:|[IWEF]\d{4} \d{2}:\d{2}:\d{2}|\d{10,13}[.,\s]"
+            r"|[\w.:-]{3,64} \S{1,64} \S{1,64} \[\d{2}/[A-Z][a-z]{2}/\d{4}:|[IWEF]\d{4} \d{2}:\d{2}:\d{2}"
+            r"|\d{10,13}[.,\s]"
             r"|[\[(]?\d{2}[-/.](?:\d{2}|[A-Z][a-z]{2})[-/.]\d{4}[T ,:]\d{2}:\d{2}"
         ),
     ),
@@ -53,7 +55,8 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
 _PARAGRAPH = regex.compile(r"\S(?:[^\n]|\n(?!\s*\n))*")
 # a line of a log that belongs to the line before it
 TRACE = regex.compile(
-    r"Traceback \(|Caused by:|\.\.\. \d+ more|goroutine \d|(?:[\w$]+\.)*[\w$]*(?:Error|Exception|Warning|Panic)\b(?::|$)"
+    r"Traceback \(|Caused by:|\.\.\. \d+ more|goroutine \d|(?:[\w$]{1,80}\.){0,9}"
+    r"[\w$]{0,80}(?:Error|Exception|Warning|Panic)\b(?::|$)"
     r"|During handling of|The above exception|panic:|stack backtrace:"
 )
 

@@ -297,7 +297,9 @@ async def _respond(app: FastAPI, body: ChatCompletion | Completion, tokens: Any,
                 written += piece
                 yield shape.event({"content": piece} if shape.chat else piece)
             spent = usage(written)
-            yield shape.event({} if shape.chat else "", "length" if spent["completion_tokens"] >= body.tokens else "stop")
+            yield shape.event(
+                {} if shape.chat else "", "length" if spent["completion_tokens"] >= body.tokens else "stop"
+            )
             if (body.stream_options or {}).get("include_usage"):
                 yield shape.last(spent)
             yield b"data: [DONE]\n\n"

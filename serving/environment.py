@@ -34,7 +34,9 @@ def read_dotenv(path: str | Path = ".env") -> None:
     if not Path(path).is_file():
         return
     if importlib.util.find_spec("dotenv") is None:
-        raise bad(str(path), "a file, without the package python-dotenv", "files after pip install 'distill-llm[serve]'")
+        raise bad(
+            str(path), "a file, without the package python-dotenv", "files after pip install 'distill-llm[serve]'"
+        )
     from dotenv import load_dotenv
 
     load_dotenv(path, override=False)

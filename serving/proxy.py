@@ -132,11 +132,12 @@ def shorten_chat(
 
 
 def _tokens(distill: Distill, messages: list[Any]) -> int:
-    texts = []
+    texts: list[str] = []
     for message in messages:
         content = message.get("content")
         texts += [content] if isinstance(content, str) else [p.get("text") or "" for p in content or ()]
-    return sum(distill.counter.count(texts)) if texts else 0
+    counts = distill.counter.count(texts) if texts else [0]
+    return sum(counts)
 
 
 def shorten_prompt(
@@ -287,7 +288,7 @@ async def _send(request: Request, settings: ProxySettings, body: bytes) -> httpx
         headers.append((b"authorization", f"Bearer {settings.key}".encode()))
     url = settings.upstream.rstrip("/") + request.url.path.removeprefix("/v1")
     outgoing = client.build_request(
-        request.method, url, params=request.query_params.multi_items() or None, content=body, headers=headers
+        request.method, url, params=request.url.query or None, content=body, headers=headers
     )
     task = asyncio.create_task(client.send(outgoing, stream=True))
     try:

@@ -47,7 +47,7 @@ class CapitalNames:
         known = {m.group() for m, yes in zip(words, inside, strict=True) if yes and not _common(m.group())}
         lower = {m.group() for m in self._LOWER.finditer(text)} | OPENERS
         joined = [bool(self._JOIN.fullmatch(text, a.end(), b.start())) for a, b in itertools.pairwise(words)]
-        found = [Anchor(*match.span(), "ner", "NAME") for match in self._ARTICLE.finditer(text)]
+        found = [Anchor(m.start(), m.end(), "ner", "NAME") for m in self._ARTICLE.finditer(text)]
         for i, match in enumerate(words):
             word = match.group()
             beside = (i < len(joined) and joined[i] and inside[i + 1]) or (i > 0 and joined[i - 1] and inside[i])

@@ -1,4 +1,4 @@
-"""The NER mask by spaCy: dates, money, places, organisations, persons and more, with any pipeline that is installed."""
+"""The NER mask by spaCy: dates, money, places, organisations, persons and more, with any installed pipeline."""
 
 from __future__ import annotations
 

@@ -47,7 +47,9 @@ def test_a_target_is_shared_by_all_contexts(words, long_prose):
 
 def test_forced_contexts_tokens_and_labels(words, long_prose):
     contexts = [long_prose(60, 1), "One short line? No? ? Yes."]
-    found = words.compress_prompt(contexts, rate=0.7, force_context_ids=[0], force_tokens=["?"], return_word_label=True)
+    found = words.compress_prompt(
+        contexts, rate=0.7, force_context_ids=[0], force_tokens=["?"], return_word_label=True
+    )
     assert found["compressed_prompt_list"][0] == contexts[0]
     assert found["compressed_prompt_list"][1].count("?") == 3
     labels = found["fn_labeled_original_prompt"].split("\t\t|\t\t")

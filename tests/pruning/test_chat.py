@@ -102,7 +102,10 @@ def test_bad_chats(quick, messages, options, name):
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40).filter(lambda t: "keep>" not in t)
 PART = st.fixed_dictionaries({"type": st.just("text"), "text": TEXT})
 MESSAGE = st.fixed_dictionaries(
-    {"role": st.sampled_from(["system", "user", "assistant", "tool"]), "content": TEXT | st.none() | st.lists(PART, max_size=3)}
+    {
+        "role": st.sampled_from(["system", "user", "assistant", "tool"]),
+        "content": TEXT | st.none() | st.lists(PART, max_size=3),
+    }
 )
 
 

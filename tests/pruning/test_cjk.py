@@ -12,10 +12,27 @@ from distill.pruning.units import split_units
 
 WHO = ["委员会", "这家公司", "老师", "他们的邻居", "张伟"]
 NEGATED = [
-    "不同意修改原来的合同", "没有收到任何付款", "从未去过那个城市", "不会在冬天之前开工", "并非这件事的责任人", "不能打开那扇旧门",
-    "无法按时完成报告", "别再给他写信", "不喜欢新的计划", "没参加昨天的会议", "不是工程师", "勿在夜间使用机器", "毫无准备", "未经许可离开",
-    "不得公开这份文件", "没告诉任何人", "不再相信这个说法", "不愿意承担费用", "绝不接受这个条件", "尚未决定日期",
-]  # fmt: skip
+    "不同意修改原来的合同",
+    "没有收到任何付款",
+    "从未去过那个城市",
+    "不会在冬天之前开工",
+    "并非这件事的责任人",
+    "不能打开那扇旧门",
+    "无法按时完成报告",
+    "别再给他写信",
+    "不喜欢新的计划",
+    "没参加昨天的会议",
+    "不是工程师",
+    "勿在夜间使用机器",
+    "毫无准备",
+    "未经许可离开",
+    "不得公开这份文件",
+    "没告诉任何人",
+    "不再相信这个说法",
+    "不愿意承担费用",
+    "绝不接受这个条件",
+    "尚未决定日期",
+]
 SENTENCES = [f"{who}{what}，因为今年的天气一直很好而且大家都很高兴。" for who, what in itertools.product(WHO, NEGATED)]
 
 
@@ -61,7 +78,9 @@ def test_japanese_and_korean_negations(quick, text, wanted):
 def test_words_are_not_cut(quick):
     pytest.importorskip("jieba")
     text = "中华人民共和国的经济发展情况在过去十年发生了巨大变化，北京大学的研究人员认为基础设施建设是重要原因。"
-    words = {text[a:b] for a, b in zip(*(getattr(split_units(text), name) for name in ("starts", "ends")), strict=True)}
+    words = {
+        text[a:b] for a, b in zip(*(getattr(split_units(text), name) for name in ("starts", "ends")), strict=True)
+    }
     assert {"中华人民共和国", "北京大学", "研究", "人员"} <= words
     result = quick.compress(text, 0.5)
     edges = {0, len(text)} | set(split_units(text).starts.tolist()) | set(split_units(text).ends.tolist())

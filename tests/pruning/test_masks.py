@@ -155,7 +155,9 @@ def test_entities_of_spacy_are_anchors(spacy_mask):
     for wanted in ("porto", "last tuesday", "two crowns"):
         assert wanted in result.text
     assert result.masks["ner"].anchors == 3 and {"ner/gpe", "ner/date", "ner/money"} <= set(result.labels)
-    assert sum(use.tokens for name, use in result.labels.items() if name.startswith("ner/")) == result.masks["ner"].tokens
+    assert (
+        sum(use.tokens for name, use in result.labels.items() if name.startswith("ner/")) == result.masks["ner"].tokens
+    )
     assert not result.over_budget
     assert spacy_mask.anchors("日本語の文章です。") == []  # an English pipeline does not guess
 

@@ -1,4 +1,4 @@
-"""The proxy and the model server, through the client of openai: streams, leaving clients, dead and stalling upstreams."""
+"""The proxy and the model server, through the client of openai: streams, leaving clients, dead upstreams."""
 
 from __future__ import annotations
 
@@ -213,7 +213,10 @@ def test_a_hundred_streams_at_once_and_clients_that_leave(upstream):
         async def one(i):
             leaves = i % 4 == 3
             stream = await found.chat.completions.create(
-                model="echo", messages=[{"role": "user", "content": str(i)}], stream=True, max_tokens=4000 if leaves else 40
+                model="echo",
+                messages=[{"role": "user", "content": str(i)}],
+                stream=True,
+                max_tokens=4000 if leaves else 40,
             )
             text = ""
             async for chunk in stream:
@@ -254,7 +257,11 @@ def test_a_dead_upstream_and_one_that_stalls(upstream):
             client(url).chat.completions.create(model="x", messages=[{"role": "user", "content": "a"}])
         assert raised.value.status_code == 504
         with pytest.raises(openai.APIError, match="stalled"):
-            list(client(url).chat.completions.create(model="x", messages=[{"role": "user", "content": "a"}], stream=True))
+            list(
+                client(url).chat.completions.create(
+                    model="x", messages=[{"role": "user", "content": "a"}], stream=True
+                )
+            )
         assert time.monotonic() - began < 8
         metrics = httpx.get(f"{url}/metrics").text
         assert 'outcome="stalled"} 1.0' in metrics and 'outcome="timeout"} 1.0' in metrics
@@ -341,7 +348,11 @@ def test_one_model_behind_the_client_of_openai(engine):
         done = found.completions.create(model="tiny", prompt="The river", max_tokens=4, temperature=1, seed=3)
         again = found.completions.create(model="tiny", prompt="The river", max_tokens=4, temperature=1, seed=3)
         assert done.choices[0].text == again.choices[0].text
-        for bad, word in (({"n": 2}, "n:"), ({"temperature": 9}, "temperature"), ({"messages": [{"role": 1}]}, "messages")):
+        for bad, word in (
+            ({"n": 2}, "n:"),
+            ({"temperature": 9}, "temperature"),
+            ({"messages": [{"role": 1}]}, "messages"),
+        ):
             with pytest.raises(openai.BadRequestError, match=word):
                 found.chat.completions.create(**{**options, **bad})
         with pytest.raises(openai.BadRequestError, match="allowed are 1 to"):
@@ -367,7 +378,10 @@ def test_a_model_behind_the_proxy(engine, long_prose):
     with live(create_model_app(lambda: engine, Settings(api_key=None))) as there:
         settings = ProxySettings(f"{there}/v1", ROUTES, api_key=None)
         with live(create_proxy(lambda: Distill(scorer="baseline", ner="capitals"), settings)) as url:
-            messages = [{"role": "tool", "tool_call_id": "1", "content": long_prose(60)}, {"role": "user", "content": "So?"}]
+            messages = [
+                {"role": "tool", "tool_call_id": "1", "content": long_prose(60)},
+                {"role": "user", "content": "So?"},
+            ]
             options = {"model": "tiny", "messages": messages, "max_tokens": 3, "temperature": 0}
             direct = client(there).chat.completions.create(**options)
             short = client(url).chat.completions.create(**options)

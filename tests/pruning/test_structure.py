@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -95,7 +96,9 @@ def log(lines: int, seed: int = 0) -> str:
         elif kind < 0.05:
             out.append(f"{head} WARN queue has {draw.randrange(500)} entries")
         else:
-            what = draw.choice(("GET /api/items/{} took {} ms", "cache hit for key {} in {} us", "sent {} of {} bytes"))
+            what = draw.choice(
+                ("GET /api/items/{} took {} ms", "cache hit for key {} in {} us", "sent {} of {} bytes")
+            )
             out.append(f"{head} INFO " + what.format(draw.randrange(10**5), draw.randrange(10**4)))
     return "\n".join(out) + "\n"
 
@@ -147,7 +150,7 @@ VALUES = st.recursive(
 def test_whatever_goes_json_stays_valid(value, data):
     text = json.dumps(value, indent=data.draw(st.sampled_from([None, 1])), ensure_ascii=False)
     spans = removable(text, 0, len(text))
-    assert all(a < b for a, b in spans) and all(b[1] <= c[0] for b, c in zip(spans[:-1], spans[1:], strict=True))
+    assert all(a < b for a, b in spans) and all(b[1] <= c[0] for b, c in itertools.pairwise(spans))
     gone = {i for i in range(len(spans)) if data.draw(st.booleans())}
     kept, at = [], 0
     for i, (a, b) in enumerate(spans):
@@ -163,7 +166,9 @@ def test_whatever_goes_json_stays_valid(value, data):
 
 
 def test_long_json_is_shortened_by_elements(quick):
-    rows = [{"id": i, "state": "failed" if i in (40, 77) else "ok", "note": f"row {i} of the table"} for i in range(100)]
+    rows = [
+        {"id": i, "state": "failed" if i in (40, 77) else "ok", "note": f"row {i} of the table"} for i in range(100)
+    ]
     for text in (json.dumps(rows), json.dumps({"page": 1, "rows": rows}, indent=2)):
         result = quick.compress(text, 0.3)
         found = json.loads(result.text)
@@ -209,6 +214,10 @@ def test_the_command_takes_shares_anchors_and_counts(tmp_path, capsys):
     assert main([*options, "--anchors", "versions,money", "--report-only"]) == 0
     assert "repeated lines" in capsys.readouterr().out
     assert main([*options, "--segments", "log=0.2", "--report-only"]) == 0
-    for bad, word in ((["--anchors", "x"], "anchors"), (["--segments", "log=x"], "--segments"), (["--segments", "x=1"], "x")):
+    for bad, word in (
+        (["--anchors", "x"], "anchors"),
+        (["--segments", "log=x"], "--segments"),
+        (["--segments", "x=1"], "x"),
+    ):
         assert main([*options, *bad]) == 2
         assert word in capsys.readouterr().err
