@@ -60,7 +60,8 @@ PIECES = [
     "Traceback (most recent call last):\n",
     '[{"a": 1}, {"a": 2}, {"a": 3}, {"a": 4}, {"a": 5}]', '{"k": "v"}\n' * 9,
     "\tat a.b(C.java:1)\n",
-    "<llmlingua, rate=0.5>", "</llmlingua>", "北京大学的", "東京タワー", "})]", "x = 1;\n", "((((", "\x00", "ß", "İ", "ﬁ",
+    "<llmlingua, rate=0.5>", "</llmlingua>", "北京大学的", "東京タワー",
+    "})]", "x = 1;\n", "((((", "\x00", "ß", "İ", "ﬁ",
 ]  # fmt: skip
 TAGS = ["<keep>", "</keep>", "<keep>kept</keep>", "<keep> "]
 BAD: list[Any] = [
