@@ -2,6 +2,9 @@
 
     python benchmarks/pruning.py budget      # how exactly budgets are met, 200 real texts x 5 rates
     python benchmarks/pruning.py answers     # does the sentence with the answer survive, XQuAD
+    python benchmarks/pruning.py fit         # the weights of the scorer "hybrid"
+    python benchmarks/pruning.py entities    # names, dates and money kept whole, by kind of text and of finder
+    python benchmarks/pruning.py logs        # a 200 kB log: the rate that is reached, and its errors
     python benchmarks/pruning.py retention   # entities, numbers and answers at 0.7/0.5/0.3, each scorer and random
     python benchmarks/pruning.py speed       # tokens a second against llmlingua 0.2.2, same classifier, one run
     python benchmarks/pruning.py memory      # peak memory of 1k, 10k and 100k tokens
@@ -29,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
 from distill.pruning import SCORERS, Distill, RandomScorer, Scorer, Scores
 from distill.pruning.loading import load, shipped_model
@@ -40,8 +44,11 @@ from distill.pruning.scorers import (
     LexicalRelevance,
     QuestionLikelihood,
     SelfInformation,
+    SentenceEncoder,
 )
+from distill.pruning.scorers.encoder import EXTRA, load_question_model, packaged_encoder
 from distill.pruning.sentences import sentence_spans
+from distill.pruning.tokenization import Encoder
 
 SHARED = Path(os.environ.get("DISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 RATES = (0.7, 0.5, 0.3)
@@ -111,6 +118,11 @@ class Remembered(Scorer):
 @functools.cache
 def scorer(name: str) -> Scorer:
     """A scorer of the shipped small model, or one that needs no model, by the name the library gives it."""
+    if name == "hybrid":
+        folder = packaged_encoder()
+        if folder is None:
+            raise SystemExit(f"no sentence encoder: {EXTRA}")
+        return Remembered(SentenceEncoder(load_question_model(str(folder), "cpu"), "all-MiniLM-L6-v2"))
     if SCORERS[name] is None:
         return {"lexical": LexicalRelevance, "baseline": Baseline}[name]()
     eager = {"attn_implementation": "eager"} if name == "attention" else {}
@@ -150,31 +162,83 @@ def budget(args: argparse.Namespace) -> None:
 
 
 def answers(args: argparse.Namespace) -> None:
-    """Survival of the sentence that holds the answer, question known, against the same removal at random."""
-    folder, items = model_folder(), xquad(args.count)
-    print(f"XQuAD English, {len(items)} questions, rate {args.rate}; ± is a 95 % interval by normal approximation")
-    for label, options in (("no masks", BARE), ("default masks", MASKED)):
+    """Survival of the sentence with the answer, question known, against the same removal at random.
+
+    The weights of "hybrid" were fitted on the first 24 of the 48 articles (`fit`), so the others are apart.
+    """
+    folder = model_folder()
+    items = xquad(args.count)
+    late = set(articles(24, 48))
+    print(f"XQuAD English, {len(items)} questions, rate {args.rate}; ± is a 95 % interval (Wilson, half)")
+    counter = Encoder(AutoTokenizer.from_pretrained(folder))
+    possible = []
+    for context, _, [(start, _)] in items:
+        begin, stop = next(s for s in sentence_spans(context) if s[0] <= start < s[1])
+        possible.append(counter.count([context[begin:stop]])[0] <= int(args.rate * counter.count([context])[0]))
+    print(f"the sentence alone fits into the budget in {statistics.mean(possible):.3f}: no method can have more")
+    for label, options in (("no masks", BARE), ("default masks", {"ner": "auto"})):
         common = {"target_tokenizer": folder, **options}
         runs = {f"random, seed {i}": (Distill(scorer=RandomScorer(i, "sentence"), **common), False) for i in range(3)}
         runs["lexical"] = (Distill(scorer=scorer("lexical"), **common), True)
         runs["likelihood"] = (Distill(scorer=scorer("question-likelihood"), **common), True)
+        runs["hybrid"] = (Distill(scorer=scorer("hybrid"), **common), True)
         chance = []
         for name, (pruner, ask) in runs.items():
-            whole, string = [], []
+            whole, string, apart = [], [], []
             for context, question, [(start, end)] in items:
                 result = pruner.compress(context, args.rate, **({"question": question} if ask else {}))
                 begin, stop = next(s for s in sentence_spans(context) if s[0] <= start < s[1])
                 whole.append(survives(result.spans, begin, stop))
                 string.append(survives(result.spans, start, end))
-            share = statistics.mean(whole)
-            half = 1.96 * (share * (1 - share) / len(items)) ** 0.5
+                apart += whole[-1:] if context in late else []
+            share, half = statistics.mean(whole), wilson_half(sum(whole), len(whole))
             chance += [] if ask else [share]
             ratio = f"  {share / statistics.mean(chance):.2f} x random" if ask else ""
             print(
-                f"{label:14} {name:15} whole sentence {share:.3f} ± {half:.3f}  "
-                f"answer string {statistics.mean(string):.3f}{ratio}",
+                f"{label:14} {name:15} whole sentence {share:.3f} ± {half:.3f}  answer string "
+                f"{statistics.mean(string):.3f}  articles 25-48 {statistics.mean(apart):.3f} of {len(apart)}{ratio}",
                 flush=True,
             )
+
+
+def articles(first: int, last: int) -> list[str]:
+    """The paragraphs of XQuAD's articles `[first, last)`."""
+    data = json.loads(read("xquad/xquad.en.json.gz"))["data"]
+    return [paragraph["context"] for article in data[first:last] for paragraph in article["paragraphs"]]
+
+
+def fit(args: argparse.Namespace) -> None:
+    """Fits the weights of cosine and overlap on the first 24 articles: a conditional logit over the sentences of a
+    paragraph, where the one with the answer is right."""
+    from scipy.optimize import minimize
+
+    first, encoder, lexical = (
+        set(articles(0, 24)),
+        SentenceEncoder(scorer("hybrid").scorer.model, overlap=0),
+        scorer("lexical"),
+    )
+    rows_, right = [], []
+    for context, question, [(start, _)] in xquad(1190):
+        if context not in first:
+            continue
+        spans = sentence_spans(context)
+        rows_.append(
+            torch.tensor([encoder.score(context, question).values, lexical.score(context, question).values]).numpy()
+        )
+        right.append(next(i for i, s in enumerate(spans) if s[0] <= start < s[1]))
+
+    def loss(weights: Any) -> float:
+        found = 0.0
+        for features, gold in zip(rows_, right, strict=True):
+            scores = torch.from_numpy(weights @ features)
+            found += float(torch.logsumexp(scores, 0) - scores[gold])
+        return found / len(rows_)
+
+    best_ = minimize(loss, [1.0, 1.0], method="Nelder-Mead").x
+    print(
+        f"{len(rows_)} questions: cosine {best_[0]:.2f}, overlap {best_[1]:.2f}; "
+        f"share of overlap {best_[1] / sum(best_):.2f}"
+    )
 
 
 def conll_texts(count: int) -> list[tuple[str, Spans]]:
@@ -192,6 +256,118 @@ def conll_texts(count: int) -> list[tuple[str, Spans]]:
             spans += [(starts[a], starts[b - 1] + len(words[b - 1])) for a, b in entities(tags)]
         found.append((text, spans))
     return found
+
+
+def labelled() -> list[tuple[str, str, list[tuple[int, int, str]]]]:
+    """Kind, text and entities `(start, end, label)` of the sentences in `entities.txt`."""
+    found = []
+    for line in (Path(__file__).parent / "entities.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            continue
+        kind, marked = line.split("\t")
+        text, spans, at = "", [], 0
+        for match in re.finditer(r"\[([^|\]]+)\|([A-Z]+)\]", marked):
+            text += marked[at : match.start()]
+            spans.append((len(text), len(text) + len(match.group(1)), match.group(2)))
+            text += match.group(1)
+            at = match.end()
+        found.append((kind, text + marked[at:], spans))
+    return found
+
+
+def tweets(path: str) -> list[tuple[str, str, list[tuple[int, int, str]]]]:
+    """The posts of one file of WNUT17, words joined by blanks, with their gold entities."""
+    found = []
+    for words, tags in read_conll(SHARED / "data/ner/WNUT17" / path):
+        starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
+        spans = [(starts[a], starts[b - 1] + len(words[b - 1]), "ENT") for a, b in entities(tags)]
+        found.append(("tweets", " ".join(words), spans))
+    return found
+
+
+def entities_kept(args: argparse.Namespace) -> None:
+    """Entities that are there in one piece at rate 0.5, by kind of text and by what finds them; no question."""
+    folder = model_folder()
+    wiki = [("wikigold", text, [(a, b, "ENT") for a, b in spans]) for text, spans in conll_texts(args.count)]
+    groups = {"WNUT17 test": tweets("test/emerging.test.annotated"), "wikigold": wiki}
+    for kind in ("news", "filing", "letter"):
+        groups[kind] = [row for row in labelled() if row[0] == kind]
+    for name, later in (("dates and money", False), ("the same, held out", True)):
+        groups[name] = [
+            (kind, text, [s for s in spans if s[2] in ("DATE", "MONEY")])
+            for kind, text, spans in labelled()
+            if (kind == "later") == later
+        ]
+    finders: dict[str, dict[str, Any]] = {
+        "nothing": {"ner": None, "rules": False},
+        "rules and capitals": {"ner": "capitals"},
+        "spaCy alone": {"ner": "spacy", "rules": False},
+        "spaCy and rules": {"ner": "spacy"},
+        "default (spaCy, capitals, rules)": {"ner": "auto"},
+    }
+    print(f"entities in one piece at rate {args.rate}; the scorer is 'baseline'; ± is a 95 % interval (Wilson, half)")
+    for name, options in finders.items():
+        pruner = Distill(scorer="baseline", target_tokenizer=folder, **options)
+        for group, rows_ in groups.items():
+            hits, over, tokens, words = [], 0, 0, 0
+            for _, text, spans in rows_:
+                result = pruner.compress(text, args.rate, segments=False)
+                hits += [survives(result.spans, a, b) for a, b, _ in spans]
+                over += result.over_budget
+                tokens += result.tokens
+                words += result.original_tokens
+            share, half = statistics.mean(hits), wilson_half(sum(hits), len(hits))
+            print(
+                f"{name:33} {group:18} {share:.3f} ± {half:.3f} of {len(hits):4d}; tokens kept {tokens / words:.2f}, "
+                f"over the budget and said so {over}/{len(rows_)}",
+                flush=True,
+            )
+
+
+def wilson_half(hits: int, count: int) -> float:
+    """Half the width of Wilson's 95 % interval."""
+    z, p = 1.96, hits / count
+    return z * (p * (1 - p) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
+
+
+def logs(args: argparse.Namespace) -> None:
+    """A log of 200 kB with 1 % errors and some stack traces: the rate that is reached, and which errors stay."""
+    draw, out = random.Random(0), []
+    kinds = ("GET /api/items/{} took {} ms", "cache hit for key {} in {} us", "sent {} of {} bytes to 10.0.0.{}")
+    while sum(map(len, out)) < 200_000:
+        head = f"2024-05-17 {draw.randrange(24):02d}:{draw.randrange(60):02d}:{draw.randrange(60):02d}"
+        kind = draw.random()
+        if kind < 0.008:
+            out.append(f"{head} ERROR worker-{draw.randrange(9)} could not read block {draw.randrange(10**6)}")
+        elif kind < 0.01:
+            out += [f"{head} ERROR request {draw.randrange(10**6)} failed", "Traceback (most recent call last):"]
+            out += [
+                f'  File "app.py", line {draw.randrange(900)}, in serve',
+                f"ValueError: /srv/{draw.randrange(10**6)}",
+            ]
+        elif kind < 0.05:
+            out.append(f"{head} WARN queue has {draw.randrange(500)} entries")
+        else:
+            numbers = [draw.randrange(250) for _ in range(3)]
+            out.append(f"{head} INFO {draw.choice(kinds).format(*numbers)}")
+    text = "\n".join(out)
+    errors = [line for line in out if " ERROR " in line]
+    for label, pruner in (("default", Distill()), ("scorer='baseline'", Distill(scorer="baseline"))):
+        for rate in (0.5, 0.3, 0.1):
+            began = time.perf_counter()
+            result = pruner.compress(text, rate)
+            took = time.perf_counter() - began
+            kept = set(result.text.splitlines())
+            restored: dict[int, str] = {}
+            for fold in result.folds:
+                restored |= fold.restore()
+            right = all(out[number - 1] == line for number, line in restored.items())
+            print(
+                f"{label:18} rate {rate}: {result.original_tokens} -> {result.tokens} tokens ({result.rate:.3f}), "
+                f"ERROR lines {sum(line in kept for line in errors)}/{len(errors)}, {len(result.folds)} templates, "
+                f"{len(restored)} lines restorable, all right: {right}; {took:.1f} s",
+                flush=True,
+            )
 
 
 def retention(args: argparse.Namespace) -> None:
@@ -347,7 +523,16 @@ def memory(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Runs one of the benchmarks."""
-    runs = {"budget": budget, "answers": answers, "retention": retention, "speed": speed, "memory": memory}
+    runs = {
+        "budget": budget,
+        "answers": answers,
+        "fit": fit,
+        "entities": entities_kept,
+        "logs": logs,
+        "retention": retention,
+        "speed": speed,
+        "memory": memory,
+    }
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=runs)
     parser.add_argument("--count", type=int, default=200, help="samples (default 200)")

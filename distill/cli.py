@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
 # sub-command: (module, one line of help)
 COMMANDS = {
@@ -23,8 +24,16 @@ COMMANDS = {
     "shrink": ("distill.shrink_cli", "make a model's weights smaller, to a number of bytes, with receipts"),
     "zip": ("distill.zip_cli", "code any file losslessly with a language model; info, test, bench, view"),
     "unzip": ("distill.unzip_cli", "decode what distill zip wrote, or salvage what is left of it"),
-    "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),
+    "serve": ("distill.serving.cli", "serve pruning over HTTP, a proxy before any model, or one model"),
 }
+
+
+def _version() -> str:
+    # read without importing the package's models, so that it answers at once
+    try:
+        return metadata.version("distill-llm")
+    except metadata.PackageNotFoundError:
+        return "0.1.0 (not installed)"
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -34,6 +43,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         description="Makes long contexts cheap. Each sub-command explains itself: distill COMMAND --help",
         epilog="--import FILE.py (or a module's name), anywhere on the line, imports your own methods first.",
     )
+    parser.add_argument("--version", action="version", version=f"distill {_version()}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
         sub = commands.add_parser(name, help=line, description=line)

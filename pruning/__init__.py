@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from distill.pruning.budget import BudgetError, BudgetWarning
+    from distill.pruning.chat import ChatResult
     from distill.pruning.compose import Answer, PruneThenGenerate
     from distill.pruning.engine import Distill
-    from distill.pruning.masks import RULES, Anchor, NerMask, UserMask
+    from distill.pruning.masks import RULES, Anchor, NerMask, SpacyMask, UserMask
     from distill.pruning.names import SCORERS
     from distill.pruning.result import MaskUse, Result, report
     from distill.pruning.routing import Route, Suggestion, suggest
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "budget": ("BudgetError", "BudgetWarning"),
+    "chat": ("ChatResult",),
     "compose": ("Answer", "PruneThenGenerate"),
     "engine": ("Distill",),
-    "masks": ("RULES", "Anchor", "NerMask", "UserMask"),
+    "masks": ("RULES", "Anchor", "NerMask", "SpacyMask", "UserMask"),
     "names": ("SCORERS",),
     "result": ("MaskUse", "Result", "report"),
     "routing": ("Route", "Suggestion", "suggest"),
@@ -41,6 +43,7 @@ __all__ = [
     "Answer",
     "BudgetError",
     "BudgetWarning",
+    "ChatResult",
     "Distill",
     "MaskUse",
     "NerMask",
@@ -50,6 +53,7 @@ __all__ = [
     "Route",
     "Scorer",
     "Scores",
+    "SpacyMask",
     "Suggestion",
     "UserMask",
     "report",

@@ -44,3 +44,25 @@ def mask_use(
     found["layout"] = MaskUse(int(mine.sum()), int(gap_cost[mine].sum()))
     found["statistical"] = MaskUse(0, int(draft.cost[keep & ~paid].sum()))
     return found
+
+
+def label_use(draft: Draft, anchors: Sequence[Anchor]) -> dict[str, MaskUse]:
+    """What each kind of anchor asked for and is charged, by mask and label such as `"rules/money"`, dearest first.
+
+    A unit that several kinds want is charged to the first, in the order of the masks.
+
+    Args:
+        draft: the text, its units and what they cost.
+        anchors: what the masks asked for.
+    """
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for anchor in sorted(anchors, key=lambda a: MASK_ORDER.index(a.mask)):
+        label = anchor.label.lower() if anchor.mask == "ner" else anchor.label
+        spans.setdefault(f"{anchor.mask}/{label}", []).append((anchor.start, anchor.end))
+    paid = np.zeros(len(draft.units), dtype=bool)
+    found = {}
+    for name, wanted in spans.items():
+        touched = cover(draft.units, wanted).units
+        found[name] = MaskUse(len(wanted), int(draft.cost[touched & ~paid].sum()))
+        paid |= touched
+    return dict(sorted(found.items(), key=lambda item: (-item[1].tokens, item[0])))

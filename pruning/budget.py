@@ -114,6 +114,7 @@ class Draft:
         forced_gaps: bool `(n + 1,)`, the gaps (white space) that must stay.
         cost: float `(n,)`, tokens of each unit in the original text.
         layout: what happens to line breaks, see `Distill`.
+        loose: bool `(n + 1,)`, gaps whose line breaks may go whatever the layout.
     """
 
     units: Units
@@ -121,14 +122,15 @@ class Draft:
     forced_gaps: np.ndarray
     cost: np.ndarray
     layout: Layout = "keep"
+    loose: np.ndarray | None = None
 
     def spans(self, keep: np.ndarray) -> list[tuple[int, int]]:
         """The character spans `[start, end)` that stay when the units of `keep`, bool `(n,)`, stay."""
-        return rebuild(self.units, keep, self.forced_gaps, self.layout)
+        return rebuild(self.units, keep, self.forced_gaps, self.layout, self.loose)
 
     def gaps(self, keep: np.ndarray) -> np.ndarray:
         """The gaps that stay when the units of `keep`, bool `(n,)`, stay; bool `(n + 1,)`."""
-        return kept_gaps(self.units, keep, self.forced_gaps, self.layout)
+        return kept_gaps(self.units, keep, self.forced_gaps, self.layout, self.loose)
 
     def text(self, keep: np.ndarray) -> str:
         """The shortened text when the units of `keep`, bool `(n,)`, stay."""

@@ -20,8 +20,10 @@ examples:
       keep the sentences that bear on the question
   distill prune in.txt --rate 0.4 --force-token "\\n" --keyword deadline --html out.html
       never lose a line break or the word; a page shows what went, faded
-  distill prune chat.log --scorer baseline --segments --report-only
-      no model at all; code, JSON, questions and instructions pass through; print only the report
+  distill prune server.log --scorer baseline --rate 0.3 --counts
+      whole lines of the log, every error, and how many lines each one stands for
+  distill prune in.txt --rate 0.3 --anchors versions,money --segments code=0.5
+      only versions and money must stay; half of the code may go
 
 A budget is never exceeded, except when what must stay (numbers, names, negations, your own words) needs more: then the
 report says OVER THE BUDGET and the exit status is 3. Bad input: exit status 2. Nothing is downloaded unless you name a
@@ -65,6 +67,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"auto (default) or one of {', '.join(SCORERS)}",
     )
     score.add_argument("--question", help="keep what bears on this question, by sentences")
+    score.add_argument(
+        "--question-model",
+        default="auto",
+        metavar="NAME",
+        help="reads sentences for --question: a sentence encoder or cross-encoder; none: the scoring model alone",
+    )
     score.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
     keep = parser.add_argument_group("what must stay")
     keep.add_argument(
@@ -79,16 +87,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     keep.add_argument("--pattern", action="append", default=[], metavar="REGEX", help="keep every match; repeatable")
     keep.add_argument(
-        "--ner", default="auto", metavar="NAME", help="names: auto, capitals, none, or a token-classification model"
+        "--ner",
+        default="auto",
+        metavar="NAME",
+        help="names: auto, spacy, spacy:PIPELINE, capitals, none, or a token-classification model",
     )
     keep.add_argument(
         "--rules",
         metavar="NAMES",
         help="comma-separated rules to apply, or none; default: all (numbers, dates, URLs, code, negations, ...)",
     )
+    keep.add_argument(
+        "--anchors",
+        metavar="NAMES",
+        help="comma-separated rules and kinds of names that hold, e.g. versions,money; none; default: all",
+    )
     keep.add_argument("--no-keep-tags", action="store_true", help="<keep> in the text is plain text, not a mark")
     keep.add_argument(
-        "--segments", action="store_true", help="let code, JSON, questions and instructions pass through"
+        "--segments",
+        metavar="KIND=SHARE,...",
+        nargs="?",
+        const="all",
+        help="shares to keep by kind of text, e.g. log=0.2,code=0.5 (1: as it is); alone: less of what repeats "
+        "earlier text; none: no kinds. Default: instructions, headings, code, JSON and frames of tables stay",
     )
     keep.add_argument(
         "--layout",
@@ -99,6 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--html", metavar="FILE", help="a page with removed parts faded and anchors coloured")
     shown.add_argument("--json", metavar="FILE", help="spans, counts, masks and timings as JSON")
+    shown.add_argument("--counts", action="store_true", help="' (x COUNT)' behind lines that stand for several")
     shown.add_argument("--no-report", action="store_true", help="only the text")
     shown.add_argument("--report-only", action="store_true", help="only the report, on standard output")
 
@@ -124,10 +146,29 @@ def _write(option: str, name: str, text: str) -> None:
         raise bad(option, name, f"files that can be written ({error.strerror})") from None
 
 
-def _rules(value: str | None) -> bool | list[str]:
+def _rules(value: str | None) -> str | bool | list[str]:
     if value is None:
-        return True
+        return "auto"
     return False if value == "none" else [name.strip() for name in value.split(",") if name.strip()]
+
+
+def _segments(value: str | None) -> bool | dict[str, float] | None:
+    if value is None or value in ("all", "none"):
+        return {None: None, "all": True, "none": False}[value]
+    shares = {}
+    for part in value.split(","):
+        kind, _, share = part.partition("=")
+        try:
+            shares[kind.strip()] = float(share)
+        except ValueError:
+            raise bad("--segments", part, "pairs such as log=0.2") from None
+    return shares
+
+
+def _names(value: str | None) -> list[str] | None:
+    if value is None:
+        return None
+    return [] if value == "none" else [name.strip() for name in value.split(",") if name.strip()]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -153,6 +194,7 @@ def run(args: argparse.Namespace) -> int:
         ner=None if args.ner == "none" else args.ner,
         rules=_rules(args.rules),
         target_tokenizer=args.target_tokenizer,
+        question_model=None if args.question_model == "none" else args.question_model,
         layout=args.layout,
     )
     result = distill.compress(
@@ -167,9 +209,11 @@ def run(args: argparse.Namespace) -> int:
         keywords=args.keyword,
         patterns=args.pattern,
         keep_tags=not args.no_keep_tags,
-        segments=args.segments,
+        segments=_segments(args.segments),
+        anchors=_names(args.anchors),
     )
     lines = report(result)
+    shortened = result.with_counts() if args.counts else result.text
     if args.html:
         _write("--html", args.html, page(result, "Pruned text" if args.input == "-" else Path(args.input).name))
     if args.json:
@@ -178,9 +222,9 @@ def run(args: argparse.Namespace) -> int:
         print(lines)
     elif args.output:
         block = "" if args.no_report else f"\n\n<!-- distill prune\n{lines.replace('-->', '->')}\n-->\n"
-        _write("--output", args.output, result.text + block)
+        _write("--output", args.output, shortened + block)
     else:
-        sys.stdout.write(result.text)
+        sys.stdout.write(shortened)
         if not args.no_report:
             print(f"\n---\n{lines}", file=sys.stderr)
     return 3 if result.over_budget else 0

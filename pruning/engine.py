@@ -6,18 +6,21 @@ import copy
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
-from typing import Any, Literal
+from dataclasses import asdict, replace
+from typing import Any, Literal, overload
 
 import numpy as np
 
-from distill.pruning.accounting import mask_use
+from distill.pruning.accounting import label_use, mask_use
 from distill.pruning.budget import Budget, BudgetError, BudgetWarning, Draft, Solution, make_budget, price
 from distill.pruning.build import ScorerSource, build_ner
+from distill.pruning.chat import ChatResult, compress_messages
 from distill.pruning.checks import BadArgument, bad, check_text, check_texts, choice, device, flag, shown
 from distill.pruning.compat import LLMLingua2
 from distill.pruning.jobs import Job, solve_all
+from distill.pruning.lines import Fold, folds
 from distill.pruning.masks.anchor import Anchor
+from distill.pruning.masks.choice import Outside, check_anchors, chosen
 from distill.pruning.masks.rules import check_rules, rule_anchors
 from distill.pruning.masks.user import Stripped, UserMask, strip_keep_tags
 from distill.pruning.options import COMPAT, COMPRESS, CONSTRUCTOR, refuse
@@ -26,13 +29,12 @@ from distill.pruning.scorers.base import AGGREGATES, Aggregate, Scorer, Scores, 
 from distill.pruning.scorers.baseline import rarity
 from distill.pruning.segments import (
     check_rates,
-    is_protected,
-    split_segments,
     with_redundancy,
 )
 from distill.pruning.sentences import sentence_of, sentence_spans
+from distill.pruning.structure import structure
 from distill.pruning.tokenization import Counter, EstimateCounter, Estimated, make_counter
-from distill.pruning.units import LAYOUTS, Layout, Units, cover, join, kept_spans, split_units
+from distill.pruning.units import LAYOUTS, Layout, Units, cover, join, kept_spans
 
 Check = Callable[[], None]
 
@@ -49,12 +51,18 @@ class Distill:
         tokenizer: the tokenizer of `model`.
         scorer: `"auto"` chooses by the model and by whether a call has a question; or a name from `SCORERS`, or an
             object of a `Scorer` class.
-        ner: how names are found: `"auto"` (the model bert-base-NER if it is on this machine, else by capitals),
-            `"capitals"`, a token classifier's name, a pipeline, a `NerMask`, or None for not at all.
-        rules: which rules say what must stay (numbers, links, negations, ...): True for all, False for none, or names
-            from `RULES`.
+        ner: how names, dates and amounts are found: `"auto"` (capitals, beside a spaCy pipeline or bert-base-NER if
+            one is on this machine), `"spacy"`, `"spacy:NAME"`, `"capitals"`, a token classifier's name, a loaded
+            pipeline of spaCy or Transformers, a mask, a list of several of these, or None for not at all.
+        rules: which rules say what must stay (numbers, links, negations, ...): `"auto"` or True for all, False for
+            none, or names from `RULES`. With a scorer that chooses whole sentences for a question, `"auto"` (here and
+            for `ner`) only says which words stay first of a sentence that fits in part.
         target_tokenizer: what counts the tokens of the budget: a tokenizer, its name or folder, or `"tiktoken:NAME"`.
             Without one the tokenizer of the scoring model counts, and results are labelled estimates.
+        question_model: what reads the sentences for calls with a question, together with word overlap: a sentence
+            encoder or cross-encoder of sentence-transformers, or the name or folder of one. `"auto"`: the encoder of
+            the extra `question` if it is installed and no other model was named; else, as with None, the scoring
+            model that was named, or word overlap alone.
         aggregate: how the scores of a word's tokens become the word's score: `"mean"`, `"max"` or `"first"`.
         layout: `"keep"` every line break and indentation, or `"compact"`: a line that lost all its words goes.
         compat: `"llmlingua2"` makes `compress_prompt` reproduce LLMLingua-2 step by step, with its defects.
@@ -72,8 +80,9 @@ class Distill:
         tokenizer: Any = None,
         scorer: str | Scorer = "auto",
         ner: Any = "auto",
-        rules: bool | Sequence[str] = True,
+        rules: bool | str | Sequence[str] = "auto",
         target_tokenizer: Any = None,
+        question_model: Any = "auto",
         aggregate: Aggregate = "mean",
         layout: Layout = "keep",
         compat: Literal["llmlingua2"] | None = None,
@@ -87,6 +96,8 @@ class Distill:
         if model_name is not None and model is not None:
             raise bad("model_name", model_name, "None beside a model")
         self.rules = check_rules(rules)
+        self._soft = {"rules"} if isinstance(rules, str) and rules == "auto" else set()
+        self._soft |= {"ner"} if isinstance(ner, str) and ner == "auto" else set()
         self.compat: LLMLingua2 | None = None
         if compat is not None:
             given = {
@@ -94,6 +105,7 @@ class Distill:
                 "scorer": scorer,
                 "ner": ner,
                 "rules": rules,
+                "question_model": question_model,
                 "aggregate": aggregate,
                 "layout": layout,
             }
@@ -101,7 +113,8 @@ class Distill:
                 "model": None,
                 "scorer": "auto",
                 "ner": "auto",
-                "rules": True,
+                "rules": "auto",
+                "question_model": "auto",
                 "aggregate": "mean",
                 "layout": "keep",
             }
@@ -112,7 +125,7 @@ class Distill:
                 raise bad("model_name", None, "token classifiers such as the LLMLingua-2 checkpoints, with compat")
             self.compat = LLMLingua2(model_name, device_map, counter=target_tokenizer)
             return
-        self._source = ScorerSource(scorer, model_name, device_map, model, tokenizer)
+        self._source = ScorerSource(scorer, model_name, device_map, model, tokenizer, question_model)
         self.ner, self._notes = build_ner(ner, device_map)
         self.counter: Counter = self._counter(target_tokenizer)
 
@@ -183,20 +196,31 @@ class Distill:
             )
         return [r.text for r in results]
 
-    def compress(self, text: str, rate: float | None = None, **options: Any) -> Result:
-        """Shortens one text.
+    @overload
+    def compress(self, text: str, rate: float | None = None, **options: Any) -> Result: ...
+
+    @overload
+    def compress(self, *, messages: Sequence[Mapping[str, Any]], **options: Any) -> ChatResult: ...
+
+    def compress(self, text: Any = None, rate: Any = None, *, messages: Any = None, **options: Any) -> Any:
+        """Shortens one text, or a chat.
 
         Args:
             text: the text.
             rate: share of the tokens to keep.
+            messages: a chat in place of the text; see `distill.pruning.chat.compress_messages` for its options.
             **options: the options of `compress_many`.
 
         Returns:
-            The shortened text, with what stayed, why, and how many tokens it has.
+            The shortened text, with what stayed, why, and how many tokens it has; for a chat a `ChatResult`.
 
         Raises:
             ValueError: an argument that is not allowed, by name.
         """
+        if messages is not None:
+            if text is not None:
+                raise bad("text", text, "None beside messages")
+            return compress_messages(self, messages, rate, **options)
         check_text(text)
         return self.compress_many([text], rate, **options)[0]
 
@@ -213,7 +237,8 @@ class Distill:
         keywords: Sequence[str] | None = None,
         patterns: Sequence[str] | None = None,
         keep_tags: bool = True,
-        segments: bool | Mapping[str, float] = False,
+        segments: bool | Mapping[str, float] | None = None,
+        anchors: Sequence[str] | None = None,
         scope: Literal["each", "all"] = "each",
         on_over_budget: Literal["flag", "error"] = "flag",
         check: Check | None = None,
@@ -235,9 +260,13 @@ class Distill:
             keywords: words to keep in upper and lower case, see `UserMask`.
             patterns: regular expressions whose matches are kept, see `UserMask`.
             keep_tags: whether `<keep>...</keep>` in a text marks what must stay; the tags themselves are removed.
-            segments: True leaves instructions, questions, code and JSON as they are, and keeps less of text that
-                repeats earlier text. A mapping such as `{"log": 0.2}` gives kinds of text their own share to keep;
-                without another budget, these shares are the budget.
+            segments: None leaves instructions, questions, the last turn of the user, headings, code, JSON and the
+                frames of tables as they are; of logs whole lines go, errors last, and of a text that is all JSON whole
+                elements. True also keeps less of text that repeats earlier text. A mapping such as `{"log": 0.2}`
+                gives kinds of text their own share to keep (1 protects a kind); without another budget, these shares
+                are the budget. False treats all text alike.
+            anchors: which rules and kinds of names hold in this call, such as `["version", "money"]`: names from
+                `RULES`, labels of entities, and `"names"` for all entities. None for all.
             scope: whether `"each"` text has the budget, or `"all"` share it. In the second case better texts keep more
                 and a poor one may lose all its words.
             on_over_budget: if what must stay needs more than the budget, `"flag"` it in the result or raise an
@@ -257,22 +286,24 @@ class Distill:
             raise bad("check", check, "functions without arguments")
         texts = check_texts(texts)
         budget = make_budget(rate, reduce_rate, target_tokens, threshold)
-        rates = check_rates(segments)
-        if rates is not None and threshold is not None:
+        rates, shares = check_rates(segments), segments is not None and segments is not False
+        wanted_anchors = check_anchors(anchors)
+        if shares and threshold is not None:
             raise bad("threshold", threshold, "None beside segments, whose shares are of the budget")
         if question is not None:
             check_text(question, "question")
         scorer = self._source.scorer(question)
         user = UserMask(force_tokens, keywords, patterns)
         clock = _Clock()
-        jobs = [self._job(text, f"texts[{i}]", keep_tags) for i, text in enumerate(texts)]
+        jobs = [self._job(text, f"texts[{i}]", keep_tags, rates) for i, text in enumerate(texts)]
+        soft = self._soft if scorer.level == "sentence" and anchors is None else set()
         for job, wanted in zip(jobs, user.anchors_of([job.text for job in jobs], check), strict=True):
-            self._mask(job, wanted, rates, budget, check)
+            self._mask(job, wanted, shares, wanted_anchors, soft, budget, check)
         clock.lap("masks")
         values = self._scores(jobs, scorer, question, check) if not budget.keeps_all else None
         clock.lap("score")
         explicit = any(v is not None for v in (rate, reduce_rate, target_tokens))
-        solved = solve_all(jobs, values, budget, rates, scope, explicit, self.counter, check)
+        solved = solve_all(jobs, values, budget, rates, shares, scope, explicit, self.counter, check)
         clock.lap("solve")
         results = [
             self._result(job, solution, allowed, scorer, clock.laps)
@@ -284,41 +315,62 @@ class Distill:
             _raise_over(results, "reduce_rate" if reduce_rate is not None else name, reduce_rate or value)
         return results
 
-    def _job(self, given: str, name: str, keep_tags: bool) -> Job:
+    def _job(self, given: str, name: str, keep_tags: bool, rates: Mapping[str, float] | None) -> Job:
         nothing = np.empty(0, dtype=np.int64)
         stripped = strip_keep_tags(given, name) if keep_tags else Stripped(given, [], nothing, nothing)
-        units = split_units(stripped.text)
-        return Job(given, stripped, units, *price(self.counter, units))
+        parts = structure(stripped.text, rates)
+        return Job(given, stripped, parts, *price(self.counter, parts.units))
 
     def _mask(
-        self, job: Job, wanted: list[Anchor], rates: dict[str, float] | None, budget: Budget, check: Check | None
+        self,
+        job: Job,
+        wanted: list[Anchor],
+        shares: bool,
+        names: frozenset[str] | None,
+        soft: set[str],
+        budget: Budget,
+        check: Check | None,
     ) -> None:
         if check is not None:
             check()
-        job.anchors = [*job.stripped.anchors, *wanted, *rule_anchors(job.text, self.rules)]
+        parts = job.structure
+        outside = Outside(job.text, parts.whole)
+        found = outside.only(rule_anchors(job.text, [rule for rule in self.rules if rule not in parts.unruled]))
         if self.ner is not None and not budget.keeps_all:
-            job.anchors += self.ner.anchors(job.text, check)
-        if rates is not None:
-            job.segments = with_redundancy(split_segments(job.text), job.units)
-            job.anchors += [
-                Anchor(s.start, s.end, "protected", s.kind) for s in job.segments if is_protected(s.kind, rates)
+            found += [
+                anchor for piece in outside.pieces() for anchor in piece.moved(self.ner.anchors(piece.text, check))
             ]
+        found = chosen(found, names)
+        hints = [a for a in found if a.mask in soft]
+        job.anchors = [*job.stripped.anchors, *wanted, *(a for a in found if a.mask not in soft), *parts.anchors]
+        job.segments = with_redundancy(parts.segments, job.units) if shares else parts.segments
         touched = cover(job.units, [(a.start, a.end) for a in job.anchors])
-        job.draft = Draft(job.units, touched.units, touched.gaps, job.cost, self.layout)
+        job.soft = cover(job.units, [(a.start, a.end) for a in hints]).units
+        job.draft = Draft(job.units, touched.units, touched.gaps, job.cost, self.layout, parts.loose)
 
     def _scores(
         self, jobs: list[Job], scorer: Scorer, question: str | None, check: Check | None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """For each text the scores of its units, float `(n,)`, and their rank from best to worst, int `(n,)`."""
-        scored = check_scores(scorer.score_many([job.text for job in jobs], question, check), len(jobs))
+        asked = [job for job in jobs if question is not None or not job.goes_whole]
+        scored = check_scores(scorer.score_many([job.text for job in asked], question, check), len(asked))
+        by_job = {id(job): scores for job, scores in zip(asked, scored, strict=True)}
         found = []
-        for job, scores in zip(jobs, scored, strict=True):
-            values = self._unit_values(job.units, scores, scorer.level)
+        for job in jobs:
+            scores = by_job.get(id(job))
+            values = np.zeros(len(job.units)) if scores is None else self._unit_values(job.units, scores, scorer.level)
+            worth = job.structure.values
+            if worth is not None:
+                known = ~np.isnan(worth)
+                values[known] = worth[known] if question is None else (worth[known] + 3 * values[known]) / 4
             order = np.arange(len(values))
             if scorer.level == "sentence" and len(values):
-                # whole sentences, best first; of the one sentence that only fits in part, rare words first
+                # whole sentences, best first; of the one sentence that only fits in part, what masks would keep, then
+                # rare words
                 of = sentence_of(job.units.starts, sentence_spans(job.text))
-                order = np.lexsort((order, -rarity(job.units), of, -values))
+                first = np.zeros(len(values)) if job.soft is None else job.soft.astype(float)
+                order = np.lexsort((order, -rarity(job.units), -first, of, -values))
+                job.sentence = of
             else:
                 order = np.lexsort((order, -values))
             rank = np.empty(len(values), dtype=np.int64)
@@ -339,6 +391,7 @@ class Distill:
         moved = job.stripped.original([(a.start, a.end) for a in job.anchors])
         anchors = [a._replace(start=s, end=e) for a, parts in zip(job.anchors, moved, strict=True) for s, e in parts]
         notes = [f"keep tags removed: {len(job.stripped.cuts)}"] if len(job.stripped.cuts) else []
+        notes += [self._notes.pop() for _ in self._notes[:]]  # what is true of all results is said once
         result = Result(
             original=job.given,
             text=join(job.given, spans),
@@ -352,13 +405,24 @@ class Distill:
             exact=self.counter.exact,
             scorer=scorer.name,
             masks=mask_use(job.draft, job.gap_cost, job.anchors, keep, gaps),
+            labels=label_use(job.draft, job.anchors),
             segments=job.segments,
+            folds=self._folds(job, keep),
             timings=timings,
-            notes=[*notes, *self._notes],
+            notes=notes,
         )
         if result.over_budget:
             result.notes.append(f"over the budget because of {blame(result)}")
         return result
+
+    def _folds(self, job: Job, keep: np.ndarray) -> list[Fold]:
+        lines = job.structure.lines
+        stays = keep[np.searchsorted(job.units.starts, [line.start for line in lines])] if lines else keep[:0]
+        found = folds(lines, stays)
+        ends = job.stripped.original([(max(fold.at - 1, 0), max(fold.at, 0)) for fold in found])
+        return [
+            fold if fold.at < 0 else replace(fold, at=parts[-1][1]) for fold, parts in zip(found, ends, strict=True)
+        ]
 
 
 class _Clock:

@@ -13,6 +13,7 @@ from distill.pruning.masks.anchor import Anchor
 from distill.pruning.masks.user import Stripped
 from distill.pruning.scorers.base import Check
 from distill.pruning.segments import Segment, segment_priority
+from distill.pruning.structure import Structure
 from distill.pruning.tokenization import Counter
 from distill.pruning.units import Units
 
@@ -23,13 +24,25 @@ class Job:
 
     given: str
     stripped: Stripped
-    units: Units
+    structure: Structure
     cost: np.ndarray
     gap_cost: np.ndarray
     tokens: int
     anchors: list[Anchor] = field(default_factory=list)
     segments: list[Segment] = field(default_factory=list)
     draft: Draft | None = None
+    soft: np.ndarray | None = None  # bool (n,): of a sentence that stays in part, these units stay first
+    sentence: np.ndarray | None = None  # int (n,): the sentence of each unit, if whole sentences are chosen
+
+    @property
+    def units(self) -> Units:
+        return self.structure.units
+
+    @property
+    def goes_whole(self) -> bool:
+        """Whether every unit that need not stay is a line or an element, whose value is known without a scorer."""
+        values, draft = self.structure.values, self.draft
+        return values is not None and draft is not None and bool((draft.forced | ~np.isnan(values)).all())
 
     @property
     def text(self) -> str:
@@ -41,6 +54,7 @@ def solve_all(
     values: list[tuple[np.ndarray, np.ndarray]] | None,
     budget: Budget,
     rates: dict[str, float] | None,
+    shares: bool,
     scope: str,
     explicit: bool,
     counter: Counter,
@@ -54,6 +68,7 @@ def solve_all(
             None if all is kept.
         budget: what was asked for.
         rates: what was asked for by kind of text; None without segments.
+        shares: whether each kind of text has a share of its own.
         scope: whether `"each"` text has the budget, or `"all"` share it.
         explicit: whether the caller gave a budget beside `rates`.
         counter: counts tokens.
@@ -79,11 +94,16 @@ def solve_all(
         texts = [d.text(k) for d, k in zip(drafts, keeps, strict=True)]
         return [(Solution([k], n, False), None) for k, n in zip(keeps, counter.count(texts), strict=True)]
     keys, limits = [], []
+    pooled = shares or any(job.structure.values is not None for job in jobs)
     for job, (score, rank) in zip(jobs, values, strict=True):
         key, limit = (score, rank), budget.tokens(job.tokens) or 0
-        if rates is not None:
+        if job.sentence is not None and scope == "each" and not pooled:
+            rank = _whole_first(job, rank, limit)
+            key = (-rank.astype(float), rank)
+        if pooled:
             common = limit / max(job.tokens, 1)
-            priority, ratios = segment_priority(job.segments, job.units, -rank.astype(float), job.cost, rates, common)
+            order = -rank.astype(float)
+            priority, ratios = segment_priority(job.segments, job.units, order, job.cost, rates or {}, common)
             assert job.draft is not None
             if not explicit:
                 limit = int((job.cost * np.where(job.draft.forced, 1.0, ratios)).sum() + job.gap_cost.sum())
@@ -97,6 +117,32 @@ def solve_all(
         if check is not None:
             check()
         found.append((solve([draft], _ranking([key], draft.forced), limit, counter, job.tokens), limit))
+    return found
+
+
+def _whole_first(job: Job, rank: np.ndarray, limit: int) -> np.ndarray:
+    """The ranks of units such that sentences that fit come first, and those that would only fit in part come last.
+
+    Args:
+        job: the text.
+        rank: int `(n,)`, where units of one sentence follow each other, best sentence first.
+        limit: the most tokens that may stay.
+    """
+    assert job.draft is not None and job.sentence is not None
+    draft = job.draft
+    cost = np.where(draft.forced, 0.0, job.cost)
+    prices = np.bincount(job.sentence, weights=cost, minlength=1)
+    left = limit - job.cost[draft.forced].sum() - job.gap_cost[draft.gaps(draft.forced)].sum()
+    order = np.argsort(rank)
+    sentences = list(dict.fromkeys(job.sentence[order].tolist()))
+    late = np.zeros(len(prices))
+    for sentence in sentences:
+        if prices[sentence] <= left:
+            left -= prices[sentence]
+        else:
+            late[sentence] = 1
+    found = np.empty(len(rank), dtype=np.int64)
+    found[order[np.argsort(late[job.sentence[order]], kind="stable")]] = np.arange(len(rank))
     return found
 
 

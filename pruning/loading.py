@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +42,23 @@ def short_name(name: str | Path) -> str:
     return Path(name).name if Path(name).exists() else str(name)
 
 
+def located(name: str | Path) -> tuple[str, dict[str, str]]:
+    """A checkpoint as `from_pretrained` wants it: its name or folder, and the argument that names a GGUF file.
+
+    Args:
+        name: a name, a folder, or a file that ends in `.gguf` (needs the package gguf; weights are expanded).
+
+    Raises:
+        ValueError: no name, or a GGUF file without the package.
+    """
+    name = model_source("model_name", name)
+    if not name.endswith(".gguf"):
+        return name, {}
+    if importlib.util.find_spec("gguf") is None:
+        raise BadArgument("model_name", f"{name!r} without the package gguf", "others, or after pip install gguf")
+    return str(Path(name).parent), {"gguf_file": Path(name).name}
+
+
 def architecture(name: str | Path) -> str:
     """What a checkpoint can do, read from `architectures` in its config.
 
@@ -55,7 +73,9 @@ def architecture(name: str | Path) -> str:
     """
     from transformers import AutoConfig
 
-    name = model_source("model_name", name)
+    name, where = located(name)
+    if where:
+        return "causal-lm"  # what GGUF files hold
     try:
         config = AutoConfig.from_pretrained(name)
     except Exception as error:  # a damaged or foreign file can make the loader fail in any way
@@ -76,7 +96,7 @@ def load(name: str | Path, kind: str, device_map: str = "cpu", **options: Any) -
     """The model and tokenizer of a checkpoint; in float32 on a CPU, else in the precision it was saved in.
 
     Args:
-        name: its name or folder.
+        name: its name, its folder, or a GGUF file.
         kind: what it is to be loaded as, see `architecture`.
         device_map: a device, or a placement such as `"auto"`.
         **options: passed on to `from_pretrained`.
@@ -92,13 +112,13 @@ def load(name: str | Path, kind: str, device_map: str = "cpu", **options: Any) -
         "causal-lm": transformers.AutoModelForCausalLM,
     }
     options.setdefault("dtype", torch.float32 if device_map == "cpu" else "auto")
-    name = model_source("model_name", name)
+    name, where = located(name)
     plain = device_map.split(":")[0] in ("cpu", "cuda", "mps", "xpu")
     if not plain:
         options["device_map"] = device_map
     try:
-        model = classes[kind].from_pretrained(name, **options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(name)
+        model = classes[kind].from_pretrained(name, **where, **options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(name, **where)
     except Exception as error:  # a damaged or foreign file can make the loader fail in any way
         raise unloadable("model_name", name, "checkpoints", error) from error
     try:
@@ -106,4 +126,4 @@ def load(name: str | Path, kind: str, device_map: str = "cpu", **options: Any) -
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise bad("device_map", device_map, f"devices of this machine ({reason})") from error
-    return Loaded(model.eval(), tokenizer, short_name(name))
+    return Loaded(model.eval(), tokenizer, where.get("gguf_file") or short_name(name))

@@ -2,7 +2,7 @@
 
 DEFAULT_RATE = 0.5
 
-# scorer: the kind of model that it needs; None if it needs none
+# scorer: the kind of model that it needs; None if it needs none of `model_name`
 SCORERS: dict[str, str | None] = {
     "self-information": "causal-lm",
     "question-likelihood": "causal-lm",
@@ -10,6 +10,7 @@ SCORERS: dict[str, str | None] = {
     "gradient": "causal-lm",
     "classifier": "token-classification",
     "cross-encoder": "sequence-classification",
+    "hybrid": None,
     "lexical": None,
     "baseline": None,
     "random": None,

@@ -12,12 +12,12 @@ from typing import Any
 from distill.pruning.checks import BadArgument, unknown
 
 CONSTRUCTOR = (
-    "model_name", "device_map", "model", "tokenizer", "scorer", "ner", "rules", "target_tokenizer", "aggregate",
-    "layout", "compat",
+    "model_name", "device_map", "model", "tokenizer", "scorer", "ner", "rules", "target_tokenizer", "question_model",
+    "aggregate", "layout", "compat",
 )  # fmt: skip
 COMPRESS = (
     "rate", "reduce_rate", "target_tokens", "threshold", "question", "force_tokens", "keywords", "patterns",
-    "keep_tags", "segments", "scope", "on_over_budget", "check",
+    "keep_tags", "segments", "anchors", "scope", "on_over_budget", "check",
 )  # fmt: skip
 COMPAT = (
     "rate", "target_token", "use_context_level_filter", "context_level_rate", "force_context_ids", "force_tokens",
@@ -32,7 +32,7 @@ LLMLINGUA: dict[str, str] = {
     "target_token": "target_tokens, the most tokens to keep of each text (with scope='all': of all texts)",
     "instruction": "none: put the instruction before the shortened texts yourself, or use PruneThenGenerate",
     "concate_question": "none: put the question after the shortened texts yourself, or use PruneThenGenerate",
-    "force_reserve_digit": "Distill(rules=['number']), which is on by default",
+    "force_reserve_digit": "Distill(rules=['number']); all rules are on by default",
     "drop_consecutive": _ONLY_COMPAT,
     "chunk_end_tokens": _ONLY_COMPAT,
     "force_context_ids": _ONLY_COMPAT,

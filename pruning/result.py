@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from distill.pruning.lines import Fold
 from distill.pruning.masks.anchor import Anchor
 from distill.pruning.segments import Segment
 from distill.pruning.units import join
@@ -45,7 +47,9 @@ class Result:
         exact: False where the counts are estimates.
         scorer: the name of what scored the text.
         masks: what each mask kept, in the order of `MASK_ORDER`.
-        segments: the kinds of text that were found, if the call asked for segments.
+        labels: what each kind of anchor kept, by mask and label such as `"rules/money"`, dearest first.
+        segments: the kinds of text that were found.
+        folds: the repeated lines of logs of which some were removed, with all that is needed to restore them.
         timings: seconds of the whole call, which may have had other texts too ("masks", "score", "solve", "total").
         notes: sentences that a reader should know.
     """
@@ -62,7 +66,9 @@ class Result:
     exact: bool
     scorer: str
     masks: dict[str, MaskUse]
+    labels: dict[str, MaskUse] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list)
+    folds: list[Fold] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
@@ -76,6 +82,25 @@ class Result:
         from distill.pruning.html import piece
 
         return piece(self)
+
+    def with_counts(self) -> str:
+        """The text with ` (x COUNT)` behind each line that stands for several of a log, see `folds`.
+
+        The counts are no slices of the original and are not in `tokens`; each takes about four.
+        """
+        marks = sorted((fold.at, f" (x {fold.count})") for fold in self.folds if fold.at >= 0)
+        parts, at = [], 0
+        for start, end in self.spans:
+            position = start
+            while at < len(marks) and marks[at][0] <= end:
+                place, mark = marks[at]
+                if place > position:
+                    parts.append(self.original[position:place])
+                    position = place
+                parts.append(mark)
+                at += 1
+            parts.append(self.original[position:end])
+        return "".join(parts)
 
     def to_dict(self, *, with_original: bool = False) -> dict[str, Any]:
         """The result as values that JSON can hold.
@@ -125,11 +150,15 @@ def report(result: Result) -> str:
     ]
     spent = [f"{name} {use.tokens} ({use.anchors})" for name, use in result.masks.items() if use.tokens or use.anchors]
     lines.append(f"{'tokens by mask':<18}{', '.join(spent) or 'none'}")
+    kinds = [f"{name} {use.tokens} ({use.anchors})" for name, use in list(result.labels.items())[:12]]
+    if kinds:
+        lines.append(f"{'tokens by anchor':<18}{', '.join(kinds)}")
     if result.segments:
-        kinds = sorted({s.kind for s in result.segments})
-        lines.append(
-            f"{'segments':<18}" + ", ".join(f"{k} {sum(s.kind == k for s in result.segments)}" for k in kinds)
-        )
+        counts = Counter(s.kind for s in result.segments)
+        lines.append(f"{'segments':<18}" + ", ".join(f"{kind} {counts[kind]}" for kind in sorted(counts)))
+    if result.folds:
+        gone = sum(fold.count - len(fold.kept) for fold in result.folds)
+        lines.append(f"{'repeated lines':<18}{gone} lines of {len(result.folds)} templates removed, see folds")
     if result.timings:
         parts = ", ".join(f"{name} {seconds:.3f}" for name, seconds in result.timings.items())
         lines.append(f"{'seconds':<18}{parts}")

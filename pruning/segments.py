@@ -1,7 +1,8 @@
 """Kinds of text inside a prompt (code, tables, logs, prose, ...), and how much of each kind to keep.
 
 Each line is given a kind by plain patterns; lines of one kind in a row make a segment, and blank lines separate
-segments. A line that fits no pattern is prose.
+segments. A line that fits no pattern is prose. Imperatives and questions are told apart from prose only where people
+put what they ask for: in the first and the last block of a text, beside code, tables, JSON and logs, after "Task:".
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ import numpy as np
 import regex
 
 from distill.pruning.checks import BadArgument, bad, number, shown
+from distill.pruning.instructions import instructs, labelled
 from distill.pruning.units import Units
 
 KINDS = ("instruction", "question", "heading", "prose", "list", "code", "table", "json", "log")
-PROTECTED = frozenset({"instruction", "question", "code", "json"})
+PROTECTED = frozenset({"instruction", "question", "heading", "code", "json"})
+MATERIAL = frozenset({"code", "table", "json", "log"})  # what instructions stand beside
 SHINGLE = 5
 JSON_LIMIT = 200_000  # a longer JSON value is not recognised as one
 REDUNDANCY_STRENGTH = 0.8  # a segment that only repeats earlier text has 1 - 0.8 = a fifth of its kind's ratio
@@ -29,8 +32,12 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
     (
         "log",
         regex.compile(
-            r"\[?\d{4}-\d{2}-\d{2}[T ]\d{2}:\d{2}|\[?\d{2}:\d{2}:\d{2}|[A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2} "
-            r"|\[?(?:TRACE|DEBUG|INFO|WARN(?:ING)?|ERROR|FATAL|CRITICAL)\b[\]:]?\s"
+            r"[\[(]?\d{4}[-/.]\d{2}[-/.]\d{2}[T ,]\d{2}:\d{2}|[\[(]?\d{2}:\d{2}:\d{2}|"
+            r"[A-Z][a-z]{2} [ \d]\d \d{2}:\d{2}:\d{2} "
+            r"|[\[<(]?(?:TRACE|DEBUG|INFO|NOTICE|WARN(?:ING)?|ERROR|FATAL|CRITICAL|SEVERE)\b[\]:>)]?[\s:\[]"
+            r"|[\w.:-]{3,64} \S{1,64} \S{1,64} \[\d{2}/[A-Z][a-z]{2}/\d{4}:|[IWEF]\d{4} \d{2}:\d{2}:\d{2}"
+            r"|\d{10,13}[.,\s]"
+            r"|[\[(]?\d{2}[-/.](?:\d{2}|[A-Z][a-z]{2})[-/.]\d{4}[T ,:]\d{2}:\d{2}"
         ),
     ),
     (
@@ -44,15 +51,13 @@ _LINE_KINDS: tuple[tuple[str, regex.Pattern], ...] = (
         ),
     ),
     ("list", regex.compile(r"\s*(?:[-*+•‣]|\d{1,3}[.)]|\([a-z\d]\))\s+\S")),
-    (
-        "instruction",
-        regex.compile(
-            r"(?i)(?:system|instructions?|task|rules?|role)\s*:|#{0,4}\s*(?:instruction|task)s?\s*$"
-            r"|you (?:are|must|should|will)\b|(?:please|do not|don't|always|never)\s|(?:answer|summari[sz]e"
-            r"|translate|write|explain|list|describe|return|output|extract|classify|compare|generate|rewrite|respond|reply|use|read"
-            r"|given|find|identify)\s(?:the|a|an|in|all|only|each|this|these|those|to|your|with|it|them|me|any|every|from|following|as)\b"
-        ),
-    ),
+)
+_PARAGRAPH = regex.compile(r"\S(?:[^\n]|\n(?!\s*\n))*")
+# a line of a log that belongs to the line before it
+TRACE = regex.compile(
+    r"Traceback \(|Caused by:|\.\.\. \d+ more|goroutine \d|(?:[\w$]{1,80}\.){0,9}"
+    r"[\w$]{0,80}(?:Error|Exception|Warning|Panic)\b(?::|$)"
+    r"|During handling of|The above exception|panic:|stack backtrace:"
 )
 
 
@@ -69,16 +74,66 @@ class Segment:
     redundancy: float = 0.0
 
 
-def _line_kind(line: str, previous: str | None) -> str:
+def _line_kind(line: str, previous: str | None, fresh: bool) -> str:
     bare = line.rstrip("\r\n")
-    if bare[:1] in " \t" and previous == "code":
-        return "code"
+    if bare[:1] in (" ", "\t") and previous in ("code", "log"):
+        return str(previous)
+    if previous == "log" and TRACE.match(bare):
+        return "log"
     for kind, pattern in _LINE_KINDS:
-        if pattern.match(bare) and not (kind == "instruction" and len(bare) > 400):
+        if pattern.match(bare):
             return kind
-    if bare.rstrip().endswith(("?", "？")) and len(bare) <= 300:
-        return "question"
+    if (fresh or previous != "prose") and len(bare) <= 400:
+        if bare.rstrip().endswith(("?", "？")) and len(bare) <= 300:
+            return "question"
+        if labelled(bare) or instructs(bare[:120]):
+            return "instruction"
     return "prose"
+
+
+def _placed(found: list[Segment], text: str) -> list[Segment]:
+    """Makes prose of the instructions and questions that stand where people do not put what they ask for."""
+    last = len(found) - 1
+    out: list[Segment] = []
+    for i, segment in enumerate(found):
+        kind = segment.kind
+        if kind in ("instruction", "question"):
+            beside = {found[j].kind for j in (i - 1, i + 1) if 0 <= j <= last}
+            # the first two blocks: a heading or a greeting may come before what is asked for
+            placed = i <= 1 or i >= last - 1 or beside & MATERIAL or labelled(text[segment.start : segment.end])
+            kind = kind if placed else "prose"
+        out.append(Segment(segment.start, segment.end, kind))
+    return out
+
+
+def instruction_blocks(text: str, segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """Where, in prose and lists, sentences may stand that tell the model what to do.
+
+    These are the first and the last paragraph of a text and the ones beside code, tables, JSON and logs.
+
+    Args:
+        text: the text.
+        segments: all segments of the text, as `split_segments` gives them.
+
+    Returns:
+        Characters `[start, end)`, ascending.
+    """
+    last = len(segments) - 1
+    found = []
+    for i, segment in enumerate(segments):
+        beside = {segments[j].kind for j in (i - 1, i + 1) if 0 <= j <= last}
+        if segment.kind in ("prose", "list") and (i <= 1 or i >= last - 1 or beside & (MATERIAL | {"instruction"})):
+            found += _ends(text, segment)
+    return found
+
+
+def _ends(text: str, segment: Segment) -> list[tuple[int, int]]:
+    """The first and the last paragraph of a segment."""
+    parts = [
+        (segment.start + m.start(), segment.start + m.end())
+        for m in _PARAGRAPH.finditer(text[segment.start : segment.end])
+    ]
+    return parts if len(parts) < 3 else [parts[0], parts[-1]]
 
 
 def _json_end(text: str, start: int) -> int | None:
@@ -129,7 +184,7 @@ def split_segments(text: str) -> list[Segment]:
             kind, fresh = "json", True
         else:
             json_tries -= line.lstrip()[0] in "{["
-            kind = _line_kind(line, found[-1].kind if found and not fresh else None)
+            kind = _line_kind(line, found[-1].kind if found and not fresh else None, fresh)
         position = end
         if kind is None and found:
             found[-1] = Segment(found[-1].start, end, found[-1].kind)
@@ -139,7 +194,7 @@ def split_segments(text: str) -> list[Segment]:
         else:
             found.append(Segment(begin, end, kind or "prose"))
             fresh = kind == "json"
-    return found
+    return _placed(found, text)
 
 
 def with_redundancy(segments: Sequence[Segment], units: Units) -> list[Segment]:
@@ -166,22 +221,24 @@ def with_redundancy(segments: Sequence[Segment], units: Units) -> list[Segment]:
     return found
 
 
-def check_rates(segments: bool | Mapping[str, float]) -> dict[str, float] | None:
+def check_rates(segments: bool | Mapping[str, float] | None) -> dict[str, float] | None:
     """How much to keep of each kind of text that the argument `segments` names.
 
     Args:
-        segments: False, True, or a share to keep, above 0 and up to 1, for some kinds; 1 protects a kind.
+        segments: None, False, True, or a share to keep, above 0 and up to 1, for some kinds; 1 protects a kind.
 
     Returns:
-        None for False, which asks for no segments; `{}` for True; else the shares.
+        None for False, which asks for no segments; `{}` for None and True; else the shares.
 
     Raises:
         ValueError: an unknown kind, or a share out of range.
     """
+    if segments is None:
+        return {}
     if isinstance(segments, bool):
         return {} if segments else None
     if not isinstance(segments, Mapping):
-        raise bad("segments", segments, "True, False, and shares for kinds of text such as {'log': 0.2}")
+        raise bad("segments", segments, "True, False, None, and shares for kinds of text such as {'log': 0.2}")
     rates = {}
     for kind, rate in segments.items():
         if kind not in KINDS:
@@ -233,7 +290,8 @@ def segment_priority(
     for i, segment in enumerate(segments):
         a, b = np.searchsorted(units.starts, [segment.start, segment.end])
         own = segment.redundancy > 0.1
-        pool: object = (segment.kind, i) if own else segment.kind if segment.kind in rates else "rest"
+        alone = segment.kind in rates or segment.kind == "log"
+        pool: object = (segment.kind, i) if own else segment.kind if alone else "rest"
         ratio_of[pool] = rates.get(segment.kind, rate) * (1 - REDUNDANCY_STRENGTH * segment.redundancy * own)
         pools.setdefault(pool, []).append(np.arange(a, b))
     for pool, members in pools.items():

@@ -3,8 +3,8 @@
 A shortened text is made of slices of the original string and never of decoded tokens. So it cannot contain a character
 that was not there, and keeping every unit gives the original back, character for character.
 
-A *unit* is a word with its inner punctuation (`v1.5.2`, `don't`), a run of other punctuation, one CJK character, or
-one emoji with its modifiers. Runs longer than `MAX_UNIT` characters are cut, so that a text without spaces has units
+A *unit* is a word with its inner punctuation (`v1.5.2`, `don't`), a run of other punctuation, one CJK word, or one
+emoji with its modifiers. Runs longer than `MAX_UNIT` characters are cut, so that a text without spaces has units
 too. Gap `i` is the white space before unit `i`; gap `n` follows the last unit. An *atom* is a unit or a gap.
 """
 
@@ -19,20 +19,23 @@ from typing import Literal
 import numpy as np
 import regex
 
+from distill.pruning.cjk import CJK, words_in
+
 Layout = Literal["keep", "compact"]
 LAYOUTS: tuple[Layout, ...] = ("keep", "compact")
 
 MAX_UNIT = 64
 
-_CJK = r"\p{Han}\p{Hiragana}\p{Katakana}"
+_CJK = CJK
 _WORD = rf"[\w--[{_CJK}]]"
 _EMOJI = r"(?:\p{RI}{2}|\p{Extended_Pictographic}(?:[\uFE0F\p{EMod}]|\u200D\p{Extended_Pictographic})*)"
 # One connecting character at most between two runs of letters: "--" and "..." separate words, "." in "1.5" does not.
 _UNIT = regex.compile(
-    rf"(?P<emoji>{_EMOJI})|(?P<cjk>[{_CJK}]\p{{M}}*)"
+    rf"(?P<emoji>{_EMOJI})|(?P<cjk>(?:[{_CJK}]\p{{M}}*)+)"
     rf"|(?P<word>{_WORD}+(?:[^\s\w—…]{_WORD}+)*)|(?P<other>(?:(?!{_EMOJI})[^\s\w])+)",
     regex.V1,
 )
+_MARK = regex.compile(r"\p{M}")
 _BREAK = regex.compile(r"[\n\r\x0b\x0c\x85\u2028\u2029]")
 
 
@@ -113,6 +116,17 @@ def _pieces(text: str, start: int, end: int) -> Iterable[tuple[int, int]]:
         yield begin, end
 
 
+def _cjk_ends(run: str) -> list[int]:
+    """Where each word of a run of CJK characters ends."""
+    marks = [m.start() for m in _MARK.finditer(run)]
+    at, ends = 0, []
+    for length in words_in(run):
+        at += length
+        ends.append(at)
+    inside = set(marks)
+    return [end for end in ends if end == len(run) or end not in inside]
+
+
 def split_units(text: str) -> Units:
     """Cuts a text into units; every character that is not white space belongs to exactly one."""
     starts: list[int] = []
@@ -121,6 +135,15 @@ def split_units(text: str) -> Units:
     for match in _UNIT.finditer(text):
         start, end = match.span()
         word = match.lastgroup == "word"
+        if match.lastgroup == "cjk":
+            # a mark that modifies a character stays with it
+            for stop in _cjk_ends(match.group()):
+                for piece_start, piece_end in _pieces(text, start, match.start() + stop):
+                    starts.append(piece_start)
+                    ends.append(piece_end)
+                    wordlike.append(False)
+                start = match.start() + stop
+            continue
         if end - start <= MAX_UNIT:
             starts.append(start)
             ends.append(end)
@@ -130,16 +153,51 @@ def split_units(text: str) -> Units:
             starts.append(piece_start)
             ends.append(piece_end)
             wordlike.append(word)
-    # line breaks are white space, so all those between two units lie in the gap between them
+    return _made(text, starts, ends, wordlike)
+
+
+def _made(text: str, starts: Sequence[int], ends: Sequence[int], wordlike: Sequence[bool]) -> Units:
+    begins, finishes = np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64)
     found = np.array([match.start() for match in _BREAK.finditer(text)], dtype=np.int64)
-    breaks = np.diff(np.searchsorted(found, [0, *starts, len(text)]))
-    return Units(
-        text,
-        np.array(starts, dtype=np.int64),
-        np.array(ends, dtype=np.int64),
-        np.array(wordlike, dtype=bool),
-        breaks.astype(np.int64),
-    )
+    gap_starts, gap_ends = np.concatenate([[0], finishes]), np.concatenate([begins, [len(text)]])
+    breaks = np.searchsorted(found, gap_ends) - np.searchsorted(found, gap_starts)
+    return Units(text, begins, finishes, np.array(wordlike, dtype=bool), breaks.astype(np.int64))
+
+
+def merge(units: Units, spans: Sequence[tuple[int, int]]) -> tuple[Units, np.ndarray]:
+    """Makes one unit of each of some stretches of a text; a unit that reaches into a stretch is cut at its border.
+
+    Args:
+        units: the units of the text.
+        spans: characters `[start, end)`, ascending, without overlap, none of them blank.
+
+    Returns:
+        The new units, and for each of them the number of its stretch, int64 `(n,)`; -1 for the units outside.
+    """
+    if not spans:
+        return units, np.full(len(units), -1, dtype=np.int64)
+    starts: list[int] = []
+    ends: list[int] = []
+    words: list[bool] = []
+    of: list[int] = []
+    at = 0  # the next stretch
+    for start, end, word in zip(units.starts.tolist(), units.ends.tolist(), units.wordlike.tolist(), strict=True):
+        position = start
+        while position < end:
+            while at < len(spans) and spans[at][1] <= position:
+                at += 1
+            begin, stop = spans[at] if at < len(spans) else (end, end)
+            inside = begin <= position
+            border = min(end, stop if inside else max(begin, position))
+            if inside and of and of[-1] == at:
+                ends[-1] = border
+            else:
+                starts.append(begin if inside else position)
+                ends.append(border)
+                words.append(word or inside)
+                of.append(at if inside else -1)
+            position = border
+    return _made(units.text, starts, ends, words), np.array(of, dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -174,7 +232,13 @@ def _touch(out: np.ndarray, starts: np.ndarray, ends: np.ndarray, spans: np.ndar
     out &= ends > starts
 
 
-def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, layout: Layout = "keep") -> np.ndarray:
+def kept_gaps(
+    units: Units,
+    keep: np.ndarray,
+    forced: np.ndarray | None = None,
+    layout: Layout = "keep",
+    loose: np.ndarray | None = None,
+) -> np.ndarray:
     """The gaps that stay when only some units do.
 
     The white space between two neighbours that both stay is kept as it is. Where units between two others were
@@ -186,6 +250,7 @@ def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, 
         forced: bool `(n + 1,)`, gaps that stay in any case.
         layout: `"keep"`: all line breaks stay, with the indentation after them. `"compact"`: a line that lost all its
             units goes with its line break; of several gaps with line breaks in a row, the one with the most stays.
+        loose: bool `(n + 1,)`, gaps that are treated as with `"compact"` whatever the layout.
 
     Returns:
         bool `(n + 1,)`.
@@ -204,22 +269,26 @@ def kept_gaps(units: Units, keep: np.ndarray, forced: np.ndarray | None = None, 
         own = units.separators[kept]
         needed = ~adjacent & ~broken & (before >= 0) & (own > before)
         gaps[own[needed]] = True
-    if layout == "keep":
-        gaps |= units.is_break
+    if layout == "compact":
+        _compact(units, kept, gaps, np.ones(n + 1, dtype=bool))
     else:
-        _compact(units, kept, gaps)
+        gaps |= units.is_break if loose is None else units.is_break & ~loose
+        if loose is not None and loose.any():
+            _compact(units, kept, gaps, loose)
     if forced is not None:
         gaps |= forced
     return gaps
 
 
-def _compact(units: Units, kept: np.ndarray, gaps: np.ndarray) -> None:
-    """Where line breaks lie between two kept units, keeps the gap with the most of them (of equals, the last)."""
+def _compact(units: Units, kept: np.ndarray, gaps: np.ndarray, loose: np.ndarray) -> None:
+    """Where line breaks lie between two kept units, and all may go, keeps the gap with the most (of equals, the
+    last)."""
+    firm = units.is_break & ~loose
     for a, b in itertools.pairwise(kept):
         run = units.breaks[a + 1 : b + 1]
-        if b > a + 1 and run.any():
+        if b > a + 1 and run.any() and not firm[a + 1 : b + 1].any():
             gaps[a + 1 + len(run) - 1 - int(np.argmax(run[::-1]))] = True
-    if len(kept) and kept[0] > 0:
+    if len(kept) and kept[0] > 0 and loose[0] and loose[kept[0]]:
         gaps[0] = False
     gaps[len(units)] |= bool(units.breaks[len(units)])
 
@@ -243,7 +312,11 @@ def kept_spans(units: Units, keep: np.ndarray, gaps: np.ndarray) -> list[tuple[i
 
 
 def rebuild(
-    units: Units, keep: np.ndarray, forced_gaps: np.ndarray | None = None, layout: Layout = "keep"
+    units: Units,
+    keep: np.ndarray,
+    forced_gaps: np.ndarray | None = None,
+    layout: Layout = "keep",
+    loose: np.ndarray | None = None,
 ) -> list[tuple[int, int]]:
     """The characters `[start, end)` that stay; `join` makes the shortened text of them.
 
@@ -252,8 +325,9 @@ def rebuild(
         keep: bool `(n,)`, the units that stay.
         forced_gaps: bool `(n + 1,)`, gaps that stay in any case.
         layout: what happens to line breaks, see `kept_gaps`.
+        loose: bool `(n + 1,)`, gaps whose line breaks may go, see `kept_gaps`.
     """
-    return kept_spans(units, keep, kept_gaps(units, keep, forced_gaps, layout))
+    return kept_spans(units, keep, kept_gaps(units, keep, forced_gaps, layout, loose))
 
 
 def join(text: str, spans: Iterable[tuple[int, int]]) -> str:

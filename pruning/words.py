@@ -8,3 +8,16 @@ having do does did doing would could may might must shall i me my we our you you
 them their what which who whom also which's it's that's i'm you're we're they're one s t
 """
 FUNCTION_WORDS = frozenset(_WORDS.split())
+
+_OPENERS = """
+yes no however although though while since because after before during until unless whereas moreover furthermore
+meanwhile instead indeed also perhaps maybe still yet thus therefore hence otherwise nevertheless nonetheless
+finally first second third next last later soon today yesterday tomorrow now recently currently previously
+sometimes often usually never always everyone everybody everything someone somebody something nobody nothing
+anyone anything many several both neither either another without within despite among between like unlike let
+please thanks thank well oh ok okay hey hi hello good great nice new old one two three there see read say make get
+go come take give look think know want need use try ask tell find keep put call work feel seem become leave turn
+how why what when where who whose which whether every each most much little few less least according given
+"""
+#: words that often begin an English sentence, so that a capital there says nothing
+OPENERS = frozenset(_OPENERS.split())

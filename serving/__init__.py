@@ -8,8 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_HOMES = {"Settings": "settings", "create_app": "app", "server_options": "connections"}
-__all__ = ["Settings", "create_app", "server_options"]
+_HOMES = {
+    "Engine": "completions",
+    "ProxySettings": "settings",
+    "Settings": "settings",
+    "create_app": "app",
+    "create_model_app": "completions",
+    "create_proxy": "proxy",
+    "server_options": "connections",
+}
+__all__ = ["Engine", "ProxySettings", "Settings", "create_app", "create_model_app", "create_proxy", "server_options"]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,17 +14,27 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from fastapi.security import APIKeyHeader
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
-from distill.pruning import Distill, Result
+from distill.pruning import ChatResult, Distill, Result
 from distill.pruning.checks import BadArgument, Unfit
 from distill.serving.middleware import BodyLimit, Measured, Metrics
-from distill.serving.schemas import CompressRequest, CompressResponse, Faults, Health, Problem, TextReport
+from distill.serving.schemas import (
+    ChatRequest,
+    ChatResponse,
+    CompressRequest,
+    CompressResponse,
+    Faults,
+    Health,
+    Problem,
+    TextReport,
+)
 from distill.serving.settings import Settings
 from distill.serving.worker import Busy, Worker
 
+T = TypeVar("T")
 POLL_SECONDS = 0.1  # between two looks whether the client of a waiting request is still there
 DETAILS_CHARACTERS = 100_000  # spans and anchors can be many times as large as the text
 RETRY_AFTER = "1"
-PATHS = frozenset({"/", "/compress_prompt", "/healthz", "/metrics", "/docs", "/openapi.json"})
+PATHS = frozenset({"/", "/compress_prompt", "/compress_chat", "/healthz", "/metrics", "/docs", "/openapi.json"})
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body is no JSON"},
     401: {"model": Problem, "description": "The API key is missing or wrong"},
@@ -98,7 +108,7 @@ async def _bad_argument(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, BadArgument)
     name, _, rest = error.name.partition("[")
     field = "context" if name == "texts" else name
-    if field not in CompressRequest.model_fields:
+    if field not in CompressRequest.model_fields and field not in ChatRequest.model_fields:
         raise error
     loc: list[str | int] = ["body", field]
     if rest.removesuffix("]").isdigit():
@@ -142,6 +152,20 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
             app.state.metrics.over.inc(result.over_budget)
         return _response(app.state.distill, body, results)
 
+    @app.post("/compress_chat", responses=_RESPONSES, dependencies=locked)
+    async def compress_chat(body: ChatRequest, request: Request) -> ChatResponse:
+        """Shortens the texts of a chat: messages in, messages out."""
+        options = body.model_dump(exclude={"messages"})
+
+        def work(check: Callable[[], None]) -> ChatResult:
+            return app.state.distill.compress(messages=body.messages, check=check, **options)
+
+        result = await _run(request, work, settings)
+        app.state.metrics.tokens.labels("in").inc(result.original_tokens)
+        app.state.metrics.tokens.labels("out").inc(result.tokens)
+        app.state.metrics.over.inc(result.over_budget)
+        return ChatResponse.model_validate(result.to_dict())
+
     @app.get("/healthz")
     async def healthz() -> Health:
         """Whether the server can answer, and with what."""
@@ -167,12 +191,7 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
 
 
 async def _answer(request: Request, body: CompressRequest, settings: Settings) -> list[Result]:
-    """The results. If the client leaves, the work on them is stopped.
-
-    Raises:
-        HTTPException: 503, 504 or 499, when there are none.
-    """
-    distill, worker = request.app.state.distill, request.app.state.worker
+    distill = request.app.state.distill
 
     def work(check: Callable[[], None]) -> list[Result]:
         return distill.compress_many(
@@ -186,12 +205,22 @@ async def _answer(request: Request, body: CompressRequest, settings: Settings) -
             keywords=body.keywords,
             keep_tags=body.keep_tags,
             segments=body.segments,
+            anchors=body.anchors,
             scope=body.scope,
             on_over_budget=body.on_over_budget,
             check=check,
         )
 
-    task = asyncio.create_task(worker.run(work, settings.timeout))
+    return await _run(request, work, settings)
+
+
+async def _run(request: Request, work: Callable[[Callable[[], None]], T], settings: Settings) -> T:
+    """What some work returns. If the client leaves, the work is stopped.
+
+    Raises:
+        HTTPException: 503, 504 or 499, when there is nothing.
+    """
+    task = asyncio.create_task(request.app.state.worker.run(work, settings.timeout))
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=POLL_SECONDS)

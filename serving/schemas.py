@@ -52,9 +52,10 @@ class CompressRequest(BaseModel):
     force_tokens: Annotated[Words, Field(description="Strings to keep wherever they occur.")] = []
     keywords: Annotated[Words, Field(description="Words to keep, in any case.")] = []
     keep_tags: Annotated[bool, Field(description="Whether <keep>...</keep> marks what stays.")] = True
-    segments: Annotated[bool, Field(description="Whether code, JSON, questions and instructions pass through.")] = (
-        False
-    )
+    segments: Annotated[
+        bool | None, Field(description="null: code, JSON, questions and instructions stay; false: all text is alike.")
+    ] = None
+    anchors: Annotated[Words, Field(description="Rules and kinds of names that hold; null for all.")] | None = None
     scope: Annotated[Literal["each", "all"], Field(description="Each text has the budget, or all share one.")] = "each"
     on_over_budget: Literal["flag", "error"] = "flag"
     details: Annotated[
@@ -65,6 +66,35 @@ class CompressRequest(BaseModel):
     def texts(self) -> list[str]:
         """The context as a list."""
         return [self.context] if isinstance(self.context, str) else self.context
+
+
+class ChatRequest(BaseModel):
+    """A chat to shorten, in the form of the OpenAI API. Its system messages and last user turn stay as they are."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    messages: Annotated[list[dict[str, Any]], Field(max_length=2000, description="Messages with role and content.")]
+    rate: Annotated[float, Field(gt=0, le=1, description="Share of tokens to keep of each text.")] | None = None
+    reduce_rate: Annotated[float, Field(ge=0, lt=1, description="Share of tokens to remove.")] | None = None
+    target_tokens: Tokens | None = None
+    roles: Annotated[
+        dict[str, Annotated[float, Field(gt=0, le=1)]], Field(description="Shares by role; 1 protects.")
+    ] = {}
+    keep_last: Annotated[int, Field(ge=0, le=10_000, description="User turns that stay, from the last.")] = 1
+    query_aware: Annotated[bool, Field(description="Whether the last user turn decides what stays.")] = False
+    keep_tags: bool = True
+    on_over_budget: Literal["flag", "error"] = "flag"
+
+
+class ChatResponse(BaseModel):
+    """The shortened chat: as many messages as were sent, and tokens of all texts before and after."""
+
+    messages: list[dict[str, Any]]
+    original_tokens: int
+    tokens: int
+    rate: float
+    over_budget: bool
+    notes: list[str]
 
 
 class MaskUse(BaseModel):

@@ -30,7 +30,7 @@ ALLOWED = {
     "distillation": {"patches", "models", "baselines", "training"},
     "engines": {"patches"},
     "pruning": {"training"},
-    "serving": {"pruning"},
+    "serving": {"pruning", "models", "patches"},
     "evaluation": {"patches", "models", FRONT},
     "mini": {"patches", "models", "baselines", "evaluation", "training"},
     FRONT: {"patches", "models", "baselines", "distillation"},

@@ -3,24 +3,50 @@
 from __future__ import annotations
 
 import copy
-import itertools
 import re
-from collections.abc import Callable
-from typing import Any
-
-import regex
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 from distill.pruning.checks import choice, device, flag, model_source, number, strings
 from distill.pruning.masks.anchor import Anchor
 from distill.pruning.tokenization import unloadable
-from distill.pruning.words import FUNCTION_WORDS
 
 DEFAULT_NER = "dslim/bert-base-NER"
 BLOCK = 4000  # characters given to the pipeline at once, which bounds its memory; work can be stopped between blocks
 _BLANK = re.compile(r"\s")
 
 
-def _blocks(text: str) -> list[tuple[int, int]]:
+class Names(Protocol):
+    """What finds names in a text; `name` stands in reports."""
+
+    name: str
+
+    def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
+        """The names in a text; `check` is called between pieces of work and may raise to stop it."""
+        ...
+
+
+class Together:
+    """Anchors what any of several masks for names finds.
+
+    Args:
+        masks: the masks.
+    """
+
+    def __init__(self, masks: Sequence[Names]) -> None:
+        self.masks = tuple(masks)
+        self.name = " + ".join(mask.name for mask in masks)
+
+    def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
+        """The names that any mask finds, mask by mask; each only once, with the first label it was given."""
+        found: dict[tuple[int, int], Anchor] = {}
+        for mask in self.masks:
+            for anchor in mask.anchors(text, check):
+                found.setdefault(anchor[:2], anchor)
+        return list(found.values())
+
+
+def blocks(text: str) -> list[tuple[int, int]]:
     """The text in pieces of at most `BLOCK` characters, cut at line breaks or else at white space where possible."""
     found, begin = [], 0
     while len(text) - begin > BLOCK:
@@ -100,7 +126,7 @@ class NerMask:
         """
         found = []
         stride = min(64, self.pipeline.tokenizer.model_max_length // 4)
-        for begin, end in _blocks(text):
+        for begin, end in blocks(text):
             if check is not None:
                 check()
             for entity in self.pipeline(text[begin:end], aggregation_strategy="first", stride=stride):
@@ -125,40 +151,3 @@ def _load(name: str, device_map: str, local_files_only: bool) -> Any:
         raise unloadable("ner", name, "token classifiers", error) from error
     model.eval()
     return pipeline("token-classification", model=model, tokenizer=tokenizer, device=device_map)
-
-
-class CapitalNames:
-    """Takes capitalised words for names, where there is no model.
-
-    A capitalised word inside a sentence is a name, together with the capitalised words next to it. The first word of a
-    sentence is a name only if a capitalised word follows it or if it is a name elsewhere in the text. This is weaker
-    than a model: it takes every German noun for a name, and misses names in lower case.
-    """
-
-    name = "capitals"
-    _WORD = regex.compile(r"\p{Lu}[\p{L}\p{M}\p{N}]*(?:['’.&-]\p{L}[\p{L}\p{M}\p{N}]*)*")
-    _JOIN = regex.compile(r"(?: |-|\. | (?:of|the|de|la|van|von|der|al|and|&) )")
-    _AFTER_STOP = regex.compile(r"(?:^|[.!?:…\n\"“”'‘’(\[•*#>-])[\s\"“”'‘’(\[]*$")
-
-    def anchors(self, text: str, check: Callable[[], None] | None = None) -> list[Anchor]:
-        """The names in a text.
-
-        Args:
-            text: the text.
-            check: is not called, because this is fast.
-        """
-        words = [m for m in self._WORD.finditer(text) if m.group() != "I" and not m.group().startswith(("I'", "I’"))]
-        inside = [not self._AFTER_STOP.search(text, max(0, m.start() - 4), m.start()) for m in words]
-        known = {m.group() for m, yes in zip(words, inside, strict=True) if yes and not _common(m.group())}
-        joined = [bool(self._JOIN.fullmatch(text, a.end(), b.start())) for a, b in itertools.pairwise(words)]
-        found = []
-        for i, match in enumerate(words):
-            beside = (i < len(joined) and joined[i] and inside[i + 1]) or (i > 0 and joined[i - 1] and inside[i])
-            if not _common(match.group()) and (inside[i] or beside or match.group() in known):
-                end = words[i + 1].start() if i < len(joined) and joined[i] else match.end()
-                found.append(Anchor(match.start(), end if beside else match.end(), "ner", "NAME"))
-        return [a._replace(end=a.start + len(text[a.start : a.end].rstrip())) for a in found]
-
-
-def _common(word: str) -> bool:
-    return word.casefold() in FUNCTION_WORDS or len(word) == 1

@@ -16,14 +16,31 @@ _MONTH = (
     r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
     r"|Nov(?:ember)?|Dec(?:ember)?)\.?"
 )
+_SPELLED = (
+    r"(?:(?:an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty|sixty"
+    r"|seventy|eighty|ninety|half|several|few|couple of|hundred|thousand|million|billion|trillion|dozen)[ -](?:and )?)"
+)
+_DAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
+_SPAN = (
+    r"(?:second|minute|hour|day|night|week|weekend|fortnight|month|quarter|semester|season|year|decade|century|centuries"
+    r"|morning|afternoon|evening|winter|spring|summer|autumn|fall)"
+)
 _NUMBER = r"\d{1,40}(?:[.,]\d{1,40}){0,6}"
 _UNIT = (
     r"(?:%|‰|°[CFK]?|[kMGTP]i?[Bb](?:/s|ps)?|[Bb]ytes?|bits?|[kMGT]?Hz|[kMGm]?[WVA]h?|mAh|[kcmµnp]?m[²³]?|km/h|mph|[kmµ]?g"
     r"|lbs?|oz|[mc]?[lL]|[mµn]?s|secs?|seconds?|mins?|minutes?|hrs?|hours?|days?|weeks?|months?|years?|percent"
     r"|kilomet(?:er|re)s?|met(?:er|re)s?|miles?|feet|ft|inch(?:es)?|tokens?|px|dpi|rpm|degrees?|x)"
 )
-_CURRENCY = r"(?:USD|EUR|GBP|JPY|CHF|CNY|INR|AUD|CAD|dollars?|euros?|pounds?|cents?|yen|yuan|rupees?)"
-_SCALE = r"(?:\s?(?:hundred|thousand|million|billion|trillion|bn|[kKmM])\b)?"
+_CJK = r"\u3005-\u30ff\u3400-\u9fff\uac00-\ud7af"  # words are not set apart by spaces there, so \b says nothing
+_COUNTERS = (
+    "年月日时時分秒点點号號元円圓圆块塊角万萬亿億千百个個人名岁歳歲度％次件台本冊回階天周週倍米吨公里斤"
+    "원명개년월일시분초살번만억조"
+)
+_CURRENCY = (
+    r"(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|SEK|NOK|KRW|dollars?|euros?|pounds?|quid|cents?|pence|bucks?|yen|yuan"
+    r"|rupees?|francs?|marks?|crowns?|pesos?|won|roubles?|rubles?|lakh|crore)"
+)
+_SCALE = r"(?:\s?(?:hundred|thousand|million|billion|trillion|bn|mn|lakh|crore|[kKmM])\b)?"
 _SUFFIX = (
     r"(?:py|js|ts|tsx|jsx|json|jsonl|ya?ml|toml|ini|cfg|conf|txt|md|rst|csv|tsv|html?|css|xml|c|h|cc|cpp|hpp|rs|go|java|kt"
     r"|rb|php|sh|sql|log|pdf|docx?|xlsx?|png|jpe?g|gif|svg|zip|gz|tar|exe|dll|so|lock|ipynb|safetensors|gguf)"
@@ -41,18 +58,29 @@ _PATTERNS: dict[str, str] = {
         r"\b\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?"
         r"|\b\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b"
         rf"|\b{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s\d{{4}})?\b|\b\d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH}(?:,?\s\d{{4}})?\b"
+        rf"|\b(?:(?:early|late|mid)[- ])?{_MONTH}(?:,?\s(?:of\s)?\d{{4}})?(?=[\s,.;:)]|$)"
+        rf"|\b(?:(?:last|next|this|on|early|late)\s)?{_DAY}s?(?:\s(?:morning|afternoon|evening|night))?\b"
+        rf"|\b(?:last|next|this|that|each|every|per|an?|the|these|those|{_SPELLED}|\d+)\s?(?:(?:past|last|next|first|second|third|fourth|same"
+        rf"|previous|prior|coming|following|fiscal|financial|current|{_SPELLED}|\d+)\s?){{0,3}}{_SPAN}s?"
+        rf"(?:\s(?:ago|earlier|later|of\s\d{{4}}))?\b"
+        rf"|\b(?:winter|spring|summer|autumn|fall|fiscal(?:\syear)?|FY|Q[1-4])\s?(?:of\s)?'?\d{{2,4}}\b"
+        r"|\b(?:yesterday|today|tonight|tomorrow|midnight|noon)\b|\b(?:the\s)?\d{1,4}0s\b"
         rf"|\b{_MONTH},?\s\d{{4}}\b|\b(?:1[0-9]|20)\d{{2}}(?:s\b|\s?[–-]\s?\d{{2,4}}\b)"
     ),
     "time": r"\b\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:\s?[aApP]\.?[mM]\b\.?)?|\b\d{1,2}\s?[aApP]\.?[mM]\b\.?",
     "money": (
         rf"(?:[A-Z]{{1,3}})?[$€£¥₹₩₽]\s?{_NUMBER}{_SCALE}|\b{_NUMBER}{_SCALE}\s?(?:[€£¥₹₩₽]|{_CURRENCY}\b)"
-        rf"|\b(?:USD|EUR|GBP|JPY|CHF|CNY|INR)\s?{_NUMBER}{_SCALE}"
+        rf"|\b(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|Rs\.?|Fr\.)\s?{_NUMBER}{_SCALE}"
+        rf"|(?i:\b{_SPELLED}{{1,6}}{_CURRENCY}\b)"
     ),
     "version": (
         r"\b[vV]\.?\s?\d{1,9}(?:\.\d{1,9}){0,8}(?:[-+.][0-9A-Za-z]{1,20}){0,6}\b"
         r"|\b\d{1,9}(?:\.\d{1,9}){2,8}(?:[-+.]?[0-9A-Za-z]{1,20}){0,4}\b|(?:[<>=~^!]=?|==)\s?\d{1,9}(?:\.\d{1,9}){1,8}\b"
     ),
-    "number": rf"[+\-−±~≈]?(?<![\w.]){_NUMBER}(?:\s?{_UNIT}(?![\w]))?",
+    "number": (
+        rf"[+\-−±~≈]?(?<![^\W{_CJK}])(?<!\.){_NUMBER}(?:\s?(?:{_UNIT}(?![\w])|[{_COUNTERS}]{{1,4}}))?"
+        rf"|[一二三四五六七八九十百千万萬亿億两兩〇零]{{1,12}}[{_COUNTERS}]{{1,3}}"
+    ),
     "hash": (
         r"\b[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\b"
         r"|\b(?=[0-9a-fA-F]{0,127}\d)(?=[0-9a-fA-F]{0,127}[a-fA-F])[0-9a-fA-F]{7,128}\b"
@@ -63,28 +91,37 @@ _PATTERNS: dict[str, str] = {
         r"|(?<!\w)--?[a-zA-Z][\w-]{0,40}(?==)|(?<!\S)--[a-z][\w-]{1,40}\b|<\|[\w-]{1,40}\|>"
     ),
     "quote": (
-        r"\"[^\s\"\n][^\"\n]{0,59}\"|“[^”\n]{1,60}”|«[^»\n]{1,60}»|「[^」\n]{1,60}」"
+        r"\"[^\s\"\n][^\"\n]{0,59}\"|“[^”\n]{1,60}”|«[^»\n]{1,60}»|「[^」\n]{1,60}」|『[^』\n]{1,60}』|《[^》\n]{1,60}》"
         r"|(?<!\w)'[^\s'\n][^'\n]{0,59}'(?!\w)"
     ),
     "negation": (
         r"(?i)\b(?:not|no|never|none|nobody|nothing|neither|nor|nowhere|cannot|without|unless|except|[a-z]{2,8}n['’]t)\b"
+        # Chinese: with up to two characters of what is negated; not in words such as 非常 (very) and 特别 (special)
+        r"|(?:不|没|沒|勿|毋|莫|否|[无無](?![论論])|非(?![常洲])|未(?![来來])|(?<![特分区區级級性类類个個告])[别別](?![人的墅]))"
+        r"[\u3400-\u9fff]{0,2}"
+        # Japanese: with the verb or adjective before it
+        r"|[\u3400-\u9fff]{0,4}[ぁ-ん]{0,8}(?:ない|なかった?|なく|なけれ|ません|ずに|なし(?![ぁ-ん])|ぬ(?=[。、\s]|$)|まい(?=[。、\s]|$))"
+        # Korean: 안, 못 with the word after it, and endings and words of negation
+        r"|(?<![가-힣])(?:안|못)\s?[가-힣]{1,8}|[가-힣]{0,8}(?:않|없|아니|아닌|아닙|못하|못한|못했|못할|말아|말라|마세요|마십시오)[가-힣]{0,6}"
     ),
 }
 _COMPILED = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
 RULES: tuple[str, ...] = tuple(_PATTERNS)
 
 
-def check_rules(rules: bool | Iterable[str]) -> tuple[str, ...]:
+def check_rules(rules: bool | str | Iterable[str]) -> tuple[str, ...]:
     """The names of the rules to apply.
 
     Args:
-        rules: True for all, False for none, or names from `RULES`.
+        rules: True or `"auto"` for all, False for none, or names from `RULES`.
 
     Raises:
         ValueError: another value, or a name that is not in `RULES`.
     """
     if isinstance(rules, bool):
         return RULES if rules else ()
+    if isinstance(rules, str) and rules == "auto":
+        return RULES
     names = [rules] if isinstance(rules, str) else rules
     if not isinstance(names, (list, tuple, set, frozenset)):
         raise bad("rules", rules, f"True, False, and lists of {', '.join(RULES)}")

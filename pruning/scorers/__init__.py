@@ -4,6 +4,7 @@ from distill.pruning.scorers.base import AGGREGATES, Scorer, Scores, to_units
 from distill.pruning.scorers.baseline import Baseline, RandomScorer
 from distill.pruning.scorers.causal import SelfInformation
 from distill.pruning.scorers.classifier import TokenClassifier
+from distill.pruning.scorers.encoder import SentenceEncoder
 from distill.pruning.scorers.relevance import CrossEncoder, LexicalRelevance, QuestionLikelihood
 from distill.pruning.scorers.saliency import AttentionSaliency, GradientSaliency
 
@@ -19,6 +20,7 @@ __all__ = [
     "Scorer",
     "Scores",
     "SelfInformation",
+    "SentenceEncoder",
     "TokenClassifier",
     "to_units",
 ]

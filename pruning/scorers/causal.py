@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from distill.pruning.checks import whole
+from distill.pruning.progress import progress
 from distill.pruning.scorers.base import Check, Scorer, Scores, Window, batches, pad, positions_of, windows
 from distill.pruning.tokenization import Encoded, Encoder
 
@@ -93,7 +94,7 @@ class SelfInformation(Scorer):
             if len(e.ids)
             for w in windows(row, len(e.ids), self.window, self.overlap, causal=True)
         ]
-        for batch in batches(todo, batch_tokens(self.model)):
+        for batch in progress(list(batches(todo, batch_tokens(self.model))), "scoring"):
             if check is not None:
                 check()
             self._fill(batch, encoded, bits)

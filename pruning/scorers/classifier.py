@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from distill.pruning.checks import bad, whole
+from distill.pruning.progress import progress
 from distill.pruning.scorers.base import Check, Scorer, Scores, batches, pad, positions_of, windows
 from distill.pruning.tokenization import Encoder
 
@@ -65,7 +66,9 @@ class TokenClassifier(Scorer):
             for w in windows(row, len(e.ids), self.window, self.overlap, causal=False)
         ]
         device = self.model.device
-        for batch in batches(todo, CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS):
+        for batch in progress(
+            list(batches(todo, CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS)), "scoring"
+        ):
             if check is not None:
                 check()
             rows = [np.concatenate([self._head, encoded[w.row].ids[w.begin : w.end], self._tail]) for w in batch]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from distill.pruning.checks import Unfit, bad, whole
+from distill.pruning.progress import progress
 from distill.pruning.scorers.base import Check, Scorer, Scores, pad, positions_of
 from distill.pruning.scorers.baseline import words_of
 from distill.pruning.scorers.causal import batch_tokens, bos_prefix, surprisal
@@ -36,7 +37,7 @@ def _groups(lengths: Sequence[int], tokens: int) -> list[list[int]]:
     return groups
 
 
-class _Relevance(Scorer):
+class Relevance(Scorer):
     """Cuts texts into sentences and scores each of them; a subclass says how."""
 
     level = "sentence"
@@ -66,7 +67,7 @@ class _Relevance(Scorer):
         return found
 
 
-class CrossEncoder(_Relevance):
+class CrossEncoder(Relevance):
     """Scores with a sequence classifier that reads question and sentence together, such as a reranker.
 
     The score is the sigmoid of a model's only output, or the softmax of the last of several. A sentence that is too
@@ -109,7 +110,8 @@ class CrossEncoder(_Relevance):
             raise Unfit("question", f"{asked} tokens", f"up to {asked + room - 16} for this model")
         parts = self._parts(sentences, room)
         values = np.zeros(len(sentences))
-        for group in _groups([len(p) for _, p in parts], 4 * batch_tokens(self.model)):  # about 4 letters a token
+        groups = _groups([len(p) for _, p in parts], 4 * batch_tokens(self.model))  # about 4 letters a token
+        for group in progress(groups, "reading sentences"):
             if check is not None:
                 check()
             pairs = [(question, parts[i][1]) for i in group]
@@ -122,7 +124,7 @@ class CrossEncoder(_Relevance):
         return values
 
 
-class QuestionLikelihood(_Relevance):
+class QuestionLikelihood(Relevance):
     """Scores a sentence by how much it helps a causal LM to predict the question.
 
     The gain g is the mean over the tokens of the question of
@@ -162,7 +164,7 @@ class QuestionLikelihood(_Relevance):
         alone = self._bits([np.empty(0, dtype=np.int64)], asked)[0]
         values = np.zeros(len(sentences))
         tokens = batch_tokens(self.model)
-        for group in _groups([len(p) + len(asked) for _, p in parts], tokens):
+        for group in progress(_groups([len(p) + len(asked) for _, p in parts], tokens), "reading sentences"):
             if check is not None:
                 check()
             bits = self._bits([parts[i][1] for i in group], asked)
@@ -182,11 +184,11 @@ class QuestionLikelihood(_Relevance):
         return np.stack([bits[len(row) - 1 - wanted : len(row) - 1] for bits, row in zip(found, rows, strict=True)])
 
 
-class LexicalRelevance(_Relevance):
+class LexicalRelevance(Relevance):
     """Scores a sentence by the share of the question's words that it holds; needs no model.
 
     Words that few sentences hold weigh more, and function words do not count. Only the first six letters of words are
-    compared, so that most endings do not matter.
+    compared, so that most endings do not matter. Words that no sentence holds say nothing and do not count.
     """
 
     name = "lexical"
@@ -196,7 +198,9 @@ class LexicalRelevance(_Relevance):
             check()
         bags = [_stems(sentence) for sentence in sentences]
         frequency = Counter(stem for bag in bags for stem in bag)
-        wanted = {stem: math.log((len(bags) + 1) / (frequency[stem] + 0.5)) for stem in _stems(question)}
+        wanted = {
+            stem: math.log((len(bags) + 1) / (frequency[stem] + 0.5)) for stem in _stems(question) if frequency[stem]
+        }
         total = sum(wanted.values()) or 1.0
         return np.array([sum(w for stem, w in wanted.items() if stem in bag) / total for bag in bags])
 

@@ -8,6 +8,7 @@ of the original, within the budget or said to be over it, anchors kept.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -35,6 +36,7 @@ from distill.pruning import (
     suggest,
 )
 from distill.pruning.html import page
+from distill.pruning.llmlingua import PromptCompressor
 
 RANGES = [
     (0x20, 0x7E), (0x00, 0x1F), (0x7F, 0xA0), (0xA1, 0x24F), (0x300, 0x36F), (0x370, 0x3FF), (0x400, 0x4FF),
@@ -52,7 +54,14 @@ PIECES = [
     "a" * 150, "." * 70, "# Head\n", "- item\n", "| a | b |\n", '{"a": [1, 2]}\n', "{", "[",
     "2024-05-17 10:45:01 INFO x\n",
     "Summarize the text.\n",
-    "if x:\n\treturn y;\n", "})]", "x = 1;\n", "((((", "\x00", "ß", "İ", "ﬁ",
+    "if x:\n\treturn y;\n", "User: a\n", "Assistant: b\n",
+    "<|im_start|>user\n", "请不要删除。", "参加しなかった", "않았다 ",
+    "2024-05-17 10:45:02 ERROR y 17\n" * 5, "2024-05-17 10:45:03 INFO z 1 of 9\n" * 6,
+    "Traceback (most recent call last):\n",
+    '[{"a": 1}, {"a": 2}, {"a": 3}, {"a": 4}, {"a": 5}]', '{"k": "v"}\n' * 9,
+    "\tat a.b(C.java:1)\n",
+    "<llmlingua, rate=0.5>", "</llmlingua>", "北京大学的", "東京タワー",
+    "})]", "x = 1;\n", "((((", "\x00", "ß", "İ", "ﬁ",
 ]  # fmt: skip
 TAGS = ["<keep>", "</keep>", "<keep>kept</keep>", "<keep> "]
 BAD: list[Any] = [
@@ -102,7 +111,8 @@ def options_of(draw: random.Random, text: str) -> dict[str, Any]:
         "force_tokens": lambda: words_of(draw, text),
         "keywords": lambda: words_of(draw, text),
         "keep_tags": lambda: draw.random() < 0.5,
-        "segments": lambda: draw.choice((True, False, {draw.choice(KINDS): share})),
+        "segments": lambda: draw.choice((None, True, False, {draw.choice(KINDS): share})),
+        "anchors": lambda: draw.choice((None, [], ["money"], ["versions", "names"])),
         "scope": lambda: draw.choice(("each", "all")),
         "on_over_budget": lambda: draw.choice(("flag", "error")),
     }
@@ -151,18 +161,81 @@ def check(result: Result, pruner: Distill, given: str, options: dict[str, Any]) 
     if options.get("scope") != "all":
         assert result.budget is None or result.over_budget or result.tokens <= result.budget
         assert regex.search(r"\S", result.text) or not regex.search(r"\S", given) or "keep>" in given
+    described = {}
+    for fold in result.folds:
+        described |= fold.restore()
+    plain = given if not (options.get("keep_tags", True) and "keep>" in given) else None
+    assert plain is None or all(plain.split("\n")[number - 1].rstrip() == line for number, line in described.items())
+    if result.segments and plain is not None and all(s.kind == "json" for s in result.segments) and not described:
+        check_json(plain, result.text)
     assert result.over_budget == any("over the budget" in note for note in result.notes)
     for anchor in result.anchors:
         assert any(a <= anchor.start and anchor.end <= b for a, b in result.spans), anchor
     tagged = options.get("keep_tags", True) and "keep>" in given
     if not tagged:
-        if pruner.layout == "keep":
+        # lines of logs and elements of JSON go with their line breaks
+        if pruner.layout == "keep" and not {s.kind for s in result.segments} & {"log", "json"}:
             breaks = r"[\n\r\x0b\x0c\x85\u2028\u2029]"
             assert re.findall(breaks, result.text) == re.findall(breaks, given)
         if options.get("rate") == 1 or options.get("threshold") == 0:
             assert result.text == given
     json.dumps(result.to_dict(with_original=True))
     assert report(result)
+
+
+def check_json(before: str, after: str) -> None:
+    """What is left of a text that was one JSON value, or one a line, is still that."""
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(before)
+        json.loads(after)
+        return
+    for line in after.splitlines():
+        assert not line.strip() or line.strip()[0] in "{[", line
+
+
+def messages_of(draw: random.Random) -> list[Any]:
+    """A chat; now and then something else."""
+    found: list[Any] = []
+    for _ in range(draw.randint(0, 4)):
+        content: Any = draw.choice((text_of(draw), None, [{"type": "text", "text": text_of(draw)}, {"type": "image"}]))
+        found.append({"role": draw.choice(("system", "user", "assistant", "tool")), "content": content})
+    if draw.random() < 0.1:
+        found.append(draw.choice(BAD))
+    return found
+
+
+def run_others(draw: random.Random) -> int:
+    """One random call of the other surfaces: chats, LLMLingua's calls.
+
+    Returns:
+        How many texts it had.
+    """
+    share = draw.choice((0.2, 0.5, 1.0))
+    try:
+        if draw.random() < 0.5:
+            messages = messages_of(draw)
+            roles = draw.choice((None, {"tool": share}, {"user": 1}, draw.choice(BAD)))
+            result = pruner_of(draw).compress(messages=messages, rate=share, roles=roles, keep_last=draw.randint(0, 2))
+            assert len(result.messages) == len(messages)
+            for *_, one in result.results:
+                one.check()
+                assert one.over_budget or one.tokens <= (one.budget or 0)
+            return max(len(messages), 1)
+        texts = [text_of(draw) for _ in range(draw.randint(1, 3))]
+        lingua = PromptCompressor(scorer="baseline", ner=draw.choice((None, "capitals")))
+        call = draw.choice((lingua.compress_prompt, lingua.structured_compress_prompt))
+        options: dict[str, Any] = draw.choice(({"rate": share}, {"target_token": 9}, {"rate": draw.choice(BAD)}))
+        if draw.random() < 0.1:
+            options[draw.choice(("instruction", "question", "reorder_context", "x"))] = draw.choice(BAD)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BudgetWarning)
+            found = call(texts, **options)
+        assert len(found["compressed_prompt_list"]) == len(texts)
+        assert found["compressed_tokens"] <= found["origin_tokens"] or "llmlingua" in "".join(texts)
+        return len(texts)
+    except ValueError as error:
+        assert MESSAGE.match(str(error)), f"names nothing: {error}"
+        return 1
 
 
 def run(seed: int) -> int:
@@ -175,6 +248,8 @@ def run(seed: int) -> int:
         Exception: anything but a ValueError that names an argument came up, or a promise is broken.
     """
     draw = random.Random(seed)
+    if seed % 5 == 4:
+        return run_others(draw)
     texts = [text_of(draw) for _ in range(draw.choice((1, 1, 1, 2, 3)))]
     options = options_of(draw, texts[0])
     try:

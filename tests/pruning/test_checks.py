@@ -119,7 +119,7 @@ def test_the_named_options_are_those_of_the_functions():
         ("model_name", [5, "", [], "x" * 5000, "a\x00b", "\ud800", b"x", "/no/such/folder"]),
         ("device_map", [5, "", None, ["cpu"], "x" * 200, "cpu\n"]),
         ("scorer", ["nonsense", 5, ["baseline"], {}, None, b"x"]),
-        ("ner", [5, "", ["capitals"], True, {}, "\ud800", "/no/such/folder"]),
+        ("ner", [5, "", [], ["capitals", 5], True, {}, "\ud800", "/no/such/folder", "spacy:no_such", "spacy:\n"]),
         ("rules", ["nonsense", 5, None, [5], [["number"]], {"a": 1}]),
         ("aggregate", ["median", ["mean"], 5, None]),
         ("layout", ["none", ["keep"], 5, None]),

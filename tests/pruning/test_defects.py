@@ -128,7 +128,8 @@ def test_e9_no_context_vanishes(unruled, long_prose):
 
 
 def test_e10_line_breaks_over_the_budget_are_said(unruled):
-    result = unruled.compress(PYTHON * 8, 0.2)
+    # without segments, because code is kept by default
+    result = unruled.compress(PYTHON * 8, 0.2, segments=False)
     assert result.over_budget and any("layout" in note for note in result.notes)
 
 
@@ -136,7 +137,7 @@ def test_e10_line_breaks_over_the_budget_are_said(unruled):
 def test_e10_the_rate_is_met(unruled, prose, long_prose, rate):
     # at 0.2 the line breaks of code alone need more than the budget: test_e10_line_breaks_over_the_budget_are_said
     for text in (prose, long_prose(300), *([PYTHON * 8] if rate > 0.4 else [])):
-        result = unruled.compress(text, rate)
+        result = unruled.compress(text, rate, segments=False)  # code is kept by default
         assert result.tokens <= result.budget and result.budget - result.tokens <= 2
 
 

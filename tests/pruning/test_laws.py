@@ -117,7 +117,7 @@ def test_indentation_and_separators():
         ("alpha beta (gamma", ["beta", "("], "alpha gamma"),
         ("  alpha beta", ["alpha"], "  beta"),
         ("alpha\n  beta gamma\ndelta", ["beta", "gamma"], "alpha\n  \ndelta"),
-        ("日本語", ["本"], "日語"),
+        ("日本語を、読む。", ["日本語を"], "、読む。"),
     ],
 )
 def test_words_are_neither_glued_nor_spaced_apart(text, gone, wanted):

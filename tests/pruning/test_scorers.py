@@ -21,6 +21,7 @@ from distill.pruning.scorers import (
     QuestionLikelihood,
     Scores,
     SelfInformation,
+    SentenceEncoder,
     TokenClassifier,
     to_units,
 )
@@ -48,6 +49,27 @@ def bert(checkpoints):
     )
 
 
+class Letters:
+    """Encodes a text by how often it has each letter, in place of a sentence encoder."""
+
+    max_seq_length = 64
+
+    def __init__(self):
+        self.read = []
+
+    def encode(self, texts, batch_size, normalize_embeddings, show_progress_bar):
+        self.read += texts
+        counts = np.array([[text.lower().count(chr(c)) for c in range(97, 123)] for text in texts], dtype=float)
+        return counts / np.maximum(np.linalg.norm(counts, axis=1, keepdims=True), 1e-9)
+
+
+class Pairs:
+    """Scores a question and a text by a logit, in place of a cross-encoder."""
+
+    def predict(self, pairs, batch_size, show_progress_bar):
+        return np.array([4.0 if "river" in text else -4.0 for _, text in pairs])
+
+
 @pytest.fixture(scope="module")
 def every(checkpoints, llama, bert):
     """All scorers by name."""
@@ -61,6 +83,7 @@ def every(checkpoints, llama, bert):
         "gradient": GradientSaliency(*llama, window=48, overlap=8),
         "classifier": TokenClassifier(*bert, window=50, overlap=8),
         "cross-encoder": CrossEncoder(cross, AutoTokenizer.from_pretrained(checkpoints.cross), "tiny"),
+        "hybrid": SentenceEncoder(Letters()),
         "lexical": LexicalRelevance(),
         "baseline": Baseline(),
         "random": RandomScorer(),
@@ -257,3 +280,61 @@ def test_saliency_and_likelihood_through_the_front_door(checkpoints, prose, name
     pruner = Distill(checkpoints.llama, scorer=name, ner=None, target_tokenizer=checkpoints.llama)
     result = pruner.compress(prose, 0.6, question=QUESTION)
     assert result.tokens <= result.budget and name in result.scorer
+
+
+def test_the_encoder_is_mixed_with_overlap_and_remembers(prose):
+    model = Letters()
+    spans = sentence_spans(prose)
+    encoder, mixed = SentenceEncoder(model, overlap=0), SentenceEncoder(Letters(), overlap=0.25)
+    cosines = encoder.score(prose, QUESTION).values
+    shared = LexicalRelevance().score(prose, QUESTION).values
+    vectors = Letters().encode([QUESTION, *(prose[a:b] for a, b in spans)], 1, True, False)
+    assert np.allclose(cosines, vectors[1:] @ vectors[0])
+    assert np.allclose(mixed.score(prose, QUESTION).values, 0.75 * cosines + 0.25 * shared)
+    before = len(model.read)
+    encoder.score(prose, "Who drafted the report?")
+    assert model.read[before:] == ["Who drafted the report?"]  # the sentences are known
+
+
+def test_long_sentences_are_read_in_parts():
+    model = Letters()
+    text = "z" * 1000 + " " + "river " * 30
+    values = SentenceEncoder(model, overlap=0).score(text, "river river river").values
+    assert len(values) == 1 and values[0] > 0.9  # the best part counts, not the first
+    assert max(map(len, model.read)) <= 3 * model.max_seq_length
+
+
+def test_a_cross_encoder_of_sentence_transformers(prose):
+    found = SentenceEncoder(Pairs(), overlap=0).score(prose, QUESTION)
+    with_river = np.array(["river" in prose[a:b] for a, b in sentence_spans(prose)])
+    assert (found.values[with_river] > 0.9).all() and (found.values[~with_river] < 0.1).all()
+    result = Distill(scorer="hybrid", question_model=Pairs()).compress(prose, 0.4, question="What rose by 12 cm?")
+    assert "the\nwater had risen by 12 cm" in result.text and "cross-encoder" in result.scorer
+    with pytest.raises(ValueError, match="model: got"):
+        SentenceEncoder(object())
+    with pytest.raises(ValueError, match="question_model: got"):
+        Distill(question_model="/no/such/folder")
+
+
+def test_sentences_that_fit_come_before_a_better_one_that_does_not(prose):
+    """At a small rate the best sentence may be too long; whole sentences are worth more than a piece of it."""
+    text = "The river rose " + "and rose " * 30 + "at noon. The river fell. " + "Nobody was there to see it. " * 3
+    result = Distill(scorer="lexical").compress(text, 0.3, question="When did the river rise at noon?")
+    assert "The river fell." in result.text and result.tokens <= result.budget
+
+
+def test_with_a_question_masks_do_not_cut_sentences_up(prose):
+    question = "What did the engineers measure?"
+    auto, forced = Distill(scorer="lexical"), Distill(scorer="lexical", rules=True)
+    asked = auto.compress(prose, 0.3, question=question)
+    assert "The engineers measured the river at 10:45 and again at noon" in asked.text
+    assert asked.masks["rules"].anchors == 0 and not asked.over_budget
+    assert forced.compress(prose, 0.3, question=question).masks["rules"].anchors > 0
+
+
+def test_a_gguf_file_scores(tmp_path, checkpoints, prose):
+    from tests.real import smollm2_gguf
+
+    pruner = Distill(str(smollm2_gguf()), ner=None)
+    result = pruner.compress(prose, 0.5)
+    assert result.tokens <= result.budget and "gguf" in result.scorer

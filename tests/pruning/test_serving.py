@@ -473,7 +473,7 @@ def test_own_description_holds(default):
     with live(app) as url:
         schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
         operations = [operation.ok() for operation in schema.get_all_operations()]
-        assert {o.path for o in operations} == {"/compress_prompt", "/healthz", "/metrics"}
+        assert {o.path for o in operations} == {"/compress_prompt", "/compress_chat", "/healthz", "/metrics"}
         checks = [
             schemathesis.checks.not_a_server_error,
             schemathesis.specs.openapi.checks.status_code_conformance,

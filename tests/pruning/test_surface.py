@@ -217,3 +217,30 @@ def test_megabyte_of_one_line():
 def test_bad_texts(default, texts, word):
     with pytest.raises(ValueError, match=word):
         default.compress_prompt(texts, 0.5)
+
+
+def test_the_application_of_the_environment(tmp_path, monkeypatch):
+    pytest.importorskip("fastapi", reason="the extra serve is not installed")
+    pytest.importorskip("dotenv")
+    from starlette.testclient import TestClient
+
+    from distill.serving.environment import app_from_environment
+
+    for name in ("DISTILL_MODEL_PATH", "DISTILL_DEVICE", "DISTILL_UPSTREAM", "DISTILL_RATE", "DISTILL_API_KEY"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    path = tmp_path / ".env"
+    path.write_text(f"DISTILL_MODEL_PATH={shipped_model()}\nDISTILL_DEVICE=cpu\n")
+    with TestClient(app_from_environment(path)) as http:
+        body = {"context": ["The river rose at noon, and nobody was there to see it."], "reduce_rate": 0.5}
+        answer = http.post("/compress_prompt", json=body).json()
+        assert answer["reports"][0]["rate"] <= 0.5 and "llama" in answer["scorer"]
+    path.write_text("DISTILL_UPSTREAM=http://localhost:9/v1\nDISTILL_RATE=many\n")
+    with pytest.raises(ValueError, match="DISTILL_RATE: got 'many'"):
+        app_from_environment(path)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as raised:
+        main(["--version"])
+    assert raised.value.code == 0 and capsys.readouterr().out.startswith("distill 0.")

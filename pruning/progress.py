@@ -1,0 +1,24 @@
+"""A progress bar for whatever takes longer than a second, on a terminal only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+
+def progress(work: Sequence[T], what: str, enough: int = 2) -> Iterator[T]:
+    """The pieces of some work, with a bar on standard error if they take more than a second and it is a terminal.
+
+    Args:
+        work: the pieces.
+        what: what is done, in a few words.
+        enough: with fewer pieces there is no bar.
+    """
+    if len(work) < enough:
+        yield from work
+        return
+    yield from tqdm(work, desc=what, delay=1.0, leave=False, disable=None)
