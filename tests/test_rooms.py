@@ -28,7 +28,7 @@ ALLOWED = {
     "models": {"patches"},
     "baselines": {"patches"},
     "distillation": {"patches", "models", "baselines", "training"},
-    "engines": {"patches"},
+    "engines": {"patches", "models"},
     "pruning": {"training"},
     "serving": {"pruning"},
     "evaluation": {"patches", "models", FRONT},
