@@ -88,7 +88,7 @@ class Plan:
     Attributes:
         layout: the groups.
         saving: at the longest prompt, the share of blocks saved.
-        better: a selection layer close by with which more would be saved, and how much; `None` if there is none.
+        better: where there is padding, a selection layer close by with which more would be saved, and how much.
     """
 
     layout: Layout
@@ -127,10 +127,10 @@ def plan_of(policy: PromptDistill, config: Any, length: int, block_size: int) ->
         return layout, layout.saving(held, length, block_size)
 
     layout, saving = made(policy)
-    if policy.adaptive or len(policy.selection_layers) > 1:
+    if policy.adaptive or len(policy.selection_layers) > 1 or not layout.padding:
         return Plan(layout, saving, None)
     at = policy.layers_of(config)[0]
     near = [layer for layer in range(at - NEAR, at + NEAR + 1) if 0 <= layer < depth - 1 and layer != at]
-    others = [(made(replace(policy, selection_layers=[layer]))[1], layer) for layer in near]
-    best = max(others, default=(saving, at), key=lambda pair: (round(pair[0], 6), -abs(pair[1] - at)))
-    return Plan(layout, saving, (best[1], best[0]) if best[0] > saving else None)
+    others = [(layer, made(replace(policy, selection_layers=[layer]))[1]) for layer in near]
+    best = max(others, default=(at, saving), key=lambda pair: (pair[1], -abs(pair[0] - at)))
+    return Plan(layout, saving, best if best[1] > saving else None)
