@@ -84,15 +84,14 @@ WORKER = "distill.engines.worker.DistillCPUWorker"
 SCHEDULER = "distill.engines.scheduling.make_scheduler"
 
 
-def check_request(params: Any) -> None:
+def check_request(params: Any, question: bool) -> None:
     """Raises a `ValueError` if a request wants what a policy cannot give.
 
     Args:
         params: its `vllm.SamplingParams`.
+        question: whether the model's policy keeps a question.
     """
-    extra = params.extra_args
-    stock = PromptDistill([0], [1], question=True)
-    if request_policy(stock, extra) is None:
+    if request_policy(PromptDistill([0], [1], question=question), params.extra_args) is None:
         return
     if params.prompt_logprobs is not None:
         refuse(

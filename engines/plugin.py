@@ -20,8 +20,8 @@ from distill.patches.checks import shown
 
 logger = init_logger("vllm.distill")
 
-#: checks the parameters of each request where it comes in
-REQUESTS = "distill.engines.requests:RequestCheck"
+#: check the parameters of each request where it comes in, by whether the policy keeps a question
+REQUESTS = {False: "distill.engines.requests:RequestCheck", True: "distill.engines.requests:QuestionCheck"}
 
 
 class DistillModelConfig(ModelConfig):
@@ -37,12 +37,13 @@ class PolicyConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
-        if policy_of(model_config.hf_config) is None:
+        policy = policy_of(model_config.hf_config)
+        if policy is None:
             return
         model_config.__class__ = DistillModelConfig
         # a step's rows differ from stage to stage, and with the data; what is compiled or recorded is not asked
         model_config.enforce_eager = True
-        model_config.logits_processors = [*(model_config.logits_processors or []), REQUESTS]
+        model_config.logits_processors = [*(model_config.logits_processors or []), REQUESTS[policy.question]]
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:

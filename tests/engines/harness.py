@@ -110,6 +110,7 @@ class Engine:
         self.policy = None if self.retention is None else policy_of(self.runner.model.config)
         self.steps = self.preempted = self.most = 0
         self._numbers = 0
+        self._seen: dict[str, int] = {}
 
     @property
     def free_blocks(self) -> int:
@@ -131,10 +132,12 @@ class Engine:
 
     def step(self) -> dict[str, list[int]]:
         """One step: the tokens of each request that has some, so far. Checks the blocks of all requests."""
-        before = self.preemptions()
         outputs = {output.request_id: list(output.outputs[0].token_ids) for output in self.engine.step()}
         self.steps += 1
-        self.preempted += max(0, self.preemptions() - before)
+        self.preempted += sum(
+            request.num_preemptions > self._seen.get(name, 0) for name, request in self.scheduler.requests.items()
+        )
+        self._seen = {name: request.num_preemptions for name, request in self.scheduler.requests.items()}
         self.check_blocks()
         return outputs
 
@@ -158,11 +161,13 @@ class Engine:
         new: int,
         joins: Sequence[int] | None = None,
         extra: dict[str, Any] | None = None,
+        put_out: Sequence[int] = (),
     ) -> list[Answer]:
         """Answers prompts.
 
         Args:
             joins: the step before which each prompt joins; the default is the first for all.
+            put_out: the steps before which all that run are preempted.
         """
         waiting = sorted(zip(joins or [0] * len(prompts), range(len(prompts)), strict=True))
         names: dict[str, int] = {}
@@ -172,6 +177,8 @@ class Engine:
             while waiting and waiting[0][0] <= step:
                 at = waiting.pop(0)[1]
                 names[self.add(prompts[at], new, extra)] = at
+            if step in put_out:
+                self.scheduler.reset_prefix_cache(reset_running_requests=True)
             for name, tokens in self.step().items():
                 answers[names[name]].tokens = tokens
             self._kept(answers, names, prompts)
@@ -186,10 +193,6 @@ class Engine:
                 at = names[name]
                 length = len(prompts[at])
                 answers[at].kept = changes(length, [positions.tolist() for positions in state.kept])
-
-    def preemptions(self) -> int:
-        """Preemptions of the requests that are alive."""
-        return sum(request.num_preemptions for request in self.scheduler.requests.values())
 
 
 @contextmanager

@@ -25,6 +25,10 @@ POLICIES = {
     ),
     "random": PromptDistill([3, 4], [100, 40], scoring="random", seed=7),
 }
+#: each policy with blocks of their own for later layers, and two in the model's one group
+CASES = pytest.mark.parametrize(
+    ("name", "shared"), [*((name, "own") for name in POLICIES), ("softmax", "shared"), ("two", "shared")]
+)
 ALL = {"tokens": COUNT, "kept": COUNT, "all": COUNT}
 
 
@@ -45,8 +49,7 @@ def wanted(model):
     return answers
 
 
-@pytest.mark.parametrize("shared", ["own", "shared"])
-@pytest.mark.parametrize("name", POLICIES)
+@CASES
 def test_alone_and_mixed(folders, wanted, name, shared):
     prompts = passkeys("llama", COUNT)
     with engine(folders("llama"), POLICIES[name], additional_config={"distill_blocks": shared}) as made:
@@ -60,20 +63,28 @@ def test_alone_and_mixed(folders, wanted, name, shared):
         assert made.free_blocks == free and not made.retention.states
 
 
-@pytest.mark.parametrize("shared", ["own", "shared"])
-@pytest.mark.parametrize("name", POLICIES)
+@CASES
 def test_chunked_and_preempted(folders, wanted, name, shared):
     prompts = passkeys("llama", COUNT)
     settings = {"additional_config": {"distill_blocks": shared}, "max_num_batched_tokens": 96}
     with engine(folders("llama"), POLICIES[name], **settings) as made:
+        free = made.free_blocks
         chunked = made.run(prompts[:5], NEW) + [made.run([prompt], NEW)[0] for prompt in prompts[5:10]]
         chunked += made.run(prompts[10:], NEW, joins=[3 * i for i in range(COUNT - 10)])
         assert same(chunked, wanted(name)) == ALL
         assert made.retention.waiting_bytes == 0 and not made.retention.states
-    # a pool that holds few of them at once, so that some are put out and read again with what they had generated
-    stock = settings | {"num_gpu_blocks_override": 40, "block_size": 32, "max_model_len": 640}
-    with engine(folders("llama"), POLICIES[name], **stock) as made:
-        preempted = made.run(prompts, NEW)
+        # all that run are put out, some within their prompts, and read again with what they had generated
+        made.preempted = 0
+        preempted = made.run(prompts, NEW, joins=[2 * i for i in range(COUNT)], put_out=[4, 17, 40])
         assert same(preempted, wanted(name)) == ALL
+        assert made.preempted > 3
+        assert made.free_blocks == free and made.retention.waiting_bytes == 0 and not made.retention.states
+
+
+def test_preempted_in_a_small_pool(folders, wanted):
+    prompts = passkeys("llama", COUNT)
+    settings = {"num_gpu_blocks_override": 38, "block_size": 32, "max_model_len": 576}
+    with engine(folders("llama"), ONE, max_num_batched_tokens=576, **settings) as made:
+        assert same(made.run(prompts, NEW), wanted("softmax")) == ALL
         assert made.preempted > 0
-        assert made.free_blocks == 39 and not made.retention.states
+        assert made.free_blocks == 37 and not made.retention.states
