@@ -92,6 +92,33 @@ class State:
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+@dataclass
+class Totals:
+    """What was read so far; a preempted prompt counts each time.
+
+    Attributes:
+        prompts, prompts_off: complete prompts under the policy, and with the policy off.
+        tokens: tokens of the prompts under the policy.
+        layer_tokens: tokens times layers that the stock model would have computed of these.
+        layer_tokens_kept: those that were computed.
+    """
+
+    prompts: int = 0
+    prompts_off: int = 0
+    tokens: int = 0
+    layer_tokens: int = 0
+    layer_tokens_kept: int = 0
+
+    def add(self, length: int, held: list[int], stages: list[range]) -> None:
+        """Counts a prompt of which the stages after the first hold so many tokens."""
+        self.prompts += 1
+        self.tokens += length
+        self.layer_tokens += length * sum(map(len, stages))
+        self.layer_tokens_kept += sum(
+            count * len(stage) for count, stage in zip([length, *held], stages, strict=True)
+        )
+
+
 @dataclass(frozen=True)
 class Segment:
     """The rows of one request that are alive in a stage.
@@ -159,6 +186,7 @@ class Retention:
 
     Attributes:
         states: by request id, of the requests that are alive and under the policy.
+        totals: what was read so far.
     """
 
     def __init__(self, config: Any, policy: PromptDistill, scaling: float) -> None:
@@ -166,6 +194,7 @@ class Retention:
         self.boundaries = boundaries_of(policy, config)
         self.stages = stages_of(self.boundaries, config.num_hidden_layers)
         self.states: dict[str, State] = {}
+        self.totals = Totals()
 
     def drop(self, request: str) -> None:
         """Forgets a request that has finished, was aborted or preempted, or whose step failed."""
@@ -173,6 +202,9 @@ class Retention:
 
     def step(self, parts: list[Part]) -> Step | None:
         """The plan of one step; `None` where no request in it is under the policy."""
+        self.totals.prompts_off += sum(
+            part.policy is None and part.computed < part.length <= part.computed + part.count for part in parts
+        )
         if not any(part.policy for part in parts):
             return None
         for part in parts:
@@ -333,6 +365,7 @@ class Step:
         state.kept.append(state.tokens.positions[0])
         if len(state.held) == len(self.retention.boundaries):
             state.forget()
+            self.retention.totals.add(segment.part.length, state.held, self.retention.stages)
         elif self.stage == 0:
             state.waiting = []
         return segment

@@ -82,3 +82,8 @@ class DistillCPUWorker(CPUWorker):
         super().init_device()
         # the runner holds no model yet; a second one would allocate all its buffers again
         self.model_runner.__class__ = DistillCPUModelRunner
+
+    def distill_totals(self) -> dict[str, int]:
+        """What was read so far, see `distill.engines.retention.Totals`; empty where the model has no policy."""
+        retention = self.model_runner.retention
+        return {} if retention is None else vars(retention.totals)

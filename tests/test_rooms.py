@@ -31,7 +31,7 @@ ALLOWED = {
     "engines": {"patches", "models"},
     "pruning": {"training"},
     "serving": {"pruning"},
-    "evaluation": {"patches", "models", FRONT},
+    "evaluation": {"patches", "models", "engines", FRONT},
     "mini": {"patches", "models", "baselines", "evaluation", "training"},
     FRONT: {"patches", "models", "baselines", "distillation"},
     SUBCOMMANDS: {FRONT, *ROOMS},

@@ -47,7 +47,8 @@ def test_tiny(tmp_path, name):
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(CONFIGS[name], dtype=torch.float32).save_pretrained(tmp_path)
     prompts = torch.randint(300, (10, 150)).tolist()
-    counts = compared(tmp_path, prompts, POLICY, max_num_batched_tokens=256, skip_tokenizer_init=True)
+    settings = {"skip_tokenizer_init": True, "max_model_len": 512}
+    counts = compared(tmp_path, prompts, POLICY, max_num_batched_tokens=256, **settings)
     assert counts == {"tokens": 10, "kept": 10, "all": 10}
 
 
