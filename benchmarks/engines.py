@@ -1,9 +1,9 @@
 """PromptDistill inside vLLM: time to read a prompt, blocks of cache, requests per second; on and off in one process.
 
 The engine runs under the policy, and requests with `extra_args={"distill": "off"}` are stock. Runs of one length are
-taken in turns, so that their ratios are those of one machine in one state. The bound is the engine's own time for what
-must be computed: with a selection after layer r of L, (r + 1) / L of the time of all N tokens, and the rest of the time
-of a prompt of the k + 1 tokens that are kept.
+taken in turns, so that their ratios are those of one machine in one state. The bound is the engine's own time for
+what must be computed: with a selection after layer r of L, (r + 1) / L of the time of all N tokens, and the rest of the
+time of a prompt of the k + 1 tokens that are kept.
 
     make vllm
     .venv-vllm/bin/python benchmarks/engines.py MODEL --layers 14 --budget 256 --lengths 1000 2000
@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=256, help="tokens kept (default 256)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 2000], help="tokens of the prompts")
     parser.add_argument("--runs", type=int, default=9, help="runs of each, in turns (default 9)")
-    parser.add_argument("--requests", type=int, default=8, help="requests at once, for requests per second (default 8)")
+    parser.add_argument(
+        "--requests", type=int, default=8, help="requests at once, for requests per second (default 8)"
+    )
     parser.add_argument("--new", type=int, default=32, help="tokens each of these generates (default 32)")
     parser.add_argument("--block-size", type=int, default=32, help="tokens of a block (default 32)")
     parser.add_argument("--dtype", default="float32")
@@ -125,12 +127,16 @@ def main() -> None:
         bounds = [share + (1 - share) * kept / off for kept, off in zip(taken["kept"], taken["off"], strict=True)]
         ratio, bound = statistics.median(ratios), statistics.median(bounds)
         off, on = statistics.median(taken["off"]), statistics.median(taken["on"])
-        prefill.append([str(length), f"{off:.3f}", f"{on:.3f}", f"{ratio:.3f}", f"{bound:.3f}", f"{ratio / bound:.3f}"])
+        prefill.append(
+            [str(length), f"{off:.3f}", f"{on:.3f}", f"{ratio:.3f}", f"{bound:.3f}", f"{ratio / bound:.3f}"]
+        )
 
         held = [tokens_held(policy, length, depth, stage[0]) for stage in stages]
         found = [timed.blocks(length, extra) * layout.group_size for extra in (OFF, None)]
         formula = [layout.layer_blocks(each, args.block_size) for each in ([length] * len(held), held)]
-        cached.append([str(length), *map(str, (found[0], formula[0], found[1], formula[1])), f"{1 - found[1] / found[0]:.1%}"])
+        cached.append(
+            [str(length), *map(str, (found[0], formula[0], found[1], formula[1])), f"{1 - found[1] / found[0]:.1%}"]
+        )
 
         rates: dict[str, list[float]] = {"off": [], "on": []}
         for _ in range(3):
@@ -140,7 +146,9 @@ def main() -> None:
         served.append([str(length), str(args.requests), str(args.new), f"{off:.2f}", f"{on:.2f}", f"{on / off:.2f}"])
 
     print(f"vLLM {vllm.__version__}, {args.dtype}, {torch.get_num_threads()} threads, {depth} layers, {policy}")
-    print(f"layers {' + '.join(map(str, layout.sizes))} in groups of {layout.group_size}, blocks of {args.block_size}\n")
+    print(
+        f"layers {' + '.join(map(str, layout.sizes))} in groups of {layout.group_size}, blocks of {args.block_size}\n"
+    )
     print(table(["tokens", "off s", "on s", "on / off", "bound", "of bound"], prefill))
     print()
     print(table(["tokens", "layer blocks off", "formula", "on", "formula", "fewer"], cached))

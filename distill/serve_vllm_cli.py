@@ -72,5 +72,7 @@ def run(args: argparse.Namespace) -> int:
     words = command(args)
     names = os.environ.get("VLLM_PLUGINS")
     # unset, vLLM loads the plugin but not its route
-    os.environ["VLLM_PLUGINS"] = "distill" if names is None else ",".join(dict.fromkeys([*names.split(","), "distill"]))
+    os.environ["VLLM_PLUGINS"] = (
+        "distill" if names is None else ",".join(dict.fromkeys([*names.split(","), "distill"]))
+    )
     os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *words])

@@ -32,7 +32,12 @@ class RetainingMixin:
     """
 
     #: a checkpoint of distill's may have a KVzap scorer beside its weights, which is no part of the model
-    allow_patterns_overrides: ClassVar[list[str]] = ["model*.safetensors", "consolidated*.safetensors", "*.bin", "*.pt"]
+    allow_patterns_overrides: ClassVar[list[str]] = [
+        "model*.safetensors",
+        "consolidated*.safetensors",
+        "*.bin",
+        "*.pt",
+    ]
 
     model: Any
     config: Any
@@ -75,9 +80,10 @@ class RetainingMixin:
             return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds)  # type: ignore[misc]
         assert enter is not None
         hidden = self.model.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-        residual = None
+        residual: Tensor | None = None
         for stage, layers in enumerate(step.retention.stages):
             if stage:
+                assert residual is not None
                 hidden, residual = step.choose(hidden, residual)
                 if not len(hidden):
                     break
@@ -85,7 +91,7 @@ class RetainingMixin:
                 enter(layers, step.segments, positions)
             for layer in layers:
                 if step.wants(layer):
-                    self._looking = lambda query, key, layer=layer: step.see(layer, query, key)  # type: ignore[misc]
+                    self._looking = lambda query, key, layer=layer: step.see(layer, query, key)
                 try:
                     hidden, residual = self.model.layers[layer](positions, hidden, residual)
                 finally:

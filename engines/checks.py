@@ -46,7 +46,9 @@ def check_engine(config: Any, policy: PromptDistill) -> None:
         refuse("speculative_config", config.speculative_config.method, "none: draft tokens are taken back")
     if parallel.pipeline_parallel_size > 1:
         refuse(
-            "pipeline_parallel_size", parallel.pipeline_parallel_size, "1: rows that wait and go on stay in one process"
+            "pipeline_parallel_size",
+            parallel.pipeline_parallel_size,
+            "1: rows that wait and go on stay in one process",
         )
     if parallel.tensor_parallel_size > 1:
         refuse(

@@ -1,4 +1,4 @@
-"""vLLM in this process, for many prompts at once: what `distill generate` and `distill eval` run with `--engine vllm`."""
+"""vLLM in this process, for many prompts at once: `distill generate` and `distill eval` with `--engine vllm`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ class Offline:
         self.version = vllm.__version__
         named = engine_arguments(model, policy)
         try:
-            self.llm = vllm.LLM(**named, dtype=dtype, **{"enforce_eager": True, "disable_log_stats": False} | arguments)
+            self.llm = vllm.LLM(**named, dtype=dtype, disable_log_stats=False, **arguments)
         except Exception as error:  # vLLM wraps a refusal of ours in a validation error of its own
             raise ValueError(f"engine: got a model or settings that vLLM refuses: {error}") from error
         self.config = self.llm.llm_engine.model_config.hf_config
@@ -116,7 +116,7 @@ class Offline:
         )
 
     def held_bytes(self, length: int, tokens: int) -> int:
-        """Bytes of keys and values that the first `tokens` tokens of a request need, of a prompt of `length` tokens."""
+        """Bytes of keys and values that the first `tokens` tokens of a request need; `length`: of its prompt."""
         if self.policy is None:
             return self.stock_bytes(tokens)
         depth = self.config.num_hidden_layers

@@ -65,7 +65,7 @@ class StockConfig(VerifyAndUpdateConfig):
         if policy is not None:
             ours = {stock: ours for ours, stock in SUPPORTED.items()}[model_config.architecture]
             raise ValueError(
-                f"hf_overrides: got a policy ({shown(policy)}) for {model_config.architecture}, which would ignore it; "
+                f"hf_overrides: got a policy ({shown(policy)}) for {model_config.architecture}, which ignores it; "
                 f"allowed with 'architectures': ['{ours}'] beside it (see distill.engines.engine_arguments)"
             )
 

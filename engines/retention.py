@@ -114,9 +114,7 @@ class Totals:
         self.prompts += 1
         self.tokens += length
         self.layer_tokens += length * sum(map(len, stages))
-        self.layer_tokens_kept += sum(
-            count * len(stage) for count, stage in zip([length, *held], stages, strict=True)
-        )
+        self.layer_tokens_kept += sum(count * len(stage) for count, stage in zip([length, *held], stages, strict=True))
 
 
 @dataclass(frozen=True)
@@ -344,8 +342,8 @@ class Step:
         if len(rows) == behind == len(hidden):
             return hidden, residual
         rows = rows.to(hidden.device)
-        waited = list(zip(*joined, strict=True)) or [(), ()]
-        return torch.cat([hidden, *waited[0]])[rows], torch.cat([residual, *waited[1]])[rows]
+        both = torch.cat([hidden, *(pair[0] for pair in joined)]), torch.cat([residual, *(pair[1] for pair in joined)])
+        return both[0][rows], both[1][rows]
 
     def _chosen(self, state: State, segment: Segment, boundary: int) -> Segment:
         """The rows of a complete prompt that go on, and the tokens generated behind it."""

@@ -65,8 +65,8 @@ def policy_of(config: Any) -> PromptDistill | None:
     types = getattr(config, "layer_types", None)
     if windows is not None and (types is None or "sliding_attention" in types):
         raise ValueError(
-            f"sliding_window: got {shown(windows)}; allowed under a policy in vLLM are models whose layers all see the "
-            "whole prompt: its kernels count a window in entries, not in positions"
+            f"sliding_window: got {shown(windows)}; allowed under a policy in vLLM are models whose layers see "
+            "the whole prompt: its kernels count a window in entries, not in positions"
         )
     return replace(found, candidates=found.layers_of(config)) if found.adaptive else found
 

@@ -86,7 +86,7 @@ class ServedGenerator(Generator):
     ) -> Generation:
         decoding = decoding or Decoding()
         if decoding.first_token_free:
-            raise ValueError("--preset: got one whose answers go on behind an EOS; allowed with --engine vllm are others")
+            raise ValueError("--preset: got one that goes on behind an EOS; allowed with --engine vllm are others")
         if keep:
             raise ValueError("--drilldown: got samples to record; allowed with --engine vllm is 0")
         ask = self._ask(prompt, max_new_tokens, decoding)

@@ -24,7 +24,6 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
 import pytest
 import torch
 
-import distill
 from distill.engines import engine_arguments
 from distill.engines.layout import blocks, fixed_stages, tokens_held
 from distill.engines.settings import policy_of, request_policy
@@ -214,7 +213,9 @@ def same(found: list[Answer], wanted: list[Answer]) -> Counter[str]:
     """How many prompts have equal tokens and equal kept sets."""
     pairs = list(zip(found, wanted, strict=True))
     return Counter(
-        tokens=sum(a.tokens == b.tokens for a, b in pairs), kept=sum(a.kept == b.kept for a, b in pairs), all=len(pairs)
+        tokens=sum(a.tokens == b.tokens for a, b in pairs),
+        kept=sum(a.kept == b.kept for a, b in pairs),
+        all=len(pairs),
     )
 
 

@@ -184,14 +184,17 @@ def test_the_prototypes_figures():
 
 
 def test_policies_that_are_refused():
-    for policy, name in ((SnapKV(budget=64), "policy"), (PromptDistill([3], [4], cache_truncation_end=-1), "cache_trunc")):
+    for policy, name in (
+        (SnapKV(budget=64), "policy"),
+        (PromptDistill([3], [4], cache_truncation_end=-1), "cache_trunc"),
+    ):
         with pytest.raises(ValueError, match=f"{name}.*: got .*; allowed in vLLM is"):
             policy_of(SimpleNamespace(policy=policy, num_hidden_layers=8))
     with pytest.raises(ValueError, match="sliding_window: got 128; allowed"):
         policy_of(SimpleNamespace(policy=POLICIES[0], num_hidden_layers=8, sliding_window=128))
     assert policy_of(SimpleNamespace()) is None
-    adaptive = policy_of(SimpleNamespace(policy={"name": "promptdistill", "selection_layers": "adaptive", "n_topks": [8]},
-                                         num_hidden_layers=8))  # fmt: skip
+    text = {"name": "promptdistill", "selection_layers": "adaptive", "n_topks": [8]}
+    adaptive = policy_of(SimpleNamespace(policy=text, num_hidden_layers=8))
     assert adaptive.candidates == (2, 3, 4, 5)
 
 
@@ -210,7 +213,7 @@ def test_requests():
 def test_own_blocks():
     assert own_blocks({}, 0.2) and not own_blocks({}, -0.1) and own_blocks({"distill_blocks": "own"}, -1)
     assert not own_blocks({"distill_blocks": "shared"}, 0.5)
-    with pytest.raises(ValueError, match="additional_config.distill_blocks: got 'x'; allowed"):
+    with pytest.raises(ValueError, match=r"additional_config\.distill_blocks: got 'x'; allowed"):
         own_blocks({"distill_blocks": "x"}, 0)
 
 

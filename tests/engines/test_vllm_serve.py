@@ -1,4 +1,4 @@
-"""vLLM's own server with the plugin installed: many streaming requests, some of which leave; metrics; off by request."""
+"""vLLM's own server with the plugin: many streaming requests, some of which leave; metrics; off by request."""
 
 from __future__ import annotations
 
