@@ -2,8 +2,8 @@
 
 The engine runs under the policy, and requests with `extra_args={"distill": "off"}` are stock. Runs of one length are
 taken in turns, so that their ratios are those of one machine in one state. The bound is the engine's own time for
-what must be computed: with a selection after layer r of L, (r + 1) / L of the time of all N tokens, and the rest of the
-time of a prompt of the k + 1 tokens that are kept.
+what must be computed: with a selection after layer r of L, (r + 1) / L of the time of all N tokens, and the rest of
+the time of a prompt of the k + 1 tokens that are kept.
 
     make vllm
     .venv-vllm/bin/python benchmarks/engines.py MODEL --layers 14 --budget 256 --lengths 1000 2000

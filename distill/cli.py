@@ -21,6 +21,7 @@ COMMANDS = {
     "cache": ("distill.cache_cli", "read a document once, keep its cache, ask it any number of questions"),
     "zip": ("distill.zip_cli", "code any file losslessly with a language model; info, test, bench, view"),
     "unzip": ("distill.unzip_cli", "decode what distill zip wrote, or salvage what is left of it"),
+    "corpus": ("distill.corpus_cli", "shorten the texts of a whole corpus, on many cores or machines"),
     "serve-vllm": ("distill.serve_vllm_cli", "serve a model under a policy with vLLM, OpenAI-compatible"),
     "serve": ("distill.serving.cli", "serve input-level pruning over HTTP"),
 }

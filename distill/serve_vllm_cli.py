@@ -19,8 +19,8 @@ examples:
       MODEL is a stock checkpoint; the policy is what `distill tune MODEL -o tuned` wrote
   distill serve-vllm SAVED
       a checkpoint that distill saved has its policy with it; plain `vllm serve SAVED` does the same
-  distill serve-vllm MODEL --policy tuned.json -- --max-model-len 8192 --dtype float32
-      what stands behind -- is handed on to `vllm serve`
+  distill serve-vllm MODEL --policy tuned.json --vllm --max-model-len 8192 --dtype float32
+      what stands behind --vllm is handed on to `vllm serve`
   curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
        -d '{"model": "MODEL", "prompt": "A long prompt", "vllm_xargs": {"distill": "off"}}'
       one request without the policy, exactly the stock model; {"question_tokens": 12} says how many tokens ask
@@ -37,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", help="JSON file or name of a policy; default: the one saved with the checkpoint")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
-    parser.add_argument("rest", nargs="*", metavar="-- ARGUMENTS", help="further arguments of `vllm serve`")
+    parser.add_argument(
+        "--vllm",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="ARGUMENTS",
+        help="last: all that follows are arguments of `vllm serve`",
+    )
 
 
 def command(args: argparse.Namespace) -> list[str]:
@@ -46,7 +52,7 @@ def command(args: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: a model or a policy that vLLM cannot honour.
     """
-    words = ["serve", args.model, "--host", args.host, "--port", str(args.port)]
+    words = ["--model", args.model, "--host", args.host, "--port", str(args.port)]
     if args.policy is not None:
         overrides = engine_arguments(args.model, args.policy)["hf_overrides"]
         config = AutoConfig.from_pretrained(args.model)
@@ -55,7 +61,7 @@ def command(args: argparse.Namespace) -> list[str]:
         words += ["--hf-overrides", json.dumps(overrides)]
     else:
         policy_of(AutoConfig.from_pretrained(args.model))
-    return [*words, *args.rest]
+    return [*words, *args.vllm]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,4 +81,5 @@ def run(args: argparse.Namespace) -> int:
     os.environ["VLLM_PLUGINS"] = (
         "distill" if names is None else ",".join(dict.fromkeys([*names.split(","), "distill"]))
     )
-    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.cli.main", *words])
+    # what `vllm serve` runs; that command itself asks for a package called vllm, which its wheel for the CPU is not
+    os.execv(sys.executable, [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *words])

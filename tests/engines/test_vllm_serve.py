@@ -44,7 +44,7 @@ def server(saved, tmp_path_factory):
     settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "OMP_NUM_THREADS": "1"}
     environment = {k: v for k, v in os.environ.items() if k != "VLLM_ENABLE_V1_MULTIPROCESSING"} | settings
     log = tmp_path_factory.mktemp("log") / "server.log"
-    words = ["serve-vllm", str(saved), "--port", str(port), "--", "--max-model-len", "1024", "--dtype", "float32"]
+    words = ["serve-vllm", str(saved), "--port", str(port), "--vllm", "--max-model-len", "1024", "--dtype", "float32"]
     with log.open("w") as out:
         command = [sys.executable, "-m", "distill.cli", *words]
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
