@@ -1,7 +1,7 @@
-"""A function over a corpus on Ray Data: JSON lines or Parquet in, the same out, one worker object per actor, resumable.
+"""A function over a corpus on Ray Data: JSON lines or Parquet in, the same out, one model in each actor, resumable.
 
 The corpus is cut into parts of a fixed number of rows, in the order of its files. Each part that is done is a file of
-its own, which appears at once and as a whole, so a run that was killed goes on with the parts that are missing, and the
+its own, which appears as a whole, so a run that was killed goes on with the parts that are missing, and the
 result does not depend on how many workers there were.
 """
 

@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from distill.cli import main
 from distill.engines.corpus import Part, count_rows, parts_of, rows_of, run_corpus
 
-WORDS = "the keeper of the light at Cape Ferrol wrote about storms in 1902 and sold 43 loaves to Harriet Stone".split()
+TEXT = "the keeper of the light at Cape Ferrol wrote about storms in 1902 and sold 43 loaves to Harriet Stone"
 
 
 def write_corpus(folder, rows, files=3):
     chance = random.Random(0)
     folder.mkdir()
-    made = [{"id": i, "text": " ".join(chance.choices(WORDS, k=30)) + "."} for i in range(rows)]
+    made = [{"id": i, "text": " ".join(chance.choices(TEXT.split(), k=30)) + "."} for i in range(rows)]
     for file in range(files):
         some = made[file * rows // files : (file + 1) * rows // files]
         (folder / f"{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
@@ -63,12 +63,12 @@ def test_a_run_continues_and_the_result_is_the_same(tmp_path):
 def test_what_is_refused(tmp_path):
     write_corpus(tmp_path / "in", 5)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="corpus: got .*; allowed are folders of"):
+    with pytest.raises(ValueError, match=r"corpus: got .*; allowed are folders of"):
         run_corpus(tmp_path / "empty", tmp_path / "out", doubled, {"times": 2})
     run_corpus(tmp_path / "in", tmp_path / "out", doubled, {"times": 2}, progress=False)
-    with pytest.raises(ValueError, match="output: got .*made with other settings"):
+    with pytest.raises(ValueError, match=r"output: got .*made with other settings"):
         run_corpus(tmp_path / "in", tmp_path / "out", doubled, {"times": 3})
-    with pytest.raises(ValueError, match="output: got .*holds other files"):
+    with pytest.raises(ValueError, match=r"output: got .*holds other files"):
         run_corpus(tmp_path / "in", tmp_path / "in", doubled, {"times": 3})
     (tmp_path / "in" / "9.jsonl").write_text("[1]\n")
     with pytest.raises(ValueError, match="no JSON object"):
@@ -84,7 +84,9 @@ def test_parquet(tmp_path):
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "in" / "a.parquet")
     assert count_rows(tmp_path / "in" / "a.parquet") == 11
     run_corpus(tmp_path / "in", tmp_path / "out", doubled, {"times": 2}, rows=4, progress=False)
-    found = [row for path in sorted((tmp_path / "out").glob("*.parquet")) for row in parquet.read_table(path).to_pylist()]
+    found = [
+        row for path in sorted((tmp_path / "out").glob("*.parquet")) for row in parquet.read_table(path).to_pylist()
+    ]
     assert found == [row | {"text": row["text"] * 2} for row in rows]
 
 

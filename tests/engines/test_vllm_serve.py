@@ -50,7 +50,7 @@ def server(saved, tmp_path_factory):
         process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
         try:
             address = f"http://127.0.0.1:{port}"
-            until = time.monotonic() + 180
+            until = time.monotonic() + 420
             while True:
                 assert process.poll() is None and time.monotonic() < until, log.read_text()[-3000:]
                 try:
