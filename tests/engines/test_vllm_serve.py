@@ -6,10 +6,12 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -47,7 +49,9 @@ def server(saved, tmp_path_factory):
     words = ["serve-vllm", str(saved), "--port", str(port), "--vllm", "--max-model-len", "1024", "--dtype", "float32"]
     with log.open("w") as out:
         command = [sys.executable, "-m", "distill.cli", *words]
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             address = f"http://127.0.0.1:{port}"
             until = time.monotonic() + 420
@@ -60,8 +64,14 @@ def server(saved, tmp_path_factory):
                     time.sleep(0.5)
             yield address, str(saved)
         finally:
-            process.terminate()
-            process.wait(timeout=60)
+            # the server, and the engine that it has started
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def body(model, prompt, **more):
