@@ -43,12 +43,13 @@ class Timed:
     """An engine under a policy, and random prompts of its vocabulary."""
 
     def __init__(self, args: argparse.Namespace, policy: PromptDistill) -> None:
+        self.clock = time.process_time if args.cpu_time else time.perf_counter
         self.llm = vllm.LLM(
             **engine_arguments(args.model, policy),
             dtype=args.dtype,
             max_model_len=max(args.lengths) + args.new + 8,
             max_num_batched_tokens=max(args.lengths) + 8,
-            max_num_seqs=args.requests,
+            max_num_seqs=max(args.requests, 1),
             block_size=args.block_size,
             disable_log_stats=True,
             skip_tokenizer_init=True,
@@ -69,9 +70,9 @@ class Timed:
         params = vllm.SamplingParams(
             temperature=0, max_tokens=new, ignore_eos=True, detokenize=False, extra_args=extra
         )
-        start = time.perf_counter()
+        start = self.clock()
         self.llm.generate(prompts, params, use_tqdm=False)
-        return time.perf_counter() - start
+        return self.clock() - start
 
     def blocks(self, length: int, extra: dict[str, str] | None) -> int:
         """Blocks in use once a prompt has been read."""
@@ -93,12 +94,16 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=256, help="tokens kept (default 256)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1000, 2000], help="tokens of the prompts")
     parser.add_argument("--runs", type=int, default=9, help="runs of each, in turns (default 9)")
-    parser.add_argument(
-        "--requests", type=int, default=8, help="requests at once, for requests per second (default 8)"
-    )
+    parser.add_argument("--requests", type=int, default=8, help="requests at once (default 8; 0: none)")
     parser.add_argument("--new", type=int, default=32, help="tokens each of these generates (default 32)")
     parser.add_argument("--block-size", type=int, default=32, help="tokens of a block (default 32)")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="count this process's own seconds, where others use the machine too; with OMP_NUM_THREADS=1 and "
+        "VLLM_CPU_OMP_THREADS_BIND=nobind",
+    )
     args = parser.parse_args()
     policy = PromptDistill(
         [args.layers], [args.budget], scoring="softmax", pooling="max", pooling_kernel=7, observation_window=16
@@ -139,9 +144,11 @@ def main() -> None:
         )
 
         rates: dict[str, list[float]] = {"off": [], "on": []}
-        for _ in range(3):
+        for _ in range(3 if args.requests else 0):
             for kind, extra in (("off", OFF), ("on", None)):
                 rates[kind].append(args.requests / timed.seconds(length, extra, args.requests, args.new))
+        if not args.requests:
+            continue
         off, on = (statistics.median(rates[kind]) for kind in ("off", "on"))
         served.append([str(length), str(args.requests), str(args.new), f"{off:.2f}", f"{on:.2f}", f"{on / off:.2f}"])
 
@@ -152,8 +159,9 @@ def main() -> None:
     print(table(["tokens", "off s", "on s", "on / off", "bound", "of bound"], prefill))
     print()
     print(table(["tokens", "layer blocks off", "formula", "on", "formula", "fewer"], cached))
-    print()
-    print(table(["tokens", "requests", "new tokens", "off / s", "on / s", "on / off"], served))
+    if served:
+        print()
+        print(table(["tokens", "requests", "new tokens", "off / s", "on / s", "on / off"], served))
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ class Offline:
         # one process: nothing is then left running behind a program that is stopped
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        # vLLM would take nearly all memory of the machine, and refuse to start where others use some
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "4")
         import vllm
 
         check_version(vllm.__version__)

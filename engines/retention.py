@@ -328,6 +328,11 @@ class Step:
                 segment = replace(segment, rows=own, past=0)
                 if first:
                     waited = sum(len(pair[0]) for pair in state.waiting)
+                    if waited != part.computed:
+                        raise RuntimeError(
+                            f"request {part.request}: {waited} of {part.computed} rows wait; a prompt that grows "
+                            "after it was read (streaming input) cannot be run under a policy"
+                        )
                     joined += state.waiting
                     segment = replace(
                         segment,

@@ -148,6 +148,13 @@ def test_a_request_that_was_read_without_the_policy_is_refused():
         step.choose(torch.zeros(1, 2), torch.zeros(1, 2))
 
 
+def test_a_prompt_that_grew_after_it_was_read_is_refused():
+    retention = Retention(CONFIG, POLICIES[0], SCALE)
+    driven(retention, [Part("7", 0, 0, 0, 4, 4, POLICIES[0])])
+    with pytest.raises(RuntimeError, match="request 7: 0 of 4 rows wait"):
+        driven(retention, [Part("7", 0, 0, 4, 3, 7, POLICIES[0])])
+
+
 @given(st.integers(1, 300), st.integers(1, 200), st.integers(1, 200))
 def test_entries(tokens, length, held):
     held = min(held, length)
