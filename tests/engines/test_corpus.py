@@ -105,7 +105,7 @@ def test_two_thousand_texts_on_two_workers(tmp_path):
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    until = time.monotonic() + 240
+    until = time.monotonic() + 900
     while len(list((tmp_path / "two").glob("part-*.jsonl"))) < 3:
         assert killed.poll() is None and time.monotonic() < until
         time.sleep(0.05)
