@@ -25,7 +25,7 @@ import pytest
 import torch
 
 from distill.engines import engine_arguments
-from distill.engines.layout import blocks, fixed_stages, tokens_held
+from distill.engines.layout import blocks, tokens_held
 from distill.engines.settings import policy_of, request_policy
 from distill.mini import FOLDER, mini
 from distill.mini.passkey import make_prompt, story
@@ -217,8 +217,3 @@ def same(found: list[Answer], wanted: list[Answer]) -> Counter[str]:
         kept=sum(a.kept == b.kept for a, b in pairs),
         all=len(pairs),
     )
-
-
-def later_layers(policy: Any, config: Any) -> int:
-    """How many layers lie behind a selection that is always made at the same layer."""
-    return sum(len(stage) for stage in fixed_stages(policy, config)[1:])
