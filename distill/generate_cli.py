@@ -100,7 +100,7 @@ def run_vllm(args: argparse.Namespace, method: Policy | None, text: str) -> int:
     print(tokenizer.decode(made.tokens, skip_special_tokens=True))
     rest = len(made.tokens) - 1
     speed = rest / (made.seconds - made.first) if rest else 0.0
-    cost = Cost(made.first, speed, made.cache_bytes, made.prompt_bytes)
+    cost = Cost(made.first, speed, made.prompt_bytes, made.cache_bytes)
     stock = engine.stock_bytes(len(ids))
     print(f"\n{report(args.method, len(ids), cost, stock)}\n{'engine:':21}vllm {engine.version}")
     engine.close()

@@ -65,7 +65,7 @@ def test_eval(tmp_path, edition):
 
 def test_eval_refuses(tmp_path, capsys):
     words = ["eval", "needle", "--model", str(FOLDER / "llama"), "--data-path", str(FOLDER / "story.txt"), "--engine"]
-    words += ["vllm", "--output", str(tmp_path), "--e_len", "600", "--cpu"]
+    words += ["vllm", "--output", str(tmp_path), "--s_len", "600", "--e_len", "600", "--cpu"]
     for more, name in ((["--protocol", "query-agnostic"], "--protocol"), (["--attention", "eager"], "--attention")):
         assert main([*words, *more]) == 2
         assert f"{name}: got" in capsys.readouterr().err
