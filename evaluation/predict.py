@@ -25,6 +25,7 @@ from distill.evaluation.lock import only_writer
 from distill.evaluation.methods import Method
 from distill.evaluation.presets import Preset
 from distill.evaluation.prompting import Encoder, Prompt
+from distill.evaluation.served import BATCH, ServedGenerator, ServedModel
 from distill.evaluation.store import ResultFile, Results, summarise
 from distill.patches.checks import check_integer, check_number
 
@@ -132,7 +133,8 @@ def predict(
     encoder = Encoder(tokenizer)
     tasks = check_tasks(plan.benchmark, plan.tasks, plan.options)
     _check(plan, tasks, tokenizer)
-    generator = Generator(model, encoder, method.policy, plan.protocol)
+    kind = ServedGenerator if isinstance(model, ServedModel) else Generator
+    generator = kind(model, encoder, method.policy, plan.protocol)
     environment = facts.environment(model.device)
     paths: list[Path] = []
     with ExitStack() as held:
@@ -241,7 +243,7 @@ def describe(plan: Plan, method: Method, task: Task, model: Any, tokenizer: Any,
         "data": _data(plan),
         "options": dict(plan.options),
         "drilldown": plan.drilldown,
-    }
+    } | ({"engine": model.engine} if isinstance(model, ServedModel) else {})
 
 
 def limit_of(plan: Plan, model: Any) -> int | None:
@@ -315,7 +317,9 @@ def _predict_task(
     todo = [(number, sample) for number, sample in enumerate(samples) if sample.id not in done][rank::world]
     limit = header["truncation"]["limit"]
     bar = tqdm(todo, desc=f"{plan.benchmark.name} {task.name} {header['label']}", unit="sample", disable=rank != 0)
-    for number, sample in bar:
+    for place, (number, sample) in enumerate(bar):
+        if isinstance(generator, ServedGenerator) and place % BATCH == 0:
+            _prepare(plan, task, [each for _, each in todo[place : place + BATCH]], template, generator, limit)
         file.append(_answer(plan, task, sample, template, generator, limit, number < plan.drilldown))
     if processes:
         processes.wait()
@@ -323,6 +327,18 @@ def _predict_task(
     if processes:
         processes.wait()
     return results
+
+
+def _prepare(
+    plan: Plan, task: Task, samples: Sequence[Sample], template: bool, generator: ServedGenerator, limit: int | None
+) -> None:
+    """Lets an engine answer samples together."""
+    if any(sample.follow_up is not None for sample in samples):
+        raise ValueError(f"--tasks: got {task.name}, which asks twice; allowed with --engine vllm are others")
+    rules = decoding(plan, task)
+    prompts = [render(plan, sample, generator.encoder, limit, template)[0] for sample in samples]
+    counts = [new_tokens(plan, task, sample) for sample in samples]
+    generator.prepare([(prompt, count, rules) for prompt, count in zip(prompts, counts, strict=True)])
 
 
 def _answer(

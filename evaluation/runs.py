@@ -15,6 +15,7 @@ from distill.evaluation import catalogue, heatmap, methods, scoring
 from distill.evaluation.generation import BOTH, PROTOCOLS
 from distill.evaluation.methods import Method
 from distill.evaluation.predict import Plan, Processes, predict, window
+from distill.evaluation.served import ServedModel
 from distill.patches.checks import check_choice
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -55,16 +56,26 @@ def run_all(args: argparse.Namespace, chosen: Sequence[Method], show: bool) -> l
     """
     plan = plan_of(args)
     processes = Processes(cpu=args.cpu)
-    model, tokenizer = load(args, processes)
+    served = args.engine == "vllm"
+    if served:
+        check_served(args, processes)
+        model, tokenizer = None, load_tokenizer(args.tokenizer or args.model)
+    else:
+        model, tokenizer = load(args, processes)
     for method in chosen:
-        if method.policy is not None:
+        if method.policy is not None and model is not None:
             # before any sample is run: a comparison takes long
             method.policy.check(model.config)
     folders = []
     protocols = PROTOCOLS if args.protocol == BOTH else (args.protocol,)
     for protocol in protocols:
         for method in chosen:
-            folder = args.output / args.benchmark / folder_name(args.model, method, protocol, args.preset)
+            if served:
+                if model is not None:
+                    model.close()
+                model = ServedModel(args.model, method.policy, args.dtype)
+            name = folder_name(args.model, method, protocol, args.preset)
+            folder = args.output / args.benchmark / (f"{name}--vllm" if served else name)
             predict(dataclasses.replace(plan, protocol=protocol), method, model, tokenizer, folder, processes)
             if not processes.main:
                 continue
@@ -77,6 +88,15 @@ def run_all(args: argparse.Namespace, chosen: Sequence[Method], show: bool) -> l
             if show:
                 print(f"{folder}\n{scoring.table(scores)}")
     return folders
+
+
+def check_served(args: argparse.Namespace, processes: Processes) -> None:
+    """Raises a `ValueError` for flags that are not honoured where vLLM runs the model."""
+    for flag in ("attention", "revision", "drilldown"):
+        if getattr(args, flag):
+            raise ValueError(f"--{flag}: got {getattr(args, flag)}; allowed with --engine transformers")
+    if processes.world > 1:
+        raise ValueError(f"--engine: got vllm in {processes.world} processes; allowed is one: it batches by itself")
 
 
 def plan_of(args: argparse.Namespace) -> Plan:

@@ -45,7 +45,8 @@ with model.using(None):
     ...  # without the policy: exactly the {same} model
 ```
 
-Where distill is installed, `from_pretrained(path, trust_remote_code=True)` works without the import.
+Where distill is installed, `from_pretrained(path, trust_remote_code=True)` works without the import. To serve it with
+vLLM: `pip install "distill-llm[vllm]"`, then `vllm serve {path}`; without that, vLLM does not know the model.
 
 The policy:
 

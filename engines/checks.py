@@ -1,0 +1,103 @@
+"""What vLLM offers and a policy cannot be honoured with: each is refused when the model is loaded, by its own message.
+
+Needs no vLLM: the functions read attributes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from distill.engines.settings import BLOCKS, request_policy
+from distill.models import PromptDistill
+from distill.patches.checks import check_choice, shown
+
+
+def refuse(name: str, got: Any, allowed: str) -> None:
+    """Raises the `ValueError` of something that is not allowed under a policy."""
+    raise ValueError(f"{name}: got {shown(got)}; allowed under a policy is {allowed}")
+
+
+def check_engine(config: Any, policy: PromptDistill) -> None:
+    """Raises a `ValueError` if an engine is set up with something that a policy cannot be honoured with.
+
+    Args:
+        config: a `vllm.config.VllmConfig`, before vLLM has filled in what depends on the platform.
+        policy: the model's policy.
+    """
+    cache, parallel, scheduler, model = (
+        config.cache_config,
+        config.parallel_config,
+        config.scheduler_config,
+        config.model_config,
+    )
+    if config.device_config.device_type != "cpu":
+        refuse("device", config.device_config.device_type, "'cpu', the only one that is tested")
+    if model.runner_type != "generate":
+        refuse("runner", model.runner_type, "'generate': pooling needs the rows that were dropped")
+    if cache.enable_prefix_caching:
+        refuse(
+            "enable_prefix_caching",
+            True,
+            "False: later layers hold what one prompt's question chose, which is no prefix of another",
+        )
+    if config.lora_config is not None:
+        refuse("enable_lora", True, "False: adapters count the rows of a step, of which later layers have fewer")
+    if config.speculative_config is not None:
+        refuse("speculative_config", config.speculative_config.method, "none: draft tokens are taken back")
+    if parallel.pipeline_parallel_size > 1:
+        refuse(
+            "pipeline_parallel_size",
+            parallel.pipeline_parallel_size,
+            "1: rows that wait and go on stay in one process",
+        )
+    if parallel.tensor_parallel_size > 1:
+        refuse(
+            "tensor_parallel_size", parallel.tensor_parallel_size, "1: scores would have to be summed over the ranks"
+        )
+    if parallel.data_parallel_size > 1:
+        refuse("data_parallel_size", parallel.data_parallel_size, "1; start one server for each")
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
+        if getattr(parallel, name, 1) > 1:
+            refuse(name, getattr(parallel, name), "1: the entries of a request are in one place")
+    if parallel.use_ubatching:
+        refuse("enable_dbo, ubatch_size", True, "no microbatching: a step is planned as a whole")
+    if config.kv_transfer_config is not None:
+        refuse(
+            "kv_transfer_config",
+            config.kv_transfer_config.kv_connector,
+            "none: a connector takes it that all layers hold the same tokens",
+        )
+    if cache.kv_sharing_fast_prefill:
+        refuse("kv_sharing_fast_prefill", True, "False")
+    if cache.cache_dtype != "auto":
+        refuse("kv_cache_dtype", cache.cache_dtype, "'auto': scores are made of keys as they are")
+    if config.use_v2_model_runner:
+        refuse("VLLM_USE_V2_MODEL_RUNNER", 1, "0: the plugin tells vLLM's first model runner about its requests")
+    if parallel.worker_cls not in ("auto", WORKER):
+        refuse("worker_cls", parallel.worker_cls, f"'auto', which the plugin makes {WORKER}")
+    if scheduler.scheduler_cls not in (None, SCHEDULER):
+        refuse("scheduler_cls", scheduler.scheduler_cls, f"none, which the plugin makes {SCHEDULER}")
+    additional = config.additional_config if isinstance(config.additional_config, dict) else {}
+    check_choice("additional_config.distill_blocks", additional.get("distill_blocks", "auto"), BLOCKS)
+
+
+#: what the plugin sets in the config of an engine
+WORKER = "distill.engines.worker.DistillCPUWorker"
+SCHEDULER = "distill.engines.scheduling.make_scheduler"
+
+
+def check_request(params: Any, question: bool) -> None:
+    """Raises a `ValueError` if a request wants what a policy cannot give.
+
+    Args:
+        params: its `vllm.SamplingParams`.
+        question: whether the model's policy keeps a question.
+    """
+    if request_policy(PromptDistill([0], [1], question=question), params.extra_args) is None:
+        return
+    if params.prompt_logprobs is not None:
+        refuse(
+            "prompt_logprobs",
+            params.prompt_logprobs,
+            "none: tokens that were dropped have no output; extra_args={'distill': 'off'} turns the policy off",
+        )

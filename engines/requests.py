@@ -1,0 +1,45 @@
+"""Looks at the parameters of each request where it comes in, so that what cannot be honoured is refused there.
+
+vLLM lets a logits processor check them; this one changes no logits.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor
+from vllm.v1.sample.logits_processor import LogitsProcessor
+
+from distill.engines.checks import check_request
+
+
+class RequestCheck(LogitsProcessor):
+    """A logits processor that only checks.
+
+    Attributes:
+        question: whether the model's policy keeps a question; vLLM asks the class, which knows no model.
+    """
+
+    question: ClassVar[bool] = False
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        check_request(sampling_params, cls.question)
+
+    def __init__(self, vllm_config: Any, device: Any, is_pin_memory: bool) -> None:
+        pass
+
+    def apply(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def is_argmax_invariant(self) -> bool:
+        return True
+
+    def update_state(self, batch_update: Any) -> None:
+        pass
+
+
+class QuestionCheck(RequestCheck):
+    """For a model whose policy has `question=True`."""
+
+    question = True
