@@ -62,7 +62,7 @@ def policy_of(config: Any) -> PromptDistill | None:
         )
     if found.scoring == "learned":
         raise ValueError(
-            "scoring: got 'learned'; allowed in vLLM are 'raw', 'softmax', 'max' and 'random': a scorer reads what goes "
+            "scoring: got 'learned'; allowed in vLLM is 'raw', 'softmax', 'max' or 'random': a scorer reads what goes "
             "into attention, which is not shown there"
         )
     found.check(config)
