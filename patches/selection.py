@@ -182,6 +182,7 @@ def attention_mean(query: Tensor, key: Tensor, softmax: Softmax, visible: Tensor
 
 def reach(scores: Tensor, tail: int) -> Tensor:
     """Lets each of the `tail` tokens behind a token have at least its score, `(..., tokens)`."""
+    tail = min(tail, scores.shape[-1])
     flat = F.pad(scores.reshape(-1, 1, scores.shape[-1]), (tail, 0), value=-torch.inf)
     return F.max_pool1d(flat, tail + 1, stride=1).reshape(scores.shape)
 

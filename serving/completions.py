@@ -121,10 +121,16 @@ class Engine:
             raise ValueError(f"messages: got {length} tokens; allowed are 1 to {(room or 2) - 1}")
         return inputs
 
-    async def answer(self, request: ChatCompletion | Completion, inputs: Any) -> AsyncIterator[str]:
-        """The pieces of an answer, as they are generated; the work ends when the iterator is closed."""
+    async def answer(
+        self, request: ChatCompletion | Completion, inputs: Any, written: list[int]
+    ) -> AsyncIterator[str]:
+        """The pieces of an answer, as they are generated; the work ends when the iterator is closed.
+
+        Args:
+            written: takes the number of tokens of each step.
+        """
         gone = threading.Event()
-        streamer = TextIteratorStreamer(self.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = _Counting(written, self.tokenizer, skip_prompt=True, skip_special_tokens=True)
         settings: dict[str, Any] = {"do_sample": request.temperature > 0}
         if request.temperature > 0:
             settings |= {"temperature": request.temperature, "top_p": request.top_p, "top_k": 0}
@@ -165,6 +171,19 @@ class Engine:
                 gone.set()
                 self.running -= 1
                 await asyncio.shield(loop.run_in_executor(None, thread.join))
+
+
+class _Counting(TextIteratorStreamer):
+    """Counts the tokens that are generated, which the text does not tell."""
+
+    def __init__(self, written: list[int], tokenizer: Any, **settings: Any) -> None:
+        super().__init__(tokenizer, **settings)
+        self.written = written
+
+    def put(self, value: torch.Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.written.append(value.numel())
+        super().put(value)
 
 
 def _cut(pieces: AsyncIterator[str], stops: list[str]) -> AsyncIterator[str]:
@@ -266,11 +285,12 @@ async def _respond(app: FastAPI, body: ChatCompletion | Completion, tokens: Any,
     shape = _Shape(engine.name, isinstance(body, ChatCompletion))
     length = int(inputs["input_ids"].shape[1])
     tokens.labels("in").inc(length)
-    source = engine.answer(body, inputs)
+    counted: list[int] = []
+    source = engine.answer(body, inputs, counted)
     pieces = _cut(source, body.stops)
 
-    def usage(text: str) -> dict[str, int]:
-        written = len(engine.tokenizer(text, add_special_tokens=False).input_ids)
+    def usage() -> dict[str, int]:
+        written = sum(counted)
         tokens.labels("out").inc(written)
         return {"prompt_tokens": length, "completion_tokens": written, "total_tokens": length + written}
 
@@ -284,7 +304,7 @@ async def _respond(app: FastAPI, body: ChatCompletion | Completion, tokens: Any,
             text = task.result()
         finally:
             task.cancel()
-        spent = usage(text)
+        spent = usage()
         reason = "length" if spent["completion_tokens"] >= body.tokens else "stop"
         return JSONResponse({**shape.whole(text, reason), "usage": spent})
 
@@ -296,7 +316,7 @@ async def _respond(app: FastAPI, body: ChatCompletion | Completion, tokens: Any,
             async for piece in pieces:
                 written += piece
                 yield shape.event({"content": piece} if shape.chat else piece)
-            spent = usage(written)
+            spent = usage()
             yield shape.event(
                 {} if shape.chat else "", "length" if spent["completion_tokens"] >= body.tokens else "stop"
             )

@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from distill.pruning.masks.choice import ANCHORS
 
 # JSON Schema calls 3.0 an integer
-Tokens = Annotated[
-    int,
-    Field(ge=1, le=2**31 - 1, description="Tokens to keep, at most."),
-    BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v),
-]
+_WHOLE = BeforeValidator(lambda v: int(v) if isinstance(v, float) and v.is_integer() else v)
+Tokens = Annotated[int, Field(ge=1, le=2**31 - 1, description="Tokens to keep, at most."), _WHOLE]
 Word = Annotated[str, Field(min_length=1, max_length=500)]
 Words = Annotated[list[Word], Field(max_length=200)]
+# other spellings of these (such as plurals) are understood too
+AnchorName = Annotated[str, Field(max_length=100), WithJsonSchema({"type": "string", "enum": list(ANCHORS)})]
 
 
 MOST_CONTEXTS = 256
@@ -55,7 +56,12 @@ class CompressRequest(BaseModel):
     segments: Annotated[
         bool | None, Field(description="null: code, JSON, questions and instructions stay; false: all text is alike.")
     ] = None
-    anchors: Annotated[Words, Field(description="Rules and kinds of names that hold; null for all.")] | None = None
+    anchors: (
+        Annotated[
+            list[AnchorName], Field(max_length=100, description="Rules and kinds of names that hold; null for all.")
+        ]
+        | None
+    ) = None
     scope: Annotated[Literal["each", "all"], Field(description="Each text has the budget, or all share one.")] = "each"
     on_over_budget: Literal["flag", "error"] = "flag"
     details: Annotated[
@@ -68,19 +74,47 @@ class CompressRequest(BaseModel):
         return [self.context] if isinstance(self.context, str) else self.context
 
 
+#: a part of a message's content; one of text has a `text`
+_PART = {
+    "type": "object",
+    "required": ["type"],
+    "anyOf": [
+        {"properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["text"]},
+        {"properties": {"type": {"enum": ["image_url", "input_audio", "file"]}}},
+    ],
+}
+Message = Annotated[
+    dict[str, Any],
+    WithJsonSchema(
+        {
+            "type": "object",
+            "required": ["role"],
+            "properties": {
+                "role": {"type": "string"},
+                "content": {"anyOf": [{"type": "string"}, {"type": "null"}, {"type": "array", "items": _PART}]},
+            },
+        }
+    ),
+]
+
+
 class ChatRequest(BaseModel):
     """A chat to shorten, in the form of the OpenAI API. Its system messages and last user turn stay as they are."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"not": {"anyOf": [_both(a, b) for a, b in itertools.combinations(BUDGETS[:3], 2)]}},
+    )
 
-    messages: Annotated[list[dict[str, Any]], Field(max_length=2000, description="Messages with role and content.")]
+    messages: Annotated[list[Message], Field(max_length=2000, description="Messages with role and content.")]
     rate: Annotated[float, Field(gt=0, le=1, description="Share of tokens to keep of each text.")] | None = None
     reduce_rate: Annotated[float, Field(ge=0, lt=1, description="Share of tokens to remove.")] | None = None
     target_tokens: Tokens | None = None
     roles: Annotated[
         dict[str, Annotated[float, Field(gt=0, le=1)]], Field(description="Shares by role; 1 protects.")
     ] = {}
-    keep_last: Annotated[int, Field(ge=0, le=10_000, description="User turns that stay, from the last.")] = 1
+    keep_last: Annotated[int, Field(ge=0, le=10_000, description="User turns that stay, from the last."), _WHOLE] = 1
     query_aware: Annotated[bool, Field(description="Whether the last user turn decides what stays.")] = False
     keep_tags: bool = True
     on_over_budget: Literal["flag", "error"] = "flag"

@@ -15,6 +15,8 @@ ENTITIES = (
     "cardinal", "date", "event", "fac", "gpe", "language", "law", "loc", "money", "norp", "ordinal", "org", "percent",
     "person", "product", "quantity", "time", "work_of_art", "per", "misc", "ent", "name",
 )  # fmt: skip
+#: all names that a caller can choose among
+ANCHORS = tuple(dict.fromkeys(("names", *RULES, *ENTITIES)))
 _PLURALS = {"people": "person", "names": "names", "entities": "names", "quantities": "quantity", "hashes": "hash"}
 
 
@@ -35,7 +37,7 @@ def check_anchors(anchors: object) -> frozenset[str] | None:
         plain = _PLURALS.get(plain, plain)
         if plain not in ("names", *RULES, *ENTITIES) and plain.removesuffix("s") in (*RULES, *ENTITIES):
             plain = plain.removesuffix("s")
-        found.add(choice("anchors", plain, tuple(dict.fromkeys(("names", *RULES, *ENTITIES)))))
+        found.add(choice("anchors", plain, ANCHORS))
     return frozenset(found)
 
 

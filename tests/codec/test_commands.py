@@ -84,7 +84,7 @@ def test_standard_input_and_output(book, monkeypatch):
     def through(argv: list[str], data: bytes) -> bytes:
         out = io.BytesIO()
         monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(data)))
-        monkeypatch.setattr("sys.stdout", SimpleNamespace(buffer=out))
+        monkeypatch.setattr("sys.stdout", SimpleNamespace(buffer=out, flush=out.flush))
         assert main(argv) == 0
         return out.getvalue()
 
