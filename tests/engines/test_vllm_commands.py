@@ -56,7 +56,9 @@ def test_eval(tmp_path, edition):
         assert main([*words, "--engine", engine]) == 0
         made = {path.name.endswith("--vllm"): path for path in (tmp_path / "needle").iterdir()}
         lines = [json.loads(line) for line in next(made[engine == "vllm"].glob("*.jsonl")).read_text().splitlines()]
-        assert any(line.get("engine") == f"vllm {vllm.__version__}" for line in lines) == (engine == "vllm")
+        assert any(line.get("header", {}).get("engine") == f"vllm {vllm.__version__}" for line in lines) == (
+            engine == "vllm"
+        )
         answers = [line for line in lines if "prediction" in line]
         fields = ("id", "prediction", "prompt_tokens", "new_tokens")
         records.append([[*(one[name] for name in fields), one["cost"]["cache_bytes"]] for one in answers])
