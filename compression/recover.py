@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.compression.modules import LowRankEmbedding, LowRankLinear
 from distill.training import RunFolder, Training
+from distill.training.losses import divergence, in_pieces, scaled_logits
 
 #: tokens whose logits are computed at once
 CHUNK = 128
@@ -55,42 +55,20 @@ def distillation_loss(student: Any, teacher: Any, ids: Tensor, recipe: Recipe) -
     own = student.base_model(ids, use_cache=False).last_hidden_state
     with torch.no_grad():
         theirs = teacher.base_model(ids, use_cache=False).last_hidden_state
-    count, total = ids.shape[0] * (ids.shape[1] - 1), own.new_zeros((), dtype=torch.float32)
-    for start in range(0, ids.shape[1] - 1, CHUNK):
-        end = min(start + CHUNK, ids.shape[1] - 1)
-        total = total + torch.utils.checkpoint.checkpoint(
-            _chunk, student, teacher, own[:, start:end], theirs[:, start:end], ids[:, start + 1 : end + 1], recipe,
-            use_reentrant=False,
-        )  # fmt: skip
-    loss = total / count
+
+    def of_tokens(rows: Tensor, shown: Tensor, labels: Tensor) -> Tensor:
+        made = scaled_logits(student, rows)
+        with torch.no_grad():
+            wanted = scaled_logits(teacher, shown)
+        loss = divergence(made, wanted, temperature=recipe.temperature) * recipe.temperature**2
+        return loss + recipe.text * F.cross_entropy(made, labels, reduction="none") if recipe.text else loss
+
+    before = [hidden[:, :-1].flatten(0, 1) for hidden in (own, theirs)]  # (tokens, hidden) each
+    loss = in_pieces(of_tokens, *before, ids[:, 1:].flatten(), size=CHUNK) / len(before[0])
     if recipe.hidden:
         apart = (own.float() - theirs.float()).square().mean() / theirs.float().square().mean()
         loss = loss + recipe.hidden * apart
     return loss
-
-
-def _chunk(student: Any, teacher: Any, own: Tensor, theirs: Tensor, labels: Tensor, recipe: Recipe) -> Tensor:
-    made = scaled_logits(student, own)
-    with torch.no_grad():
-        wanted = (scaled_logits(teacher, theirs) / recipe.temperature).log_softmax(-1)
-    given = (made / recipe.temperature).log_softmax(-1)
-    loss = F.kl_div(given, wanted, log_target=True, reduction="sum") * recipe.temperature**2
-    if recipe.text:
-        loss = loss + recipe.text * F.cross_entropy(made.flatten(0, 1), labels.flatten(), reduction="sum")
-    return loss
-
-
-def scaled_logits(model: Any, hidden: Tensor) -> Tensor:
-    """Logits of hidden states in float32, with the scale and the soft cap that some architectures have."""
-    logits = model.get_output_embeddings()(hidden).float()
-    config = model.config
-    if (scale := getattr(config, "logits_scaling", None)) is not None:
-        logits = logits / scale
-    if (scale := getattr(config, "logit_scale", None)) is not None:
-        logits = logits * scale
-    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
-        logits = (logits / cap).tanh() * cap
-    return logits
 
 
 def factor_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from distill.distillation.losses import KINDS, divergence, in_pieces
 from distill.distillation.scorer import read
 from distill.distillation.students import layer_influence, shallower, thinner
 from distill.patches.checks import check_choice, check_integer, check_number
 from distill.training import RunFolder, Training, write_whole
+from distill.training.losses import KINDS, divergence, in_pieces, scaled_logits
 
 MEASURED = 8  # blocks by which layers and neurons are measured
 APART = 16  # blocks that are kept apart, for perplexity
@@ -43,7 +43,7 @@ class Lessons:
         length: tokens of a block.
         batch: blocks a step.
         rate: learning rate at its height; it rises over the first tenth of the steps, and falls to a tenth.
-        kind: the divergence, see `distill.distillation.losses.divergence`.
+        kind: the divergence, see `distill.training.losses.divergence`.
         beta, temperature: of the divergence, whose square the temperature's gradient is multiplied by.
         truth: weight of the cross entropy with the text itself; the divergence has the rest. With 1 there is no
             teacher.
@@ -163,20 +163,23 @@ class StudentTraining(Training):
         """Means over the tokens of `(batch, length)` ids: `divergence`, `truth`, `hidden`, as far as they are used."""
         lessons, ids = self.lessons, ids.to(self.student.device)
         own = self.student.get_decoder()(ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-        head, next_ids, found = self.student.get_output_embeddings(), ids[:, 1:].flatten(), {}
+        next_ids, found = ids[:, 1:].flatten(), {}
         if lessons.truth:
-            found["truth"] = in_pieces(
-                lambda rows, wanted: F.cross_entropy(head(rows).float(), wanted, reduction="none"), own, next_ids
-            ) / len(own)
+
+            def missed(rows: Tensor, wanted: Tensor) -> Tensor:
+                return F.cross_entropy(scaled_logits(self.student, rows), wanted, reduction="none")
+
+            found["truth"] = in_pieces(missed, own, next_ids) / len(own)
         if self.teacher is not None and (lessons.truth < 1 or lessons.hidden):
             with torch.no_grad():
                 shown = self.teacher.get_decoder()(ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-            says = self.teacher.get_output_embeddings()
 
             def apart(rows: Tensor, theirs: Tensor) -> Tensor:
                 with torch.no_grad():
-                    wanted = says(theirs)
-                return divergence(head(rows), wanted, lessons.kind, lessons.beta, lessons.temperature)
+                    wanted = scaled_logits(self.teacher, theirs)
+                return divergence(
+                    scaled_logits(self.student, rows), wanted, lessons.kind, lessons.beta, lessons.temperature
+                )
 
             if lessons.truth < 1:
                 found["divergence"] = in_pieces(apart, own, shown) / len(own) * lessons.temperature**2

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import distill
 from distill.distillation import chain as room
@@ -25,10 +25,10 @@ from distill.distillation.chain import (
     described,
     surprise,
 )
-from distill.distillation.losses import best_of, divergence, divergence_from_best, in_pieces
 from distill.distillation.students import layer_influence, shallower, thinner
 from distill.mini.passkey import story
 from distill.training import RunFolder
+from distill.training.losses import best_of, divergence, divergence_from_best, in_pieces
 
 SHORT = Lessons(tokens=6 * 2 * 24, length=24, batch=2, rate=1e-3)
 TEXT = story()[:9000]
@@ -77,7 +77,7 @@ def test_pieces_change_neither_loss_nor_gradient():
         return F.cross_entropy(part @ head.T, labels, reduction="none")
 
     whole = loss(rows, wanted).sum()
-    pieces = in_pieces(loss, rows, wanted, 4)
+    pieces = in_pieces(loss, rows, wanted, size=4)
     torch.testing.assert_close(pieces, whole)
     for a, b in zip(torch.autograd.grad(whole, [rows, head]), torch.autograd.grad(pieces, [rows, head]), strict=True):
         torch.testing.assert_close(a, b)
@@ -183,6 +183,29 @@ def test_a_stage_below_the_floor_ends_the_chain(tmp_path):
         manifest = chain(path, [2, 1], [TEXT], tmp_path, SHORT, worst_ratio=1.01)
         assert len(manifest["stages"]) == 1 and manifest["stages"][0]["ratio"] > 1.01
         assert "stopped: 1 more" in described(manifest)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "settings"),
+    [
+        ("granite", {"logits_scaling": 4.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("gemma2", {"final_logit_softcapping": 3.0}),
+    ],
+)
+def test_logits_are_the_model_s_own(model_type, settings, blocks, tmp_path):
+    config = AutoConfig.for_model(
+        model_type, vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, pad_token_id=0, **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    student, teacher = (AutoModelForCausalLM.from_config(config).eval() for _ in range(2))
+    ids = blocks[:2]
+    with torch.no_grad():
+        ours, theirs = (model(ids).logits[:, :-1].flatten(0, 1) for model in (student, teacher))
+    found = StudentTraining(RunFolder(tmp_path, {}), student, teacher, blocks, SHORT).losses(ids)
+    assert found["divergence"].item() == pytest.approx(divergence(ours, theirs).mean().item(), rel=1e-4)
+    assert found["truth"].item() == pytest.approx(F.cross_entropy(ours, ids[:, 1:].flatten()).item(), rel=1e-4)
 
 
 def test_narrow_students(teacher, blocks):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,7 +74,20 @@ def _rest(logs: Tensor) -> Tensor:
     return left.clamp(min=1e-12).log().float()
 
 
-def in_pieces(loss: Callable[[Tensor, Tensor], Tensor], rows: Tensor, others: Tensor, size: int = 1024) -> Tensor:
+def scaled_logits(model: Any, hidden: Tensor) -> Tensor:
+    """Logits of hidden states in float32, with the scale and the soft cap that some architectures have."""
+    logits = model.get_output_embeddings()(hidden).float()
+    config = model.config
+    if (scale := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / scale
+    if (scale := getattr(config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = (logits / cap).tanh() * cap
+    return logits
+
+
+def in_pieces(loss: Callable[..., Tensor], rows: Tensor, *others: Tensor, size: int = 1024) -> Tensor:
     """The sum of a loss over tokens, `size` of them at a time; logits are computed again for the gradient.
 
     So the logits of a large vocabulary are never in memory for all tokens at once.
@@ -81,9 +95,9 @@ def in_pieces(loss: Callable[[Tensor, Tensor], Tensor], rows: Tensor, others: Te
     Args:
         loss: of rows and others, `(piece, ...)` each, a number for each token: `(piece,)`.
         rows: `(tokens, hidden)`, through which the gradient goes.
-        others: `(tokens, ...)`.
+        others: `(tokens, ...)` each.
     """
     total = rows.new_zeros((), dtype=torch.float32)
-    for part, other in zip(rows.split(size), others.split(size), strict=True):
-        total = total + checkpoint(lambda a, b: loss(a, b).sum(), part, other, use_reentrant=False)
+    for part in zip(*(tensor.split(size) for tensor in (rows, *others)), strict=True):
+        total = total + checkpoint(lambda *piece: loss(*piece).sum(), *part, use_reentrant=False)
     return total
