@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from distill.evaluation.intervals import wilson
 from distill.pruning import SCORERS, Distill, RandomScorer, Scorer, Scores
 from distill.pruning.loading import load, shipped_model
 from distill.pruning.recipe.ner import entities, read_conll, train_tokenizer
@@ -191,7 +192,7 @@ def answers(args: argparse.Namespace) -> None:
                 whole.append(survives(result.spans, begin, stop))
                 string.append(survives(result.spans, start, end))
                 apart += whole[-1:] if context in late else []
-            share, half = statistics.mean(whole), wilson_half(sum(whole), len(whole))
+            share, half = statistics.mean(whole), half_width(sum(whole), len(whole))
             chance += [] if ask else [share]
             ratio = f"  {share / statistics.mean(chance):.2f} x random" if ask else ""
             print(
@@ -316,7 +317,7 @@ def entities_kept(args: argparse.Namespace) -> None:
                 over += result.over_budget
                 tokens += result.tokens
                 words += result.original_tokens
-            share, half = statistics.mean(hits), wilson_half(sum(hits), len(hits))
+            share, half = statistics.mean(hits), half_width(sum(hits), len(hits))
             print(
                 f"{name:33} {group:18} {share:.3f} ± {half:.3f} of {len(hits):4d}; tokens kept {tokens / words:.2f}, "
                 f"over the budget and said so {over}/{len(rows_)}",
@@ -324,10 +325,10 @@ def entities_kept(args: argparse.Namespace) -> None:
             )
 
 
-def wilson_half(hits: int, count: int) -> float:
-    """Half the width of Wilson's 95 % interval."""
-    z, p = 1.96, hits / count
-    return z * (p * (1 - p) / count + z * z / (4 * count * count)) ** 0.5 / (1 + z * z / count)
+def half_width(hits: int, count: int) -> float:
+    """Half the width of the 95 % interval."""
+    low, high = wilson(hits, count)
+    return (high - low) / 2
 
 
 def logs(args: argparse.Namespace) -> None:

@@ -30,12 +30,16 @@ COMMANDS = {
 }
 
 
-def _version() -> str:
-    # read without importing the package's models, so that it answers at once
-    try:
-        return metadata.version("distill-llm")
-    except metadata.PackageNotFoundError:
-        return "0.1.0 (not installed)"
+class _Version(argparse.Action):
+    """Prints the version, which is looked up only then, without importing the package's models."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        try:
+            found = metadata.version("distill-llm")
+        except metadata.PackageNotFoundError:
+            found = "0.1.0 (not installed)"
+        print(f"distill {found}")
+        parser.exit()
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
@@ -45,7 +49,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         description="Makes long contexts cheap. Each sub-command explains itself: distill COMMAND --help",
         epilog="--import FILE.py (or a module's name), anywhere on the line, imports your own methods first.",
     )
-    parser.add_argument("--version", action="version", version=f"distill {_version()}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (module, line) in COMMANDS.items():
         sub = commands.add_parser(name, help=line, description=line)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -24,17 +23,14 @@ from distill.pruning.masks.choice import Outside, check_anchors, chosen
 from distill.pruning.masks.rules import check_rules, rule_anchors
 from distill.pruning.masks.user import Stripped, UserMask, strip_keep_tags
 from distill.pruning.options import COMPAT, COMPRESS, CONSTRUCTOR, refuse
+from distill.pruning.progress import Clock
+from distill.pruning.ranking import ranked
 from distill.pruning.result import Result, blame
-from distill.pruning.scorers.base import AGGREGATES, Aggregate, Scorer, Scores, check_scores, to_units
-from distill.pruning.scorers.baseline import rarity
-from distill.pruning.segments import (
-    check_rates,
-    with_redundancy,
-)
-from distill.pruning.sentences import sentence_of, sentence_spans
+from distill.pruning.scorers.base import AGGREGATES, Aggregate, Scorer
+from distill.pruning.segments import check_rates, with_redundancy
 from distill.pruning.structure import structure
 from distill.pruning.tokenization import Counter, EstimateCounter, Estimated, make_counter
-from distill.pruning.units import LAYOUTS, Layout, Units, cover, join, kept_spans
+from distill.pruning.units import LAYOUTS, Layout, cover, join, kept_spans
 
 Check = Callable[[], None]
 
@@ -294,13 +290,13 @@ class Distill:
             check_text(question, "question")
         scorer = self._source.scorer(question)
         user = UserMask(force_tokens, keywords, patterns)
-        clock = _Clock()
+        clock = Clock()
         jobs = [self._job(text, f"texts[{i}]", keep_tags, rates) for i, text in enumerate(texts)]
         soft = self._soft if scorer.level == "sentence" and anchors is None else set()
         for job, wanted in zip(jobs, user.anchors_of([job.text for job in jobs], check), strict=True):
             self._mask(job, wanted, shares, wanted_anchors, soft, budget, check)
         clock.lap("masks")
-        values = self._scores(jobs, scorer, question, check) if not budget.keeps_all else None
+        values = ranked(jobs, scorer, self.aggregate, question, check) if not budget.keeps_all else None
         clock.lap("score")
         explicit = any(v is not None for v in (rate, reduce_rate, target_tokens))
         solved = solve_all(jobs, values, budget, rates, shares, scope, explicit, self.counter, check)
@@ -348,39 +344,6 @@ class Distill:
         job.soft = cover(job.units, [(a.start, a.end) for a in hints]).units
         job.draft = Draft(job.units, touched.units, touched.gaps, job.cost, self.layout, parts.loose)
 
-    def _scores(
-        self, jobs: list[Job], scorer: Scorer, question: str | None, check: Check | None
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each text the scores of its units, float `(n,)`, and their rank from best to worst, int `(n,)`."""
-        asked = [job for job in jobs if question is not None or not job.goes_whole]
-        scored = check_scores(scorer.score_many([job.text for job in asked], question, check), len(asked))
-        by_job = {id(job): scores for job, scores in zip(asked, scored, strict=True)}
-        found = []
-        for job in jobs:
-            scores = by_job.get(id(job))
-            values = np.zeros(len(job.units)) if scores is None else self._unit_values(job.units, scores, scorer.level)
-            worth = job.structure.values
-            if worth is not None:
-                known = ~np.isnan(worth)
-                values[known] = worth[known] if question is None else (worth[known] + 3 * values[known]) / 4
-            order = np.arange(len(values))
-            if scorer.level == "sentence" and len(values):
-                # whole sentences, best first; of the one sentence that only fits in part, what masks would keep, then
-                # rare words
-                of = sentence_of(job.units.starts, sentence_spans(job.text))
-                first = np.zeros(len(values)) if job.soft is None else job.soft.astype(float)
-                order = np.lexsort((order, -rarity(job.units), -first, of, -values))
-                job.sentence = of
-            else:
-                order = np.lexsort((order, -values))
-            rank = np.empty(len(values), dtype=np.int64)
-            rank[order] = np.arange(len(values))
-            found.append((values, rank))
-        return found
-
-    def _unit_values(self, units: Units, scores: Scores, level: str) -> np.ndarray:
-        return to_units(scores, units, self.aggregate if level == "word" else "max")
-
     def _result(
         self, job: Job, solution: Solution, limit: int | None, scorer: Scorer, timings: dict[str, float]
     ) -> Result:
@@ -423,19 +386,6 @@ class Distill:
         return [
             fold if fold.at < 0 else replace(fold, at=parts[-1][1]) for fold, parts in zip(found, ends, strict=True)
         ]
-
-
-class _Clock:
-    """Measures the parts of a call in seconds; "total" is the time since the clock was made."""
-
-    def __init__(self) -> None:
-        self.begin = self.last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[name] = now - (self.begin if name == "total" else self.last)
-        self.last = now
 
 
 def _raise_over(results: Sequence[Result], name: str, value: object) -> None:

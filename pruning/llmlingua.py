@@ -138,9 +138,7 @@ class PromptCompressor:
             ValueError: an argument that is not allowed, by name.
         """
         _refuse(others)
-        texts = [context] if isinstance(context, str) else check_texts(context, "context")
-        for name, value in (("instruction", instruction), ("question", question)):
-            check_text(value, name)
+        texts = _texts(context, instruction, question)
         choice("rank_method", rank_method, ("llmlingua", "longllmlingua"))
         flags = {
             "use_context_level_filter": use_context_level_filter,
@@ -205,9 +203,7 @@ class PromptCompressor:
             others.pop(name, None)
         _refuse(others)
         flag("concate_question", concate_question)
-        texts = [context] if isinstance(context, str) else check_texts(context, "context")
-        for name, value in (("instruction", instruction), ("question", question)):
-            check_text(value, name)
+        texts = _texts(context, instruction, question)
         segments = [_segments(text, i) for i, text in enumerate(texts)]
         forced = strings("force_tokens", force_tokens)
         found, results = self._shorten(segments, rate, target_token, question, forced)
@@ -278,6 +274,14 @@ class PromptCompressor:
             "rate": f"{after / before * 100:.1f}%" if before else "100.0%",
             "saving": f", Saving ${(before - after) * _GPT4:.1f} in GPT-4.",
         }
+
+
+def _texts(context: str | Sequence[str], instruction: str, question: str) -> list[str]:
+    """The contexts, once they and what stands around them have been checked."""
+    texts = [context] if isinstance(context, str) else check_texts(context, "context")
+    for name, value in (("instruction", instruction), ("question", question)):
+        check_text(value, name)
+    return texts
 
 
 def _refuse(others: Mapping[str, Any]) -> None:

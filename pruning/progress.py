@@ -1,7 +1,8 @@
-"""A progress bar for whatever takes longer than a second, on a terminal only."""
+"""Time: a progress bar for whatever takes longer than a second, on a terminal only, and a clock."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
@@ -22,3 +23,16 @@ def progress(work: Sequence[T], what: str, enough: int = 2) -> Iterator[T]:
         yield from work
         return
     yield from tqdm(work, desc=what, delay=1.0, leave=False, disable=None)
+
+
+class Clock:
+    """Measures the parts of a call in seconds; "total" is the time since the clock was made."""
+
+    def __init__(self) -> None:
+        self.begin = self.last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[name] = now - (self.begin if name == "total" else self.last)
+        self.last = now

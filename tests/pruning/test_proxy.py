@@ -7,8 +7,8 @@ import contextlib
 import json
 import logging
 import socket
-import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -16,7 +16,6 @@ openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx", reason="the extra serve is not installed")
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
-import uvicorn  # noqa: E402
 from fastapi import FastAPI, Request  # noqa: E402
 from fastapi.responses import StreamingResponse  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
@@ -25,24 +24,12 @@ from distill.pruning import Distill  # noqa: E402
 from distill.serving import Engine, ProxySettings, Settings, create_model_app, create_proxy  # noqa: E402
 from distill.serving.routes import Route, from_headers, read_routes  # noqa: E402
 
+from .live import live as serve  # noqa: E402
+
 KEY = "sk-secret-0123456789"
 
 
-@contextlib.contextmanager
-def live(app):
-    """The application on a free port of this machine's loopback, in a thread; yields the URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="debug", access_log=False))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        for _ in range(1000):
-            if server.started:
-                break
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+live = partial(serve, log_level="debug", access_log=False)
 
 
 class Upstream:

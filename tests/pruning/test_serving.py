@@ -22,6 +22,7 @@ from distill.serving import Settings, create_app, server_options  # noqa: E402
 from distill.serving.worker import Busy, Stopped, Worker  # noqa: E402
 
 from . import slow_clients  # noqa: E402
+from .live import live as serve  # noqa: E402
 
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -409,23 +410,8 @@ def test_worker_stops_what_nobody_waits_for():
     run(scenario())
 
 
-@contextlib.contextmanager
 def live(app, settings=None):
-    """The application on a free port of this machine's loopback, in a thread; yields the URL."""
-    options = server_options(settings or Settings(api_key=None))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", **options))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        for _ in range(1000):
-            if server.started:
-                break
-            time.sleep(0.01)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
+    return serve(app, **server_options(settings or Settings(api_key=None)))
 
 
 def test_two_hundred_requests_at_once(default, long_prose):
