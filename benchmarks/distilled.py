@@ -246,7 +246,7 @@ def report(found: dict[tuple[float, str], list[dict[str, Any]]]) -> str:
                 f"{statistics.mean(answers):.3f}" if answers else "",
                 f"{sum(right)}/{len(right)}", f"{low:.2f} to {high:.2f}",
                 f"{statistics.mean(entry['bytes'] for entry in entries):.4f}",
-                f"{statistics.median(entry['seconds'] / entry['read'] for entry in entries):.1f}",
+                f"{statistics.median(entry['seconds'] / entry['read'] for entry in entries):.2f}",
             ])  # fmt: skip
         head = ["method", "KL", "95 %", "of KVzip's", "KL answers", "right", "95 %", "bytes", "readings"]
         parts.append(f"1/{round(1 / share)} of the bytes, {len(base)} contexts\n\n{table(head, rows)}")
