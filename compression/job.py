@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.compression.calibration import layers_of, windows
-from distill.compression.low_rank import embedding_factorization, factorize_in_order, head_moments
+from distill.compression.low_rank import embedding_factorization, factorize_in_order, head_moments, kv_ranks
 from distill.compression.measure import EMBEDDING, measured, planner
+from distill.compression.modules import LowRankLinear
 from distill.compression.perplexity import perplexity
 from distill.compression.plan import Plan
 from distill.compression.receipts import Receipt, weigh
@@ -135,7 +136,8 @@ class Job:
             self.say("measure: what each singular value is worth")
             whitened = wanted.method == "whitened"
             errors = self._once("errors.json", lambda: measured(model, self.inputs, embedding, whitened, wanted.seed))
-        made = planner(model, dtype.itemsize, errors, embedding, wanted.limits)
+        fixed = kv_ranks(model, wanted.kv_share) if "kv_low_rank" in wanted.transforms else {}
+        made = planner(model, dtype.itemsize, errors, embedding, wanted.limits, fixed)
         whole = made.plan({}).bytes
         target = wanted.bytes if wanted.bytes is not None else int(whole / (wanted.ratio or 1))
         self.say(f"plan: {target:,} of {whole:,} bytes of weights, as {str(dtype).removeprefix('torch.')}")
@@ -148,13 +150,21 @@ class Job:
             )
         return plan
 
+    def _kv_low_rank(self, model: Any, plan: Plan) -> dict[str, Any]:
+        ranks = kv_ranks(model, self.settings.kv_share)
+        return {"share": self.settings.kv_share} | self._factorize(model, ranks, "kv_low_rank", larger=True)
+
     def _low_rank(self, model: Any, plan: Plan) -> dict[str, Any]:
-        ranks = {name: rank for name, rank in plan.ranks.items() if name != EMBEDDING}
+        made = {name for name, module in model.named_modules() if isinstance(module, LowRankLinear)}
+        ranks = {name: rank for name, rank in plan.ranks.items() if name != EMBEDDING and name not in made}
+        return self._factorize(model, ranks, "low_rank")
+
+    def _factorize(self, model: Any, ranks: dict[str, int], phase: str, larger: bool = False) -> dict[str, Any]:
         layers = layers_of(model)
         prefix = name_of(model, layers)
 
         def file(index: int) -> Path:
-            return self.work / f"layer-{index:04}.safetensors"
+            return self.work / f"{phase}-{index:04}.safetensors"
 
         def known(index: int) -> bool:
             if not file(index).exists():
@@ -167,8 +177,8 @@ class Job:
             return True
 
         inputs = self.inputs if self.settings.method == "whitened" else None
-        self.say(f"low_rank: {len(ranks)} matrices, layer by layer")
-        for index in factorize_in_order(model, ranks, inputs, known=known):
+        self.say(f"{phase}: {len(ranks)} matrices, layer by layer")
+        for index in factorize_in_order(model, ranks, inputs, larger, known):
             if not file(index).exists():
                 tensors = {name: tensor.contiguous() for name, tensor in layers[index].state_dict().items()}
                 write_whole(file(index), lambda new, tensors=tensors: save_file(tensors, new))  # type: ignore[misc]

@@ -154,6 +154,43 @@ def embedding_factorization(
     return Receipt("embedding_factorization", before, weigh(model), {"rank": rank, "tied": tied(model)})
 
 
+def kv_low_rank(model: Any, share: float, inputs: Tensor | None = None) -> Receipt:
+    """Puts two factors in place of the K and V projections, so that a `LatentCache` holds a share of the KV bytes.
+
+    The weights become fewer only where the rank is below break-even; `low_rank` may follow for the other layers.
+
+    Args:
+        model: a causal LM whose layers have a `k_proj` and a `v_proj`; changed in place.
+        share: of the KV bytes a token, above 0 and below 1.
+        inputs: as for `low_rank`.
+    Returns:
+        the receipt; `kv_bytes` and `latent_kv_bytes` are its point.
+    Raises:
+        ValueError: a share that is not allowed, or a model without such layers.
+    """
+    before, ranks = weigh(model), kv_ranks(model, share)
+    for _ in factorize_in_order(model, ranks, inputs, allow_larger=True):
+        pass
+    return Receipt("kv_low_rank", before, weigh(model), {"share": share, "ranks": ranks})
+
+
+def kv_ranks(model: Any, share: float) -> dict[str, int]:
+    """The rank of each K and V projection, by name, with which a `LatentCache` holds a share of the KV bytes."""
+    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
+        raise ValueError(f"kv_share: got {share!r}; allowed are numbers above 0 and below 1")
+    shapes = {name: matrix_of(module).shape for name, module in linears_of(model).items()}
+    ranks = {
+        name: max(1, min(int(share * out), width))
+        for name, (out, width) in shapes.items()
+        if name.rpartition(".")[2] in ("k_proj", "v_proj")
+    }
+    if not ranks:
+        raise ValueError(
+            f"model: got a {type(model).__name__} without k_proj and v_proj; allowed are models with both"
+        )
+    return ranks
+
+
 @torch.no_grad()
 def head_moments(model: Any, inputs: Tensor) -> Tensor:
     """`(width, width)`: second moments of what the head is given on calibration text, float64."""

@@ -84,6 +84,7 @@ def planner(
     errors: Mapping[str, list[float]] | None = None,
     embedding: bool = False,
     limits: Limits | None = None,
+    fixed: Mapping[str, int] | None = None,
 ) -> Planner:
     """The planner for a model.
 
@@ -93,6 +94,7 @@ def planner(
         errors: what `measured` returns; not needed for uniform ranks.
         embedding: whether the embedding may become factors.
         limits: which ranks are allowed.
+        fixed: ranks that are not for the planner to choose, by name.
     """
     curves = errors or {}
     shapes = {name: matrix_of(module).shape for name, module in linears_of(model).items()}
@@ -102,4 +104,4 @@ def planner(
         matrices.append(Matrix(EMBEDDING, table.shape[0], table.shape[1], tuple(curves.get(EMBEDDING, ()))))
     tensors = dict(stored(model))
     rest = sum(tensor.numel() for tensor in tensors.values()) - sum(matrix.weights for matrix in matrices)
-    return Planner(matrices, rest, itemsize, list(tensors), limits)
+    return Planner(matrices, rest, itemsize, list(tensors), limits, fixed)

@@ -146,13 +146,20 @@ class Planner:
         itemsize: bytes of a weight in the file.
         names: of the tensors in the uncompressed file, for the size of its head.
         limits: which ranks are allowed.
+        fixed: ranks, by name, that are not for it to choose.
     """
 
     def __init__(
-        self, matrices: Sequence[Matrix], rest: int, itemsize: int, names: Sequence[str], limits: Limits | None = None
+        self,
+        matrices: Sequence[Matrix],
+        rest: int,
+        itemsize: int,
+        names: Sequence[str],
+        limits: Limits | None = None,
+        fixed: Mapping[str, int] | None = None,
     ) -> None:
         self.matrices, self.rest, self.itemsize = tuple(matrices), rest, itemsize
-        self.limits = limits or Limits()
+        self.limits, self.fixed = limits or Limits(), dict(fixed or {})
         self.head = 64 + sum(len(name) + HEAD for name in names)
 
     def plan(self, ranks: Mapping[str, int]) -> Plan:
@@ -167,9 +174,14 @@ class Planner:
         before = whole * self.itemsize + self.head
         return Plan(dict(ranks), weights * self.itemsize + self.head + more, before, loss, self.matrices)
 
+    def ranks(self, matrix: Matrix) -> list[int]:
+        """The ranks that a matrix may get, lowest first; none if it has to stay whole."""
+        fixed = self.fixed.get(matrix.name)
+        return self.limits.ranks(matrix) if fixed is None else [fixed]
+
     def smallest(self) -> Plan:
         """All ranks at the floor."""
-        return self.plan({m.name: ranks[0] for m in self.matrices if (ranks := self.limits.ranks(m))})
+        return self.plan({m.name: ranks[0] for m in self.matrices if (ranks := self.ranks(m))})
 
     def uniform(self, target: int) -> Plan:
         """The same share of the weights for every matrix.
@@ -177,14 +189,14 @@ class Planner:
         Raises:
             Infeasible: no share is small enough.
         """
-        if (whole := self.plan({})).bytes <= target:
+        if (whole := self.plan(self.fixed)).bytes <= target:
             return whole
 
         def at(share: float) -> Plan:
             return self.plan({
-                m.name: max(self.limits.floor, min(int(share * m.most), ranks[-1]))
+                m.name: max(ranks[0], min(int(share * m.most), ranks[-1]))
                 for m in self.matrices
-                if (ranks := self.limits.ranks(m))
+                if (ranks := self.ranks(m))
             })  # fmt: skip
 
         low, high = 0.0, 1.0
@@ -227,8 +239,8 @@ class Planner:
 
     def _hull(self, matrix: Matrix) -> list[tuple[int, float, int | None]]:
         """`(weights, loss, rank)` of a curve's lower convex hull, lightest first; rank `None` is the whole one."""
-        ranks = self.limits.ranks(matrix)
-        if not ranks:
+        ranks = self.ranks(matrix)
+        if not ranks or matrix.name in self.fixed:
             return []
         tail = [0.0]
         for error in reversed(matrix.errors):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from distill.compression.latent import latent_bytes, readable
 from distill.compression.modules import Basis, LowRankLinear
 
 
@@ -24,6 +25,7 @@ class Weight:
         flops: multiply-adds times two a token, of all linear layers and the head; attention itself depends on the
             length and is left out.
         kv_bytes: of the KV cache a token, in the model's dtype.
+        latent_kv_bytes: the same in a `LatentCache`; equal where no K or V projection has factors.
     """
 
     bytes: int
@@ -31,6 +33,7 @@ class Weight:
     nonzero: int
     flops: int
     kv_bytes: int
+    latent_kv_bytes: int
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ def weigh(model: Any) -> Weight:
         nonzero=sum(int(torch.count_nonzero(tensor.detach())) for tensor in tensors),
         flops=flops,
         kv_bytes=kv_bytes(model),
+        latent_kv_bytes=latent_bytes(model) if readable(model) else kv_bytes(model),
     )
 
 

@@ -21,6 +21,7 @@ _ROWS = (
     ("bytes", "bytes loaded (weights)", "{:,}"),
     ("flops", "FLOPs a token, without attention over the context", "{:,}"),
     ("kv_bytes", "bytes of KV cache a token", "{:,}"),
+    ("latent_kv_bytes", "the same in a LatentCache", "{:,}"),
 )
 
 

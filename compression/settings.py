@@ -12,7 +12,7 @@ from distill.compression.plan import Limits
 
 CONFIGS = Path(__file__).parent / "configs"
 METHODS, RANKS = ("whitened", "plain"), ("adaptive", "uniform")
-TRANSFORMS = ("embedding_factorization", "low_rank", "recover")
+TRANSFORMS = ("embedding_factorization", "kv_low_rank", "low_rank", "recover")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -27,6 +27,7 @@ class Settings:
         transforms: what is done, in this order; names of `TRANSFORMS`.
         method: of `low_rank`: whitened by the inputs' second moments, or plain SVD.
         ranks: by marginal loss a byte, or the same share for all.
+        kv_share: of `kv_low_rank`: the share of the KV bytes a token that a `LatentCache` is to hold.
         floor, cap, step: limits of ranks, see `distill.compression.plan.Limits`.
         windows, length: of calibration text.
         dtype: of the weights that are written; `auto` for that of the checkpoint.
@@ -41,6 +42,7 @@ class Settings:
     transforms: tuple[str, ...] = ("low_rank",)
     method: str = "whitened"
     ranks: str = "adaptive"
+    kv_share: float = 0.5
     floor: int = 8
     cap: float = 1.0
     step: int = 8
@@ -72,6 +74,10 @@ class Settings:
             )
         if "recover" in self.transforms[:-1]:
             raise ValueError(f"transforms: got {list(self.transforms)}; allowed is recover at the end only")
+        if "low_rank" in self.transforms and "kv_low_rank" in self.transforms[self.transforms.index("low_rank") :]:
+            raise ValueError(f"transforms: got {list(self.transforms)}; allowed is kv_low_rank before low_rank")
+        if not (_positive(self.kv_share) and self.kv_share < 1):
+            raise ValueError(f"kv_share: got {self.kv_share!r}; allowed are numbers above 0 and below 1")
         for name in ("windows", "length", "recover_steps"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed are integers >= 1")
@@ -141,8 +147,8 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], list[str]]:
 _BRANCHES = {
     "lra": "lra: `low_rank`. Its ranks come from the planner: a target in bytes decides them.",
     "kv": (
-        "kv: the K and V projections are matrices of `low_rank` like all others. The KV cache stays as large as it "
-        "was: it holds keys after rotation, of full width. For fewer KV bytes use a policy (distill methods)."
+        "kv: `kv_low_rank`. The KV cache is smaller where the model is run with "
+        "`past_key_values=LatentCache(model)`; any other cache stays as large as it was."
     ),
     "blt": "blt: `embedding_factorization`, one pair of factors; a tied head keeps the tie.",
     "sparsity": (
@@ -172,10 +178,11 @@ def from_branches(found: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     if unknown := [name for name in branches if name not in _BRANCHES]:
         raise ValueError(f"branches: got {', '.join(map(str, unknown))}; allowed are {', '.join(_BRANCHES)}")
     notes = [_BRANCHES[name] for name in on]
-    transforms = [name for branch, name in (("blt", "embedding_factorization"), ("lra", "low_rank")) if branch in on]
-    if "kv" in on and "low_rank" not in transforms:
+    known = {"blt": "embedding_factorization", "kv": "kv_low_rank"}
+    transforms = [name for branch, name in known.items() if branch in on]
+    if {"lra", "kv"} & set(on):
         transforms.append("low_rank")
-    if "low_rank" not in transforms:
+    else:
         raise ValueError(f"branches: got {', '.join(on) or 'none'}; allowed are lists with lra or kv among them")
     values: dict[str, Any] = {"transforms": transforms}
     own = {field.name for field in fields(Settings)}

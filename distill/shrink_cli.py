@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", type=Path, help="plain text like that which the model will read")
     parser.add_argument("--bytes", help="target for the file of weights: 200MB, 190MiB, 200000000")
     parser.add_argument("--ratio", type=float, help="target as bytes before over bytes after of that file")
-    parser.add_argument("--config", help="YAML file, or a preset: adaptive, hybrid, plain, recovered, uniform")
+    parser.add_argument("--config", help="YAML file, or a preset: adaptive, cache, hybrid, plain, recovered, uniform")
     parser.add_argument("--method", help="whitened (by the inputs' second moments; default) or plain SVD")
     parser.add_argument("--ranks", help="adaptive (default) or uniform")
     parser.add_argument("--dtype", help="of the weights that are written (default: as in the checkpoint)")

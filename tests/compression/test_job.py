@@ -11,8 +11,8 @@ import torch
 
 import distill
 from distill.cli import main
+from distill.compression import LatentCache, spec_of
 from distill.compression import job as job_module
-from distill.compression import spec_of
 from distill.compression.recover import Recipe, Recovery, distillation_loss, factor_parameters
 from distill.training import RunFolder, write_whole
 
@@ -121,6 +121,29 @@ def test_killed_at_every_write_and_continued_is_the_same_file(done, model, text,
         place += 1
         if place > writes:
             break
+
+
+def test_a_smaller_cache_is_written_continued_and_used(model, text, tmp_path, monkeypatch):
+    more = ["--ratio", "1.3", "--config", "cache", "--ranks", "uniform"]
+    assert shrink(model, text, tmp_path / "a", *more) == 0
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    after = summary["weights"]["after"]
+    assert after["latent_kv_bytes"] == after["kv_bytes"] / 2 and summary["target met"]
+
+    def dying(file, write):
+        if file.name == "low_rank-0000.safetensors":
+            raise KeyboardInterrupt
+        write_whole(file, write)
+
+    monkeypatch.setattr(job_module, "write_whole", dying)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(model, text, tmp_path / "b", *more)
+    monkeypatch.setattr(job_module, "write_whole", write_whole)
+    assert shrink(model, text, tmp_path / "b", *more) == 0 and weights(tmp_path / "b") == weights(tmp_path / "a")
+    again, ids = distill.load(tmp_path / "a"), prompt(30, 2)
+    asked = {"max_new_tokens": 8, "pad_token_id": 0}
+    expected = again.generate(ids, **asked)
+    assert torch.equal(again.generate(ids, past_key_values=LatentCache(again), **asked), expected)
 
 
 def test_targets_and_floors_that_cannot_be_kept_stop_the_run(model, text, tmp_path, capsys):

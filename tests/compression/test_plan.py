@@ -155,6 +155,8 @@ def test_settings_are_checked():
         ({"ratio": 2, "transforms": ["recover", "low_rank"]}, "allowed is recover at the end only"),
         ({"ratio": 2, "transforms": ["prune"]}, "transforms: got"),
         ({"ratio": 2, "cap": 1.5}, "cap: got 1.5"),
+        ({"ratio": 2, "kv_share": 1}, "kv_share: got 1; allowed"),
+        ({"ratio": 2, "transforms": ["low_rank", "kv_low_rank"]}, "allowed is kv_low_rank before low_rank"),
         ({"ratio": 2, "method": "magic"}, "method: got 'magic'; allowed are whitened, plain"),
         ({"ratio": 2, "quality": 0.5}, "quality: got 0.5"),
     ]:
@@ -173,9 +175,15 @@ def test_presets_and_configurations_of_other_programs_are_read(tmp_path):
         "branches:\n  lra: {rank: 64}\n  kv: true\n  blt: {enabled: true}\n  sparsity: 0.99\nratio: 1000\nlr: 1"
     )
     values, notes = read_config(file)
-    assert values == {"transforms": ["embedding_factorization", "low_rank"], "ratio": 1000}
+    assert values == {"transforms": ["embedding_factorization", "kv_low_rank", "low_rank"], "ratio": 1000}
     text = "\n".join(notes)
-    for said in ("not multiplied", "sparsity: left out", "KV cache stays", "lr: not used", "lra: its rank not used"):
+    for said in (
+        "not multiplied",
+        "sparsity: left out",
+        "LatentCache(model)",
+        "lr: not used",
+        "lra: its rank not used",
+    ):
         assert said in text
     file.write_text("branches: [sparsity]")
     with pytest.raises(ValueError, match="branches: got sparsity; allowed are lists with lra or kv"):
@@ -186,5 +194,5 @@ def test_presets_and_configurations_of_other_programs_are_read(tmp_path):
     file.write_text("rnk: 3")
     with pytest.raises(ValueError, match="config: got rnk; allowed are bytes"):
         read_config(file)
-    with pytest.raises(ValueError, match="allowed are YAML files, and adaptive, hybrid"):
+    with pytest.raises(ValueError, match="allowed are YAML files, and adaptive, cache"):
         read_config("nothing.yaml")
