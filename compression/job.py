@@ -207,7 +207,9 @@ class Job:
         steps = self.settings.recover_steps
         self.say(f"recover: {steps} steps of distillation from the original model")
         options = {**self.options, "steps": steps}
-        found = recover(model, teacher, self.reading, steps, RunFolder(self.work / "recover", options))
+        found = recover(
+            model, teacher, self.reading, steps, RunFolder(self.work / "recover", options), self.settings.recipe
+        )
         return found
 
     def _quality(self, model: Any) -> dict[str, Any]:

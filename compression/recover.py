@@ -3,7 +3,8 @@
 The loss is the KL divergence of the student's next-token distribution from the teacher's (Hinton et al.,
 arXiv 1503.02531), plus, if asked for, cross-entropy on the text and the squared distance of hidden states. It
 is summed up in chunks of the sequence, so that the logits of a large vocabulary are never held twice. What is
-trained are the factors; or LoRA adapters of PEFT on them, which are merged in the end.
+trained are the factors; or LoRA adapters of PEFT on them, which are merged in the end, or every few steps, after
+which new ones begin (ReLoRA, Lialin et al., arXiv 2307.05695).
 """
 
 from __future__ import annotations
@@ -34,7 +35,11 @@ class Recipe:
         text: weight of the cross-entropy on the text.
         hidden: weight of the squared distance of last hidden states, relative to their size.
         lora: rank of LoRA adapters that are trained in place of the factors; 0 for none.
+        restart: after so many steps adapters are merged and begin anew, with a new optimizer and a warm-up of its own
+            (the paper keeps a small random part of the optimizer's state); 0 for never.
         clip: of the norm of the gradient.
+    Raises:
+        ValueError: restarts without adapters, or numbers that are not allowed.
     """
 
     rate: float = 1e-4
@@ -42,7 +47,27 @@ class Recipe:
     text: float = 0.0
     hidden: float = 0.0
     lora: int = 0
+    restart: int = 0
     clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.restart and not self.lora:
+            raise ValueError(f"restart: got {self.restart} without lora; allowed then is 0")
+        for name in ("rate", "temperature", "clip"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed are numbers above 0")
+        for name in ("text", "hidden", "lora", "restart"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed are numbers from 0 on")
+
+    def rate_at(self, step: int, total: int) -> float:
+        """The learning rate of a step, counted from 0, of `total`."""
+        warm = max(1, int(total * 0.1))
+        progress = min(1.0, (step + 1 - warm) / max(1.0, total - warm))
+        share = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * progress))
+        if self.restart:
+            share *= min(1.0, (step % self.restart + 1) / max(1, self.restart // 10))
+        return self.rate * share
 
 
 def distillation_loss(student: Any, teacher: Any, ids: Tensor, recipe: Recipe) -> Tensor:
@@ -109,9 +134,12 @@ class Recovery(Training):
             raise ValueError("recover: got a model without factors; allowed are compressed ones")
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
+        self._begin()
+        self.resume()
+
+    def _begin(self) -> None:
         self.master = [parameter.detach().float().clone() for parameter in self.trained.values()]
         self.optimizer = torch.optim.AdamW(self.master, lr=self.recipe.rate, weight_decay=0.0)
-        self.resume()
 
     def _adapted(self) -> dict[str, nn.Parameter]:
         from peft import LoraConfig, inject_adapter_in_model
@@ -136,15 +164,14 @@ class Recovery(Training):
         for master, parameter in zip(self.master, self.trained.values(), strict=True):
             master.grad, parameter.grad = parameter.grad.float() if parameter.grad is not None else None, None
         nn.utils.clip_grad_norm_(self.master, self.recipe.clip)
-        warm = max(1, int(self.total * 0.1))
-        progress = min(1.0, (self.steps + 1 - warm) / max(1.0, self.total - warm))
-        share = (self.steps + 1) / warm if self.steps < warm else 0.5 * (1 + math.cos(math.pi * progress))
         for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.rate * share
+            group["lr"] = self.recipe.rate_at(self.steps, int(self.total))
         self.optimizer.step()
         self._store()
         self.steps += 1
         self.done += 1
+        if self.recipe.restart and self.steps % self.recipe.restart == 0 and self.steps < self.total:
+            self._restart()
         return {"loss": float(loss.detach())}
 
     @torch.no_grad()
@@ -152,11 +179,33 @@ class Recovery(Training):
         for master, parameter in zip(self.master, self.trained.values(), strict=True):
             parameter.copy_(master)
 
+    @torch.no_grad()
+    def _restart(self) -> None:
+        """Adds what the adapters have learnt to the factors, and begins new ones."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.steps)
+            for module in self._adapters():
+                (name,) = module.lora_A
+                module.get_base_layer().weight += module.get_delta_weight(name)
+                module.reset_lora_parameters(name, init_lora_weights=True)
+        self._begin()
+
+    def _adapters(self) -> list[Any]:
+        from peft.tuners.lora import LoraLayer
+
+        return [module for module in self.student.modules() if isinstance(module, LoraLayer)]
+
+    def _merged(self) -> list[Tensor]:
+        """The weights below the adapters, which change only by `_restart`."""
+        return [module.get_base_layer().weight for module in self._adapters()] if self.recipe.restart else []
+
     def state(self) -> dict[str, Any]:
-        return {"master": self.master, "optimizer": self.optimizer.state_dict()}
+        return {"master": self.master, "optimizer": self.optimizer.state_dict(), "merged": self._merged()}
 
     def restore(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
+            for own, saved in zip(self._merged(), state["merged"], strict=True):
+                own.copy_(saved)
             for own, saved in zip(self.master, state["master"], strict=True):
                 own.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])

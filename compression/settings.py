@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.compression.plan import Limits
+from distill.compression.recover import Recipe
 
 CONFIGS = Path(__file__).parent / "configs"
 METHODS, RANKS = ("whitened", "plain"), ("adaptive", "uniform")
@@ -32,6 +33,7 @@ class Settings:
         windows, length: of calibration text.
         dtype: of the weights that are written; `auto` for that of the checkpoint.
         recover_steps: steps of distillation from the original model.
+        rate, hidden, lora, restart: how it is taught, see `distill.compression.recover.Recipe`.
         quality: the perplexity on the held-out end of the calibration text may be so many times the original's; if it
             is more, nothing is written.
         seed: of what is drawn.
@@ -50,6 +52,10 @@ class Settings:
     length: int = 512
     dtype: str = "auto"
     recover_steps: int = 200
+    rate: float = 1e-4
+    hidden: float = 0.0
+    lora: int = 0
+    restart: int = 0
     quality: float | None = None
     seed: int = 0
 
@@ -83,11 +89,15 @@ class Settings:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed are integers >= 1")
         if self.quality is not None and not (_positive(self.quality) and self.quality >= 1):
             raise ValueError(f"quality: got {self.quality!r}; allowed are numbers >= 1 (times the perplexity before)")
-        self.limits  # noqa: B018 - checks them
+        self.limits, self.recipe  # noqa: B018 - checks them
 
     @property
     def limits(self) -> Limits:
         return Limits(self.floor, self.cap, self.step)
+
+    @property
+    def recipe(self) -> Recipe:
+        return Recipe(rate=self.rate, hidden=self.hidden, lora=self.lora, restart=self.restart)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"transforms": list(self.transforms)}

@@ -184,8 +184,8 @@ def test_the_first_loss_is_the_divergence_of_the_untrained_student(arch):
     torch.testing.assert_close(distillation_loss(student, teacher, ids, Recipe()), expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("lora", [0, 4])
-def test_recovery_lowers_the_loss_and_keeps_the_size(lora, tmp_path):
+@pytest.mark.parametrize(("lora", "restart"), [(0, 0), (4, 0), (2, 10)])
+def test_recovery_lowers_the_loss_and_keeps_the_size(lora, restart, tmp_path):
     from distill.compression.low_rank import embedding_factorization, low_rank
     from distill.compression.receipts import weigh
 
@@ -195,7 +195,7 @@ def test_recovery_lowers_the_loss_and_keeps_the_size(lora, tmp_path):
     embedding_factorization(student, 24)
     before, spec = weigh(student), spec_of(student)
     assert len(factor_parameters(student)) == 2 * 28 + 2
-    recipe = Recipe(rate=3e-3, lora=lora)
+    recipe = Recipe(rate=3e-3, lora=lora, restart=restart)
     run = Recovery(student, teacher, ids, 30, RunFolder(tmp_path, {}), recipe)
     first = float(distillation_loss(student, teacher, ids, recipe).detach())
     run.train()
@@ -205,3 +205,39 @@ def test_recovery_lowers_the_loss_and_keeps_the_size(lora, tmp_path):
     assert spec_of(student) == spec and (after.bytes, after.parameters) == (before.bytes, before.parameters)
     with pytest.raises(ValueError, match="recover: got a model without factors"):
         Recovery(teacher, student, ids, 3, RunFolder(tmp_path / "other", {}), Recipe())
+
+
+def test_restarted_adapters_add_up_to_more_than_their_rank_and_go_on_after_a_kill(tmp_path):
+    from distill.compression.low_rank import low_rank
+
+    ids, recipe = prompt(64, 4), Recipe(rate=3e-3, lora=1, restart=4)
+
+    def run(folder):
+        student, teacher = tiny("llama"), tiny("llama")
+        low_rank(student, 8, ids)
+        return student, Recovery(student, teacher, ids, 12, RunFolder(folder, {}), recipe)
+
+    whole, first = run(tmp_path / "whole")
+    before = {n.replace(".base_layer", ""): p.detach().clone() for n, p in factor_parameters(whole).items()}
+    first.train()
+    first.finish()
+    after = factor_parameters(whole)
+    ranks = [torch.linalg.matrix_rank(new - before[name], rtol=1e-4) for name, new in after.items()]
+    assert max(ranks) > 1  # one adapter alone changes a matrix by rank 1
+    _, killed = run(tmp_path / "killed")
+    for _ in range(6):
+        killed.step()
+    killed.save()
+    killed.folder.close()
+    again, second = run(tmp_path / "killed")
+    assert second.steps == 6
+    second.train()
+    second.finish()
+    for one, other in zip(whole.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    rates = [recipe.rate_at(step, 100) for step in range(100)]
+    assert rates[0] < rates[8] and max(rates) <= recipe.rate and rates[-1] < 0.01 * recipe.rate
+    with pytest.raises(ValueError, match="restart: got 5 without lora"):
+        Recipe(restart=5)
+    with pytest.raises(ValueError, match="rate: got 0; allowed are numbers above 0"):
+        Recipe(rate=0)
