@@ -7,7 +7,8 @@ Targets are shares of the bytes of the original, stored the same way. int8 and i
 bitsandbytes. None of the texts that are measured is calibrated on. Facts hide in prose of 512 tokens, as in
 `benchmarks/real.py`; right is an answer that contains the value, chance is below 1 in 1,000. All models are
 asked what the original answers, except those whose perplexity is so high that it says nothing (`HOPELESS`).
-`recovered` is `adaptive`, taught by the original on the calibration text. Results go to a file line by line,
+`recovered` is `adaptive`, taught by the original on the calibration text. With `--kv-shares`, K and V
+projections alone get ranks with which a `LatentCache` holds so large a share of the KV bytes. Results go to a file line by line,
 from which a run that was killed goes on.
 """
 
@@ -31,9 +32,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 import distill
 from distill.compression.calibration import windows
-from distill.compression.low_rank import embedding_factorization, head_moments, low_rank
+from distill.compression.low_rank import embedding_factorization, head_moments, kv_low_rank, low_rank
 from distill.compression.measure import EMBEDDING, measured, planner
 from distill.compression.perplexity import perplexity
+from distill.compression.receipts import weigh
 from distill.compression.recover import Recipe, recover
 from distill.compression.spec import spec_of
 from distill.evaluation.generation import Decoding, Generator
@@ -113,7 +115,7 @@ class Bench:
                 again = again.dequantize().to(self.dtype)  # the weights as stored; CPU kernels for them are slow
             shutil.rmtree(folder)
             Path(folder).mkdir()
-        found: dict[str, Any] = {"bytes": size}
+        found: dict[str, Any] = {"bytes": size, "kv": weigh(again).latent_kv_bytes}
         for name, (ids, words) in self.texts.items():
             measured_ = perplexity(again, ids, words, self.args.length, limit=self.args.tokens)
             found[name] = {"token": measured_.token, "error": measured_.error, "tokens": measured_.tokens}
@@ -156,6 +158,13 @@ class Bench:
                 recover(model, self.original(), self.reading, args.recover_steps, run, Recipe(rate=args.rate))
         return model
 
+    def smaller_cache(self, share: float) -> Any:
+        """A model whose K and V projections are factors."""
+        model = self.original()
+        kv_low_rank(model, share, self.inputs)
+        model.config.compression = spec_of(model)
+        return model
+
     def quantized(self, bits: int) -> Any:
         """bitsandbytes' weights of the linear layers inside the decoder; the embedding and the head stay whole."""
         settings = (
@@ -188,6 +197,7 @@ def main() -> int:
     parser.add_argument("--skip", type=int, default=5000, help="characters of books that are left out: their front")
     parser.add_argument("--recover-steps", type=int, default=300, help="of distillation, for `recovered`")
     parser.add_argument("--rate", type=float, default=1e-4, help="its learning rate (default %(default)s)")
+    parser.add_argument("--kv-shares", type=float, nargs="*", default=[], help="of the KV bytes, in a LatentCache")
     parser.add_argument("--bits", type=int, nargs="*", choices=(8, 4), default=[8, 4])
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--output", type=Path, default=Path("outputs/shrink.jsonl"))
@@ -203,6 +213,7 @@ def main() -> int:
     rows += [bench.row(f"int{bits}", None, lambda bits=bits: bench.quantized(bits)) for bits in args.bits]
     for share in args.shares:
         rows += [bench.row(way, share, lambda way=way, share=share: bench.shrunk(way, share)) for way in args.ways]
+    rows += [bench.row("K and V", share, lambda share=share: bench.smaller_cache(share)) for share in args.kv_shares]
     print(report(rows, list(bench.texts)))
     return 0
 
