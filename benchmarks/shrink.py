@@ -8,8 +8,8 @@ bitsandbytes. None of the texts that are measured is calibrated on. Facts hide i
 `benchmarks/real.py`; right is an answer that contains the value, chance is below 1 in 1,000. All models are
 asked what the original answers, except those whose perplexity is so high that it says nothing (`HOPELESS`).
 `recovered` is `adaptive`, taught by the original on the calibration text. With `--kv-shares`, K and V
-projections alone get ranks with which a `LatentCache` holds so large a share of the KV bytes. Results go to a file line by line,
-from which a run that was killed goes on.
+projections alone get ranks with which a `LatentCache` holds so large a share of the KV bytes. Results go to a
+file line by line, from which a run that was killed goes on.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -25,10 +26,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from distill.distillation.scorer import read
+from distill.distillation.shown import Shown, show
 from distill.distillation.students import layer_influence, shallower, thinner
 from distill.patches.checks import check_choice, check_integer, check_number
 from distill.training import RunFolder, Training, write_whole
-from distill.training.losses import KINDS, divergence, in_pieces, scaled_logits
+from distill.training.losses import KINDS, divergence, divergence_from_best, in_pieces, scaled_logits
 
 MEASURED = 8  # blocks by which layers and neurons are measured
 APART = 16  # blocks that are kept apart, for perplexity
@@ -49,6 +51,8 @@ class Lessons:
             teacher.
         hidden: weight of the mean squared error between the last hidden states, the student's through a linear map
             that is taught with it; 0 for none.
+        best: how many of the teacher's most likely tokens are taught, from a file that is written before the lessons
+            (`distill.distillation.shown`); all others are one class. 0: all tokens, by the teacher beside the student.
         seed: of the order of blocks.
     """
 
@@ -61,10 +65,11 @@ class Lessons:
     temperature: float = 1.0
     truth: float = 0.2
     hidden: float = 0.0
+    best: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("tokens", 1), ("length", 8), ("batch", 1), ("seed", 0)):
+        for name, least in (("tokens", 1), ("length", 8), ("batch", 1), ("best", 0), ("seed", 0)):
             check_integer(name, getattr(self, name), least)
         check_number("rate", self.rate, 1e-9, 1)
         check_choice("kind", self.kind, KINDS)
@@ -72,10 +77,27 @@ class Lessons:
         check_number("truth", self.truth, 0, 1)
         check_number("temperature", self.temperature, 1e-3, 1e3)
         check_number("hidden", self.hidden, 0, 1e6)
+        if self.best and (self.kind, self.temperature, self.hidden) != ("forward", 1.0, 0.0):
+            raise ValueError(f"best: got {self.best}; allowed with another kind, temperature or hidden is 0")
 
     @property
     def steps(self) -> int:
         return max(1, self.tokens // (self.length * self.batch))
+
+    def numbers(self, step: int, count: int) -> Tensor:
+        """`(batch,)`: which of `count` blocks a step is taught: all in a random order, then in another one."""
+        places = range(step * self.batch, (step + 1) * self.batch)
+        orders = {
+            turn: torch.randperm(count, generator=torch.Generator().manual_seed(self.seed * 10_007 + turn))
+            for turn in {place // count for place in places}
+        }
+        return torch.stack([orders[place // count][place % count] for place in places])
+
+    def used(self, count: int) -> list[int]:
+        """The blocks, of `count`, that are taught at all, rising."""
+        if self.steps * self.batch >= count:
+            return list(range(count))
+        return sorted({int(number) for step in range(self.steps) for number in self.numbers(step, count)})
 
 
 def check_same_tokens(teacher: Any, student: Any) -> None:
@@ -122,7 +144,7 @@ class StudentTraining(Training):
     Args:
         folder: of the run.
         student: is trained, in place.
-        teacher: stays as it is; `None` if `lessons.truth` is 1.
+        teacher: stays as it is; or what it has `Shown`; `None` if `lessons.truth` is 1.
         blocks: `(blocks, length)` ids.
     """
 
@@ -149,19 +171,9 @@ class StudentTraining(Training):
             lambda step: min((step + 1) / warm, 0.55 + 0.45 * math.cos(math.pi * min(max(step - warm, 0) / rest, 1))),
         )
 
-    def batch(self) -> Tensor:
-        """The blocks of this step: all of them in a random order, then in another one."""
-        count, size = len(self.blocks), self.lessons.batch
-        places = range(self.steps * size, (self.steps + 1) * size)
-        orders = {
-            turn: torch.randperm(count, generator=torch.Generator().manual_seed(self.lessons.seed * 10_007 + turn))
-            for turn in {place // count for place in places}
-        }
-        return self.blocks[torch.stack([orders[place // count][place % count] for place in places])]
-
-    def losses(self, ids: Tensor) -> dict[str, Tensor]:
-        """Means over the tokens of `(batch, length)` ids: `divergence`, `truth`, `hidden`, as far as they are used."""
-        lessons, ids = self.lessons, ids.to(self.student.device)
+    def losses(self, numbers: Tensor) -> dict[str, Tensor]:
+        """Means over the tokens of some blocks: `divergence`, `truth`, `hidden`, as far as they are used."""
+        lessons, ids = self.lessons, self.blocks[numbers].to(self.student.device)
         own = self.student.get_decoder()(ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
         next_ids, found = ids[:, 1:].flatten(), {}
         if lessons.truth:
@@ -170,7 +182,14 @@ class StudentTraining(Training):
                 return F.cross_entropy(scaled_logits(self.student, rows), wanted, reduction="none")
 
             found["truth"] = in_pieces(missed, own, next_ids) / len(own)
-        if self.teacher is not None and (lessons.truth < 1 or lessons.hidden):
+        if isinstance(self.teacher, Shown):
+            logs, indices = (tensor.to(own.device) for tensor in self.teacher.of(numbers))
+
+            def apart_from_best(rows: Tensor, best: Tensor, which: Tensor) -> Tensor:
+                return divergence_from_best(scaled_logits(self.student, rows), best, which)
+
+            found["divergence"] = in_pieces(apart_from_best, own, logs, indices) / len(own)
+        elif self.teacher is not None and (lessons.truth < 1 or lessons.hidden):
             with torch.no_grad():
                 shown = self.teacher.get_decoder()(ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
 
@@ -189,7 +208,7 @@ class StudentTraining(Training):
 
     def step(self) -> dict[str, float]:
         lessons = self.lessons
-        found = self.losses(self.batch())
+        found = self.losses(lessons.numbers(self.steps, len(self.blocks)))
         weights = {"truth": lessons.truth, "divergence": 1 - lessons.truth, "hidden": lessons.hidden}
         loss = torch.stack([weights[name] * value for name, value in found.items()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
@@ -289,7 +308,10 @@ def chain(
         before = math.exp(sum(surprise(student, apart)) / len(apart))
         run = RunFolder(output / f"{folder.name}.run", settings | {"stage": number})
         try:
-            training = StudentTraining(run, student, current, blocks, lessons)
+            shows = current
+            if lessons.best and lessons.truth < 1:
+                shows = show(current, blocks, lessons.used(len(blocks)), lessons.best, run.path / "shown")
+            training = StudentTraining(run, student, shows, blocks, lessons)
             training.resume(str(student.device))
             training.train()
             losses = run.rows()
@@ -306,6 +328,7 @@ def chain(
         }  # fmt: skip
         manifest["stages"].append(stage)
         _write(file, manifest)
+        shutil.rmtree(run.path / "shown", ignore_errors=True)
         if stage["ratio"] > worst_ratio:
             break
         current = student

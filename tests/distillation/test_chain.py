@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import distill
 from distill.distillation import chain as room
+from distill.distillation import shown as shown_room
 from distill.distillation.chain import (
     Lessons,
     StudentTraining,
@@ -25,6 +26,7 @@ from distill.distillation.chain import (
     described,
     surprise,
 )
+from distill.distillation.shown import show
 from distill.distillation.students import layer_influence, shallower, thinner
 from distill.mini.passkey import story
 from distill.training import RunFolder
@@ -125,7 +127,7 @@ def test_narrower_mlps_keep_the_neurons_that_are_used(teacher, blocks):
 
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(teacher, blocks, tmp_path):
     training = StudentTraining(RunFolder(tmp_path, {}), shallower(teacher, range(8)), teacher, blocks, SHORT)
-    assert training.losses(blocks[:2])["divergence"].item() == pytest.approx(0, abs=1e-6)
+    assert training.losses(torch.arange(2))["divergence"].item() == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["forward", "jsd"])
@@ -133,7 +135,7 @@ def test_the_first_loss_is_that_of_the_untaught_student(teacher, blocks, tmp_pat
     lessons = Lessons(**vars(SHORT) | {"kind": kind, "hidden": 0.5, "temperature": 2.0})
     student = shallower(teacher, [0, 7])
     training = StudentTraining(RunFolder(tmp_path, {}), student, teacher, blocks, lessons)
-    ids = training.batch()
+    ids = blocks[lessons.numbers(0, len(blocks))]
     with torch.no_grad():
         ours, theirs = student(ids, output_hidden_states=True), teacher(ids, output_hidden_states=True)
         apart = divergence(ours.logits[:, :-1].flatten(0, 1), theirs.logits[:, :-1].flatten(0, 1), kind, 0.5, 2.0)
@@ -143,6 +145,43 @@ def test_the_first_loss_is_that_of_the_untaught_student(teacher, blocks, tmp_pat
     assert first["divergence"] == pytest.approx(4 * apart.mean().item(), rel=1e-4)
     assert first["truth"] == pytest.approx(truth.item(), rel=1e-4)
     assert first["hidden"] == pytest.approx(hidden.item(), rel=1e-3)  # the linear map begins as the identity
+
+
+def test_what_a_teacher_has_shown_is_taught_as_by_itself(teacher, blocks, tmp_path, monkeypatch):
+    whole = Lessons(**vars(SHORT) | {"best": 4096})  # all of the vocabulary: the same loss, but for 16 bits
+    numbers = whole.used(len(blocks))
+    assert numbers == sorted({int(n) for step in range(whole.steps) for n in whole.numbers(step, len(blocks))})
+    assert Lessons(tokens=10**9).used(7) == list(range(7))
+    best_of_teacher, count = shown_room.best_of, 0
+
+    def killed(*args):
+        nonlocal count
+        count += 1
+        if count == 5:
+            raise KeyboardInterrupt
+        return best_of_teacher(*args)
+
+    monkeypatch.setattr(shown_room, "EVERY", 2)
+    monkeypatch.setattr(shown_room, "best_of", killed)
+    with pytest.raises(KeyboardInterrupt):
+        show(teacher, blocks, numbers, 4096, tmp_path / "shown")
+    shown = show(teacher, blocks, numbers, 4096, tmp_path / "shown")
+    assert count == 1 + len(numbers)  # four were done, and noted
+    asked = whole.numbers(0, len(blocks))
+    logs, indices = shown.of(asked)
+    with torch.no_grad():
+        wanted = teacher(blocks[asked]).logits[:, :-1].flatten(0, 1).log_softmax(-1)
+    torch.testing.assert_close(logs, wanted.gather(-1, indices), atol=0.02, rtol=1e-3)
+    losses = [
+        StudentTraining(RunFolder(tmp_path / str(n), {}), shallower(teacher, [0, 7]), one, blocks, whole).losses(asked)
+        for n, one in enumerate((shown, teacher))
+    ]
+    assert losses[0]["divergence"].item() == pytest.approx(losses[1]["divergence"].item(), rel=0.01)
+    made = chain(str(distill.mini.path("llama")), [2], [TEXT], tmp_path / "out", Lessons(**vars(SHORT) | {"best": 8}))
+    assert made["stages"][0]["perplexity"] < made["stages"][0]["perplexity_untaught"]
+    assert not list((tmp_path / "out").glob("**/*.npy"))
+    with pytest.raises(ValueError, match="best: got 8; allowed with another kind"):
+        Lessons(best=8, kind="jsd")
 
 
 def test_a_chain_and_one_that_was_killed(tmp_path, monkeypatch):
@@ -203,7 +242,7 @@ def test_logits_are_the_model_s_own(model_type, settings, blocks, tmp_path):
     ids = blocks[:2]
     with torch.no_grad():
         ours, theirs = (model(ids).logits[:, :-1].flatten(0, 1) for model in (student, teacher))
-    found = StudentTraining(RunFolder(tmp_path, {}), student, teacher, blocks, SHORT).losses(ids)
+    found = StudentTraining(RunFolder(tmp_path, {}), student, teacher, blocks, SHORT).losses(torch.arange(2))
     assert found["divergence"].item() == pytest.approx(divergence(ours, theirs).mean().item(), rel=1e-4)
     assert found["truth"].item() == pytest.approx(F.cross_entropy(ours, ids[:, 1:].flatten()).item(), rel=1e-4)
 
