@@ -5,11 +5,15 @@
 Wordings, names and numbers are not those that `distill tune` uses. Right is an answer that contains the value. All
 methods are asked what the stock model answers; a row says how many of these one answers too, with a 95 % interval.
 Chance is below 1 in 1,000 for each kind. Results go to a file line by line, from which a run that was killed goes on.
+
+With `--xquad FILE` the prompts are paragraphs of Wikipedia and one of their questions; then all methods are asked all
+of them, and a row is the share of all that it answers.
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import random
 import statistics
@@ -130,6 +134,26 @@ def sample(tokenizer: Any, sentences: list[str], seed: int, length: int) -> tupl
     return make(size), value, kind
 
 
+def paragraphs(tokenizer: Any, articles: list[Any], seed: int, length: int) -> tuple[Prompt, str, str]:
+    """As `sample`: paragraphs of different articles, one of which answers the question, in a random order."""
+    rng = random.Random(f"xquad {seed}")
+    chosen = rng.sample(articles, len(articles))
+    asked, *others = (rng.choice(article["paragraphs"]) for article in chosen)
+    found = rng.choice(asked["qas"])
+    order = [rng.random() for _ in chosen]
+
+    def make(size: int) -> Prompt:
+        body = sorted(zip(order, [asked, *others][:size], strict=False), key=lambda pair: pair[0])
+        question = f"\n\nAnswer with a few words of the text. {found['question']}\n"
+        prompt = Prompt("\n\n".join(paragraph["context"] for _, paragraph in body), question)
+        return chat(tokenizer, prompt) if getattr(tokenizer, "chat_template", None) else prompt
+
+    size = largest_size(
+        lambda n: len(tokenizer(make(n).text, add_special_tokens=False, verbose=False).input_ids), length, 1, 1
+    )
+    return make(size), found["answers"][0]["text"], "xquad"
+
+
 def methods(args: argparse.Namespace, config: Any) -> dict[str, Any]:
     """The policies of the table, by name."""
     found: dict[str, Any] = {"stock": None}
@@ -156,12 +180,13 @@ def main() -> int:
     parser.add_argument("--samples", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="number of the first sample, to take others")
     parser.add_argument("--length", type=int, default=1000)
-    parser.add_argument("--shares", type=float, nargs="+", default=[1 / 8], help="budgets of the methods compared")
+    parser.add_argument("--shares", type=float, nargs="*", default=[1 / 8], help="budgets of the methods compared")
     parser.add_argument(
         "--methods", nargs="*", default=METHODS, help=f"beside the paper's setting (default: {METHODS})"
     )
     parser.add_argument("--extra", nargs="*", default=[], help="further methods, NAME:argument=value")
     parser.add_argument("--text", type=Path, default=STORY, help="prose to hide facts in")
+    parser.add_argument("--xquad", type=Path, help="ask questions of this file (.json.gz) in place of hidden facts")
     parser.add_argument("--new", type=int, default=32, help="tokens of an answer")
     parser.add_argument("--output", type=Path, default=Path("outputs/real.jsonl"))
     parser.add_argument("--dtype", default="float32")
@@ -170,9 +195,14 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = distill.load(args.model, policy=None, dtype=args.dtype).eval()
-    sentences = sentences_of(args.text.read_text())
     seeds = range(args.first, args.first + args.samples)
-    samples = {seed: sample(tokenizer, sentences, seed, args.length) for seed in seeds}
+    fold = str.lower if args.xquad else str  # whether capital letters matter
+    if args.xquad:
+        articles = json.loads(gzip.decompress(args.xquad.read_bytes()))["data"]
+        samples = {seed: paragraphs(tokenizer, articles, seed, args.length) for seed in seeds}
+    else:
+        sentences = sentences_of(args.text.read_text())
+        samples = {seed: sample(tokenizer, sentences, seed, args.length) for seed in seeds}
     args.output.parent.mkdir(parents=True, exist_ok=True)
     known = {}
     if args.output.exists():
@@ -188,17 +218,18 @@ def main() -> int:
             for seed in tqdm(asked, desc=name):
                 prompt, value, _ = samples[seed]
                 described = None if policy is None else policy.to_dict()
-                key = json.dumps([args.model, args.length, args.dtype, str(args.text), seed, described])
+                key = json.dumps([args.model, args.length, args.dtype, str(args.xquad or args.text), seed, described])
                 if key not in known:
                     made = generate(prompt, args.new, Decoding())
                     known[key] = {
-                        "key": key, "text": made.text, "right": value in made.text, "first": made.ttft_seconds,
+                        "key": key, "text": made.text, "right": fold(value) in fold(made.text),
+                        "first": made.ttft_seconds,
                         "bytes": made.cache_bytes,
                     }  # fmt: skip
                     file.write(json.dumps(known[key]) + "\n")
                     file.flush()
                 answers.setdefault(name, {})[seed] = known[key]
-            if policy is None:
+            if policy is None and not args.xquad:
                 asked = [seed for seed in asked if answers[name][seed]["right"]]
     print(report(answers, chosen, samples, args.length, model.config))
     return 0
@@ -209,11 +240,13 @@ def report(
 ) -> str:
     """A Markdown table, a method a row."""
     stock, rows = answers["stock"], []
-    wanted = [i for i, answer in stock.items() if answer["right"]]
+    everything = all(len(given) == len(stock) for given in answers.values())
+    wanted = [i for i, answer in stock.items() if answer["right"] or everything]
     for name, given in answers.items():
         kept = sum(given[i]["right"] for i in wanted)
         low, high = wilson(kept, max(1, len(wanted)))
-        of_kind = [[given[i]["right"] for i in wanted if samples[i][2] == kind] for kind in KINDS]
+        kinds = [kind for kind in [*KINDS, "xquad"] if any(samples[i][2] == kind for i in stock)]
+        of_kind = [[given[i]["right"] for i in wanted if samples[i][2] == kind] for kind in kinds]
         by_kind = [f"{sum(found)}/{len(found)}" for found in of_kind]
         reaching = [length] if chosen[name] is None else chosen[name].tokens_reaching(length, config)
         rows.append([
@@ -222,8 +255,9 @@ def report(
             f"{statistics.median(stock[i]['first'] / given[i]['first'] for i in wanted):.2f}x",
             megabytes(statistics.mean(given[i]["bytes"] for i in wanted)),
         ])  # fmt: skip
-    head = ["method", "of stock's", "interval", *KINDS, "bound", "first token", "cache MB"]
-    return f"n = {len(stock)}, stock answers {len(wanted)}\n\n{table(head, rows)}"
+    head = ["method", "right" if everything else "of stock's", "interval", *kinds, "bound", "first token", "cache MB"]
+    right = sum(answer["right"] for answer in stock.values())
+    return f"n = {len(stock)}, stock answers {right}\n\n{table(head, rows)}"
 
 
 if __name__ == "__main__":
