@@ -28,13 +28,14 @@ import torch
 from harness import table
 from real import sample
 from tqdm.auto import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import distill
 from distill.compression.calibration import windows
 from distill.compression.low_rank import embedding_factorization, head_moments, kv_low_rank, low_rank
 from distill.compression.measure import EMBEDDING, measured, planner
 from distill.compression.perplexity import perplexity
+from distill.compression.quantize import quantization
 from distill.compression.receipts import weigh
 from distill.compression.recover import Recipe, recover
 from distill.compression.spec import spec_of
@@ -167,19 +168,8 @@ class Bench:
 
     def quantized(self, bits: int) -> Any:
         """bitsandbytes' weights of the linear layers inside the decoder; the embedding and the head stay whole."""
-        settings = (
-            BitsAndBytesConfig(load_in_8bit=True)
-            if bits == 8
-            else BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=self.dtype,
-            )
-        )
-        return AutoModelForCausalLM.from_pretrained(
-            self.args.model, quantization_config=settings, dtype=self.dtype, device_map="cpu"
-        )
+        settings = quantization(bits, self.dtype)
+        return AutoModelForCausalLM.from_pretrained(self.args.model, quantization_config=settings, dtype=self.dtype)
 
 
 def main() -> int:

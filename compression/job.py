@@ -24,6 +24,7 @@ from distill.compression.measure import EMBEDDING, measured, planner
 from distill.compression.modules import LowRankLinear
 from distill.compression.perplexity import perplexity
 from distill.compression.plan import Plan
+from distill.compression.quantize import quantization
 from distill.compression.receipts import Receipt, weigh
 from distill.compression.report import write_reports
 from distill.compression.settings import Settings
@@ -124,6 +125,9 @@ class Job:
             details = getattr(self, f"_{name}")(model, plan)
             receipts.append(Receipt(name, at, weigh(model), details))
             self.say(f"  {receipts[-1]}")
+        if self.settings.bits is not None:
+            model, receipt = self._quantized(model)
+            receipts.append(receipt)
         after = self._once("after.json", lambda: self._quality(model))
         self._check_quality(before, after)
         model.config.compression = spec_of(model)
@@ -132,6 +136,8 @@ class Job:
     def _plan(self, model: Any, dtype: torch.dtype) -> Plan:
         wanted, embedding = self.settings, "embedding_factorization" in self.settings.transforms
         errors = None
+        if not wanted.transforms:
+            return planner(model, dtype.itemsize).plan({})
         if wanted.ranks == "adaptive":
             self.say("measure: what each singular value is worth")
             whitened = wanted.method == "whitened"
@@ -200,6 +206,21 @@ class Job:
             write_whole(file, lambda new: save_file(tensors, new))
         return {"rank": rank}
 
+    def _quantized(self, model: Any) -> tuple[Any, Receipt]:
+        """The model with int8 or int4 weights; bitsandbytes makes them while it is loaded."""
+        bits, at, dtype = self.settings.bits, weigh(model), model.dtype
+        assert bits is not None
+        folder: Any = self.path
+        if self.settings.transforms:
+            folder = self.work / "whole"
+            model.config.compression = spec_of(model)
+            model.save_pretrained(folder)
+        self.say(f"quantize: {bits} bits, by bitsandbytes")
+        made = self.load(folder, dtype=dtype, quantization_config=quantization(bits, dtype)).eval()
+        receipt = Receipt("quantize", at, weigh(made), {"bits": bits})
+        self.say(f"  {receipt}")
+        return made, receipt
+
     def _recover(self, model: Any, plan: Plan) -> dict[str, Any]:
         from distill.compression.recover import recover
 
@@ -255,7 +276,7 @@ class Job:
                 "target": target,
                 "all files": sum(files.values()),
             },
-            "target met": weights <= target,
+            "target met": (plan.bytes if self.settings.bits else weights) <= target,
             "weights": {"before": vars(before), "after": vars(after)},
             "bits of each original weight": 8 * weights / before.parameters,
             "quality": quality,

@@ -12,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 from distill.compression.latent import latent_bytes, readable
 from distill.compression.modules import Basis, LowRankLinear
+from distill.compression.quantize import weights_of
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,29 @@ def weigh(model: Any) -> Weight:
     flops = 0
     for module in model.modules():
         if isinstance(module, (nn.Linear, Conv1D, Basis)):
-            flops += 2 * module.weight.numel()
+            flops += 2 * weights_of(module.weight)
+    # scales of a quantized weight are bytes, and no weights
+    counted = [t for t in tensors if isinstance(t, nn.Parameter)] if _quantized(model) else tensors
     return Weight(
         bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
-        parameters=sum(tensor.numel() for tensor in tensors),
-        nonzero=sum(int(torch.count_nonzero(tensor.detach())) for tensor in tensors),
+        parameters=sum(map(weights_of, counted)),
+        nonzero=sum(map(_nonzero, counted)),
         flops=flops,
         kv_bytes=kv_bytes(model),
         latent_kv_bytes=latent_bytes(model) if readable(model) else kv_bytes(model),
     )
+
+
+def _quantized(model: Any) -> bool:
+    return getattr(model, "quantization_method", None) is not None
+
+
+def _nonzero(tensor: Any) -> int:
+    if getattr(tensor, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        tensor = dequantize_4bit(tensor.data, tensor.quant_state)
+    return int(torch.count_nonzero(tensor.detach()))
 
 
 def kv_bytes(model: Any) -> int:

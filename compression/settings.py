@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill.compression.plan import Limits
+from distill.compression.quantize import BITS
 from distill.compression.recover import Recipe
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -20,12 +21,15 @@ _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "M
 
 @dataclass(frozen=True)
 class Settings:
-    """One run. Exactly one of `bytes` and `ratio` is the target.
+    """One run. Exactly one of `bytes` and `ratio` is the target; `bits` alone needs none.
 
     Attributes:
         bytes: of the file of weights.
         ratio: bytes of the uncompressed file of weights, in the dtype that is written, over bytes of the compressed.
-        transforms: what is done, in this order; names of `TRANSFORMS`.
+        transforms: what is done, in this order; names of `TRANSFORMS`. None named: `low_rank`, if there is a target.
+        bits: of the linear layers' weights in the end, 8 or 4, see `distill.compression.quantize`; `None` leaves them
+            as they are. The target is of the file before that. 4 bits go with no target: kernels for them refuse
+            most ranks.
         method: of `low_rank`: whitened by the inputs' second moments, or plain SVD.
         ranks: by marginal loss a byte, or the same share for all.
         kv_share: of `kv_low_rank`: the share of the KV bytes a token that a `LatentCache` is to hold.
@@ -41,7 +45,8 @@ class Settings:
 
     bytes: int | None = None
     ratio: float | None = None
-    transforms: tuple[str, ...] = ("low_rank",)
+    transforms: tuple[str, ...] = ()
+    bits: int | None = None
     method: str = "whitened"
     ranks: str = "adaptive"
     kv_share: float = 0.5
@@ -60,9 +65,16 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "transforms", tuple(self.transforms))
-        if (self.bytes is None) == (self.ratio is None):
-            raise ValueError("bytes, ratio: got both or neither; allowed is exactly one of the two")
+        aimed = self.bytes is not None or self.ratio is not None
+        if self.bits is not None and self.bits not in BITS:
+            raise ValueError(f"bits: got {self.bits!r}; allowed are 8 and 4")
+        if (self.bytes is not None and self.ratio is not None) or not (aimed or self.bits):
+            raise ValueError("bytes, ratio: got both or neither; allowed is exactly one of the two, or bits alone")
+        if aimed and self.bits == 4:
+            raise ValueError("bits: got 4 with a target; allowed is 8, or 4 alone")
+        object.__setattr__(self, "transforms", tuple(self.transforms) or (("low_rank",) if aimed else ()))
+        if not aimed and self.transforms:
+            raise ValueError(f"bytes, ratio: got neither for {', '.join(self.transforms)}; allowed is one of the two")
         if self.bytes is not None and not _positive(self.bytes):
             raise ValueError(f"bytes: got {self.bytes!r}; allowed are integers above 0, or sizes such as 200MB")
         if self.ratio is not None and not (_positive(self.ratio) and self.ratio > 1):
@@ -73,7 +85,11 @@ class Settings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed are {', '.join(allowed)}")
         unknown = [name for name in self.transforms if name not in TRANSFORMS]
-        if unknown or "low_rank" not in self.transforms or len(set(self.transforms)) < len(self.transforms):
+        if (
+            unknown
+            or (aimed and "low_rank" not in self.transforms)
+            or len(set(self.transforms)) < len(self.transforms)
+        ):
             raise ValueError(
                 f"transforms: got {list(self.transforms)}; allowed are {', '.join(TRANSFORMS)}, each once, low_rank "
                 "among them"

@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  distill shrink --model MODEL --bytes 200MB --calibration text.txt -o small\n"
         "  distill shrink --model MODEL --ratio 1.25 --dtype bfloat16 --calibration text.txt -o small\n"
         "  distill shrink --model MODEL --config recovered --ratio 1.5 --calibration text.txt -o small --quality 2\n"
+        "  distill shrink --model MODEL --bits 4 --calibration text.txt -o small   # NF4 weights, nothing else\n"
         "  distill shrink check small       # hashes, counts, logits"
     )
     parser.add_argument("action", nargs="*", metavar="check OUT", help="look a result over")
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", type=Path, help="plain text like that which the model will read")
     parser.add_argument("--bytes", help="target for the file of weights: 200MB, 190MiB, 200000000")
     parser.add_argument("--ratio", type=float, help="target as bytes before over bytes after of that file")
+    parser.add_argument(
+        "--bits", type=int, help="8 or 4: int8 or NF4 weights in the end, by bitsandbytes; needs no target"
+    )
     parser.add_argument("--config", help="YAML file, or a preset: adaptive, cache, hybrid, plain, recovered, uniform")
     parser.add_argument("--method", help="whitened (by the inputs' second moments; default) or plain SVD")
     parser.add_argument("--ranks", help="adaptive (default) or uniform")

@@ -241,3 +241,29 @@ def test_restarted_adapters_add_up_to_more_than_their_rank_and_go_on_after_a_kil
         Recipe(restart=5)
     with pytest.raises(ValueError, match="rate: got 0; allowed are numbers above 0"):
         Recipe(rate=0)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_weights_are_written_weighed_and_read_again(bits, model, text, tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    assert shrink(model, text, tmp_path / "alone", "--bits", str(bits), "--dtype", "bfloat16") == 0
+    summary = json.loads((tmp_path / "alone" / "summary.json").read_text())
+    size = (tmp_path / "alone" / "model.safetensors").stat().st_size
+    assert [receipt["transform"] for receipt in summary["receipts"]] == ["quantize"]
+    assert summary["bytes"]["after"] == size < summary["bytes"]["before"] * (0.8 if bits == 8 else 0.65)
+    weights = summary["weights"]
+    assert weights["after"]["parameters"] == weights["before"]["parameters"]
+    assert weights["after"]["flops"] == weights["before"]["flops"]
+    assert main(["shrink", "check", str(tmp_path / "alone")]) == 0
+    assert "logits: bit for bit" in capsys.readouterr().out
+    more = ["--bits", str(bits), "--ratio", "1.3", "--ranks", "uniform", "--dtype", "bfloat16"]
+    if bits == 4:
+        assert shrink(model, text, tmp_path / "both", *more) == 2
+        assert "bits: got 4 with a target; allowed is 8, or 4 alone" in capsys.readouterr().err
+        return
+    assert shrink(model, text, tmp_path / "both", *more) == 0
+    both = json.loads((tmp_path / "both" / "summary.json").read_text())
+    assert both["bytes"]["after"] < size and both["target met"]
+    assert main(["shrink", "check", str(tmp_path / "both")]) == 0
+    assert shrink(model, text, tmp_path / "other", "--bits", "3") == 2
+    assert "bits: got 3; allowed are 8 and 4" in capsys.readouterr().err

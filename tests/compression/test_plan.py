@@ -192,7 +192,7 @@ def test_presets_and_configurations_of_other_programs_are_read(tmp_path):
     with pytest.raises(ValueError, match="branches: got magic"):
         read_config(file)
     file.write_text("rnk: 3")
-    with pytest.raises(ValueError, match="config: got rnk; allowed are bytes"):
+    with pytest.raises(ValueError, match="config: got rnk; allowed are bits, bytes"):
         read_config(file)
     with pytest.raises(ValueError, match="allowed are YAML files, and adaptive, cache"):
         read_config("nothing.yaml")
