@@ -20,10 +20,12 @@ from distill.patches.policy import Policy, as_policy, register
 from distill.patches.run import Call, Observation, Run
 from distill.patches.selection import ELEMENTS, attention_rows, indices_of, visible_keys
 
-#: carriers are fitted to about so many probabilities of a layer; of longer prompts, some queries are left out
+#: a head's carriers are fitted to so many queries for each of them, evenly spread, if the prompt has so many
+QUERIES = 64
+#: but to no more than about so many probabilities of a layer
 SAMPLE = 2**24
-#: but a head has at least so many queries for each carrier
-QUERIES = 16
+#: unless these would be fewer queries than so many for each carrier
+FEWEST = 16
 
 
 @register
@@ -280,8 +282,9 @@ class _LayerFit:
         """Of how many queries one is enough to choose and fit so many carriers a head."""
         held, heads = self.prompt.shape[-1], self.prompt.shape[1]
         # of one row: a batch must not change what it gets
-        fitting, needed = -(-self.queries.count * held // SAMPLE), QUERIES * carriers * heads
-        return max(min(fitting, self.queries.count // max(needed, 1)), 1)
+        asked, each = self.queries.count, max(carriers, 1) * heads
+        fitting = -(-asked * held // SAMPLE)
+        return max(asked // (QUERIES * each), min(fitting, asked // (FEWEST * each)), 1)
 
     @torch.no_grad()
     def apply(self, count: Tensor) -> None:
