@@ -25,7 +25,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import distill
-from distill.distillation.chain import Lessons, StudentTraining, blocks_of, cut_out, surprise
+from distill.distillation.chain import blocks_of, cut_out, surprise
+from distill.distillation.lessons import Lessons, StudentTraining
 from distill.distillation.scorer import read
 from distill.evaluation.intervals import bootstrap
 from distill.training import RunFolder

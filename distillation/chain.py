@@ -4,7 +4,8 @@
 
 Every stage is a checkpoint of Transformers in a folder of its own. `OUT/manifest.json` says what each was taught by,
 on what, for how long, and how well it predicts text that was kept apart. A stage that falls below the floor
-(`--worst-ratio`) ends the chain. A run that was killed goes on.
+(`--worst-ratio`) ends the chain. A run that was killed goes on. It uses the GPU if there is one, and several under
+`accelerate launch -m distill.distillation.chain ...`.
 """
 
 from __future__ import annotations
@@ -15,89 +16,26 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from distill.distillation.lessons import Lessons, StudentTraining
 from distill.distillation.scorer import read
-from distill.distillation.shown import Shown, show
+from distill.distillation.shown import show
 from distill.distillation.students import layer_influence, shallower, thinner
-from distill.patches.checks import check_choice, check_integer, check_number
-from distill.training import RunFolder, Training, write_whole
-from distill.training.losses import KINDS, divergence, divergence_from_best, in_pieces, scaled_logits
+from distill.patches.checks import check_integer
+from distill.training import RunFolder, processes, write_whole
 
 MEASURED = 8  # blocks by which layers and neurons are measured
 APART = 16  # blocks that are kept apart, for perplexity
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """How students are taught.
-
-    Args:
-        tokens: that each student is taught on.
-        length: tokens of a block.
-        batch: blocks a step.
-        rate: learning rate at its height; it rises over the first tenth of the steps, and falls to a tenth.
-        kind: the divergence, see `distill.training.losses.divergence`.
-        beta, temperature: of the divergence, whose square the temperature's gradient is multiplied by.
-        truth: weight of the cross entropy with the text itself; the divergence has the rest. With 1 there is no
-            teacher.
-        hidden: weight of the mean squared error between the last hidden states, the student's through a linear map
-            that is taught with it; 0 for none.
-        best: how many of the teacher's most likely tokens are taught, from a file that is written before the lessons
-            (`distill.distillation.shown`); all others are one class. 0: all tokens, by the teacher beside the student.
-        seed: of the order of blocks.
-    """
-
-    tokens: int = 400_000
-    length: int = 512
-    batch: int = 4
-    rate: float = 3e-4
-    kind: str = "forward"
-    beta: float = 0.5
-    temperature: float = 1.0
-    truth: float = 0.2
-    hidden: float = 0.0
-    best: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("tokens", 1), ("length", 8), ("batch", 1), ("best", 0), ("seed", 0)):
-            check_integer(name, getattr(self, name), least)
-        check_number("rate", self.rate, 1e-9, 1)
-        check_choice("kind", self.kind, KINDS)
-        check_number("beta", self.beta, 0, 1)
-        check_number("truth", self.truth, 0, 1)
-        check_number("temperature", self.temperature, 1e-3, 1e3)
-        check_number("hidden", self.hidden, 0, 1e6)
-        if self.best and (self.kind, self.temperature, self.hidden) != ("forward", 1.0, 0.0):
-            raise ValueError(f"best: got {self.best}; allowed with another kind, temperature or hidden is 0")
-
-    @property
-    def steps(self) -> int:
-        return max(1, self.tokens // (self.length * self.batch))
-
-    def numbers(self, step: int, count: int) -> Tensor:
-        """`(batch,)`: which of `count` blocks a step is taught: all in a random order, then in another one."""
-        places = range(step * self.batch, (step + 1) * self.batch)
-        orders = {
-            turn: torch.randperm(count, generator=torch.Generator().manual_seed(self.seed * 10_007 + turn))
-            for turn in {place // count for place in places}
-        }
-        return torch.stack([orders[place // count][place % count] for place in places])
-
-    def used(self, count: int) -> list[int]:
-        """The blocks, of `count`, that are taught at all, rising."""
-        if self.steps * self.batch >= count:
-            return list(range(count))
-        return sorted({int(number) for step in range(self.steps) for number in self.numbers(step, count)})
 
 
 def check_same_tokens(teacher: Any, student: Any) -> None:
@@ -136,104 +74,6 @@ def surprise(model: Any, blocks: Tensor) -> list[float]:
         logits = model(ids[None].to(model.device), use_cache=False).logits[0, :-1].float()
         found.append(float(F.cross_entropy(logits, ids[1:].to(logits.device))))
     return found
-
-
-class StudentTraining(Training):
-    """Teaches one student.
-
-    Args:
-        folder: of the run.
-        student: is trained, in place.
-        teacher: stays as it is; or what it has `Shown`; `None` if `lessons.truth` is 1.
-        blocks: `(blocks, length)` ids.
-    """
-
-    unit = "tokens"
-
-    def __init__(self, folder: RunFolder, student: Any, teacher: Any, blocks: Tensor, lessons: Lessons) -> None:
-        super().__init__(folder, lessons.steps * lessons.batch * lessons.length)
-        self.student, self.teacher, self.blocks, self.lessons = student.train(), teacher, blocks, lessons
-        weights = list(student.parameters())
-        self.bridge: torch.nn.Linear | None = None
-        if lessons.hidden and teacher is not None:
-            sizes = student.config.hidden_size, teacher.config.hidden_size
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(lessons.seed)
-                self.bridge = torch.nn.Linear(*sizes, bias=False).to(student.device, student.dtype)
-            if sizes[0] == sizes[1]:
-                torch.nn.init.eye_(self.bridge.weight)
-            weights += list(self.bridge.parameters())
-        self.optimizer = torch.optim.AdamW(weights, lr=lessons.rate, betas=(0.9, 0.95), weight_decay=0.0)
-        warm = max(1, lessons.steps // 10)
-        rest = max(1, lessons.steps - warm)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(
-            self.optimizer,
-            lambda step: min((step + 1) / warm, 0.55 + 0.45 * math.cos(math.pi * min(max(step - warm, 0) / rest, 1))),
-        )
-
-    def losses(self, numbers: Tensor) -> dict[str, Tensor]:
-        """Means over the tokens of some blocks: `divergence`, `truth`, `hidden`, as far as they are used."""
-        lessons, ids = self.lessons, self.blocks[numbers].to(self.student.device)
-        own = self.student.get_decoder()(ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-        next_ids, found = ids[:, 1:].flatten(), {}
-        if lessons.truth:
-
-            def missed(rows: Tensor, wanted: Tensor) -> Tensor:
-                return F.cross_entropy(scaled_logits(self.student, rows), wanted, reduction="none")
-
-            found["truth"] = in_pieces(missed, own, next_ids) / len(own)
-        if isinstance(self.teacher, Shown):
-            logs, indices = (tensor.to(own.device) for tensor in self.teacher.of(numbers))
-
-            def apart_from_best(rows: Tensor, best: Tensor, which: Tensor) -> Tensor:
-                return divergence_from_best(scaled_logits(self.student, rows), best, which)
-
-            found["divergence"] = in_pieces(apart_from_best, own, logs, indices) / len(own)
-        elif self.teacher is not None and (lessons.truth < 1 or lessons.hidden):
-            with torch.no_grad():
-                shown = self.teacher.get_decoder()(ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-
-            def apart(rows: Tensor, theirs: Tensor) -> Tensor:
-                with torch.no_grad():
-                    wanted = scaled_logits(self.teacher, theirs)
-                return divergence(
-                    scaled_logits(self.student, rows), wanted, lessons.kind, lessons.beta, lessons.temperature
-                )
-
-            if lessons.truth < 1:
-                found["divergence"] = in_pieces(apart, own, shown) / len(own) * lessons.temperature**2
-            if self.bridge is not None:
-                found["hidden"] = F.mse_loss(self.bridge(own).float(), shown.float())
-        return found
-
-    def step(self) -> dict[str, float]:
-        lessons = self.lessons
-        found = self.losses(lessons.numbers(self.steps, len(self.blocks)))
-        weights = {"truth": lessons.truth, "divergence": 1 - lessons.truth, "hidden": lessons.hidden}
-        loss = torch.stack([weights[name] * value for name, value in found.items()]).sum()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.student.parameters(), 1.0)
-        self.optimizer.step()
-        self.schedule.step()
-        self.steps += 1
-        self.done += lessons.batch * lessons.length
-        return {name: float(value.detach()) for name, value in found.items()}
-
-    def state(self) -> dict[str, Any]:
-        return {
-            "student": self.student.state_dict(),
-            "bridge": None if self.bridge is None else self.bridge.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedule": self.schedule.state_dict(),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        self.student.load_state_dict(state["student"])
-        if self.bridge is not None:
-            self.bridge.load_state_dict(state["bridge"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
 
 
 def cut_out(teacher: Any, layers: int, intermediate: int | None, blocks: Tensor) -> tuple[Any, list[int]]:
@@ -284,16 +124,17 @@ def chain(
     tokenizer = AutoTokenizer.from_pretrained(teacher)
     blocks, apart = blocks_of(tokenizer, texts, lessons.length)
     data = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()
-    current = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype).eval()
+    together = processes()
+    current = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype).eval().to(together.device)
     settings = {"teacher": str(teacher), "layers": list(layers), "intermediate": widths, "data": data,
                 "lessons": asdict(lessons), "dtype": dtype}  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     file = output / "manifest.json"
-    manifest: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"settings": settings, "stages": []}
+    manifest = agreed(json.loads(file.read_text()) if file.exists() else {"settings": settings, "stages": []})
     if manifest["settings"] != settings:
         raise ValueError(f"output: got {output}, which holds a chain of other settings; allowed is another folder")
     if "perplexity" not in manifest:
-        manifest["perplexity"] = perplexity = math.exp(sum(surprise(current, apart)) / len(apart))
+        manifest["perplexity"] = agreed(math.exp(sum(surprise(current, apart)) / len(apart)))
         _write(file, manifest)
     perplexity = manifest["perplexity"]
     for number, (count, width) in enumerate(zip(layers, widths, strict=True)):
@@ -301,24 +142,30 @@ def chain(
         if number < len(manifest["stages"]):
             if manifest["stages"][number]["ratio"] > worst_ratio:
                 break
-            current = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+            current = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(together.device)
             check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(folder))
             continue
         student, kept = cut_out(current, count, width, blocks)
         before = math.exp(sum(surprise(student, apart)) / len(apart))
-        run = RunFolder(output / f"{folder.name}.run", settings | {"stage": number})
+        with together.main_process_first():
+            run = RunFolder(output / f"{folder.name}.run", settings | {"stage": number}, together.is_main_process)
         try:
             shows = current
             if lessons.best and lessons.truth < 1:
-                shows = show(current, blocks, lessons.used(len(blocks)), lessons.best, run.path / "shown")
+                with together.main_process_first():  # who comes later finds all of it there
+                    shows = show(current, blocks, lessons.used(len(blocks)), lessons.best, run.path / "shown")
             training = StudentTraining(run, student, shows, blocks, lessons)
             training.resume(str(student.device))
+            together.wait_for_everyone()
             training.train()
             losses = run.rows()
         finally:
             run.close()
-        student.eval().save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        student.eval()
+        if together.is_main_process:
+            student.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+        together.wait_for_everyone()
         reached = math.exp(sum(surprise(student, apart)) / len(apart))
         stage = {
             "folder": folder.name, "layers": count, "intermediate": student.config.intermediate_size,
@@ -326,9 +173,10 @@ def chain(
             "tokens": int(training.done), "log": losses[-1:], "perplexity_untaught": before,
             "perplexity": reached, "ratio": reached / perplexity,
         }  # fmt: skip
-        manifest["stages"].append(stage)
+        manifest["stages"].append(agreed(stage))
         _write(file, manifest)
-        shutil.rmtree(run.path / "shown", ignore_errors=True)
+        if together.is_main_process:
+            shutil.rmtree(run.path / "shown", ignore_errors=True)
         if stage["ratio"] > worst_ratio:
             break
         current = student
@@ -344,8 +192,16 @@ def fingerprint(model: Any) -> str:
     return digest.hexdigest()
 
 
+def agreed(value: Any) -> Any:
+    """The value that the first of all processes has."""
+    found = [value]
+    broadcast_object_list(found)
+    return found[0]
+
+
 def _write(file: Path, manifest: dict[str, Any]) -> None:
-    write_whole(file, lambda new: new.write_text(json.dumps(manifest, indent=1) + "\n"))
+    if processes().is_main_process:
+        write_whole(file, lambda new: new.write_text(json.dumps(manifest, indent=1) + "\n"))
 
 
 def described(manifest: dict[str, Any]) -> str:
@@ -384,7 +240,8 @@ def main() -> int:
         )
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    print(described(manifest))
+    if processes().is_main_process:
+        print(described(manifest))
     return 0
 
 

@@ -7,6 +7,6 @@ from __future__ import annotations
 
 from distill.training.curve import Panel, plot
 from distill.training.folder import RunFolder, write_whole
-from distill.training.loop import Training
+from distill.training.loop import Training, processes
 
-__all__ = ["Panel", "RunFolder", "Training", "plot", "write_whole"]
+__all__ = ["Panel", "RunFolder", "Training", "plot", "processes", "write_whole"]

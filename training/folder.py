@@ -53,14 +53,19 @@ class RunFolder:
         path: the folder; made if absent.
         options: everything that decides the outcome of the run, as values that JSON can hold. The first process writes
             them down; a later one must bring the same.
+        write: whether this process writes. Of processes that train together only one does; in the others the methods
+            that write do nothing, and the folder has to be there.
 
     Raises:
         ValueError: the folder holds a run with another option, another process is writing it, or what lies in it
             cannot be read.
     """
 
-    def __init__(self, path: str | Path, options: Mapping[str, Any]) -> None:
+    def __init__(self, path: str | Path, options: Mapping[str, Any], write: bool = True) -> None:
         self.path = Path(path)
+        self._handle: IO[str] | None = None
+        if not write:
+            return
         self.path.mkdir(parents=True, exist_ok=True)
         self._handle = open(self.path / LOCK, "a")  # noqa: SIM115 - the lock lives as long as the file is open
         try:
@@ -70,6 +75,7 @@ class RunFolder:
             raise
 
     def _claim(self, options: dict[str, Any]) -> None:
+        assert self._handle is not None
         try:
             _lock(self._handle)
         except OSError:
@@ -95,6 +101,8 @@ class RunFolder:
         Args:
             state: tensors, numbers, strings, and dicts, lists and tuples of them.
         """
+        if self._handle is None:
+            return
         write_whole(self.path / CHECKPOINT, lambda new: torch.save(dict(state), new))
 
     def load(self, device: str = "cpu") -> dict[str, Any] | None:
@@ -120,6 +128,8 @@ class RunFolder:
 
     def log(self, figures: Mapping[str, Any]) -> None:
         """Appends one line of figures to the log."""
+        if self._handle is None:
+            return
         with open(self.path / LOG, "a") as handle:
             handle.write(json.dumps(dict(figures)) + "\n")
 
@@ -144,12 +154,15 @@ class RunFolder:
 
     def keep_rows(self, keep: Callable[[dict[str, Any]], bool]) -> None:
         """Drops the lines of the log that `keep` refuses."""
+        if self._handle is None:
+            return
         text = "".join(json.dumps(row) + "\n" for row in self.rows() if keep(row))
         write_whole(self.path / LOG, lambda new: new.write_text(text))
 
     def close(self) -> None:
         """Lets other processes write this folder."""
-        self._handle.close()
+        if self._handle is not None:
+            self._handle.close()
 
 
 def _json(text: str, where: str) -> Any:

@@ -6,11 +6,18 @@ import time
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
+from accelerate import PartialState
 from tqdm import tqdm
 
 from distill.training.folder import CHECKPOINT, RunFolder
 
 LOG_STEPS = 20  # steps whose mean makes one line of the log
+
+
+def processes() -> PartialState:
+    """The processes that train together (`accelerate launch`, `torchrun`), this one's place among them, its device."""
+    return PartialState(cpu=not torch.accelerator.is_available())
 
 
 class Training(ABC):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from itertools import pairwise
 
 import pytest
@@ -16,16 +18,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import distill
 from distill.distillation import chain as room
 from distill.distillation import shown as shown_room
-from distill.distillation.chain import (
-    Lessons,
-    StudentTraining,
-    blocks_of,
-    chain,
-    check_same_tokens,
-    cut_out,
-    described,
-    surprise,
-)
+from distill.distillation.chain import blocks_of, chain, check_same_tokens, cut_out, described, surprise
+from distill.distillation.lessons import Lessons, StudentTraining
 from distill.distillation.shown import show
 from distill.distillation.students import layer_influence, shallower, thinner
 from distill.mini.passkey import story
@@ -214,6 +208,32 @@ def test_a_chain_and_one_that_was_killed(tmp_path, monkeypatch):
     assert "2-2: " in described(manifest)
     with pytest.raises(ValueError, match=r"output: got .*another folder"):
         chain(path, layers, [TEXT], tmp_path / "killed", Lessons(**vars(SHORT) | {"rate": 1e-4}))
+
+
+def test_two_processes_teach_what_one_does(tmp_path):
+    path = str(distill.mini.path("llama"))
+    (tmp_path / "text.txt").write_text(TEXT)
+    lessons = Lessons(**vars(SHORT) | {"tokens": 3 * 2 * 24, "best": 16})
+    one = chain(path, [2], [TEXT], tmp_path / "one", lessons)
+    settings = [f"--{name}={value}" for name, value in vars(lessons).items()]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "distill.distillation.chain"]
+    asked = [path, "--layers=2", f"--text={tmp_path / 'text.txt'}", f"--output={tmp_path / 'two'}", *settings]
+    done = subprocess.run([sys.executable, *launch, *asked], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    two = json.loads((tmp_path / "two" / "manifest.json").read_text())
+    assert done.stdout.count("1-2: ") == 1 and two["settings"] == one["settings"]
+    assert two["stages"][0]["perplexity"] == pytest.approx(one["stages"][0]["perplexity"], rel=1e-4)
+    first, second = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / name / "1-2").state_dict() for name in ("one", "two")
+    )
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-3)
+    watching = RunFolder(tmp_path / "two" / "1-2.run", {}, write=False)  # as the second process has it
+    before = sorted(path.stat().st_mtime_ns for path in watching.path.iterdir())
+    watching.save({}), watching.log({"step": 1}), watching.keep_rows(lambda row: False), watching.close()
+    assert (
+        sorted(path.stat().st_mtime_ns for path in watching.path.iterdir()) == before and watching.load() is not None
+    )
 
 
 def test_a_stage_below_the_floor_ends_the_chain(tmp_path):
