@@ -19,7 +19,7 @@ DATA = HubFile(
 )
 COLUMNS = ("id", "title", "context", "question", "answers")
 # XQuAD's English part: 1,190 questions of SQuAD v1.1's development set
-FILES = {"v1.1": ["dev-v1.1.json"], "xquad_en": ["xquad.en.json"]}
+FILES = {"dev": ["dev-v1.1.json"], "xquad_en": ["xquad.en.json"]}
 SCORES = ("f1", "exact")
 
 
@@ -40,13 +40,13 @@ class Squad(Benchmark):
         return {name: Task(name, max_new_tokens=32, metric="squad", stop_at_newline=True) for name in FILES}
 
     def default_tasks(self, options: Mapping[str, Any]) -> list[str]:
-        return ["v1.1"]
+        return ["dev"]
 
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         if source.data_path is not None:
             path = source.data_path
             rows = flat(read_document(path, FILES[task.name]), str(path))
-        elif task.name == "v1.1":
+        elif task.name == "dev":
             rows = DATA.parquet(COLUMNS, source.revision)
         else:
             raise ValueError("--data-path: got none; allowed for xquad_en are folders with xquad.en.json")
