@@ -6,8 +6,10 @@ tokens, which a likelihood needs, come from one pass without any (`evaluation/ha
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +18,10 @@ from distill.evaluation.benchmark import Sample
 from distill.evaluation.generation import Generator
 from distill.evaluation.prompting import Prompt
 from distill.patches.meter import now
+
+if TYPE_CHECKING:
+    from distill.evaluation.methods import Method
+    from distill.evaluation.predict import Plan
 
 
 @dataclass(frozen=True)
@@ -66,3 +72,58 @@ def measure(generator: Generator, sample: Sample, prompt: Prompt) -> Measured:
             stack.enter_context(model.using(None))
         found = [nats(model, ids, fresh) for ids, fresh in pairs]
     return Measured(found, sum(fresh for _, fresh in pairs), context, now(model.device) - start)
+
+
+def record(generator: Generator, sample: Sample, prompt: Prompt, cut: bool) -> dict[str, Any]:
+    """The record of a sample whose likelihood is measured; the prediction is the likeliest choice, first of equals.
+
+    No cache is held, and there is no first token: both costs are those of the passes alone.
+
+    Args:
+        generator, sample, prompt: as for `measure`.
+        cut: whether the prompt was cut.
+
+    Raises:
+        ValueError: as `measure`.
+    """
+    found = measure(generator, sample, prompt)
+    best = sample.choices[found.nats.index(min(found.nats))] if sample.choices else ""
+    seen = " ".join(map(str, sample.window.ids)) if sample.window else prompt.text
+    return {
+        "id": sample.id,
+        "prediction": best,
+        "nats": found.nats,
+        "scored": found.scored,
+        "reference": sample.reference,
+        "group": sample.group,
+        "prompt_tokens": found.prompt_tokens,
+        "prompt_sha256": hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest(),
+        "new_tokens": 0,
+        "truncated": cut,
+        "cost": {"seconds": found.seconds, "ttft_seconds": found.seconds, "cache_bytes": 0, "peak_cache_bytes": 0},
+    }
+
+
+def check(plan: Plan, method: Method, served: bool) -> None:
+    """Refuses settings that would be ignored where likelihoods are measured.
+
+    Args:
+        plan: what is run.
+        method: the method, or the stock model.
+        served: whether an engine runs the model.
+
+    Raises:
+        ValueError: a method, another protocol than query-aware, an engine, or samples to drill down into.
+    """
+    name = plan.benchmark.name
+    if method.policy is not None:
+        raise ValueError(
+            f"--edition: got {method.label!r}; allowed for {name} is 'default': it measures likelihoods, which need "
+            "the logits of every token, and a model that drops tokens has fewer"
+        )
+    if plan.protocol != "query-aware":
+        raise ValueError(f"--protocol: got {plan.protocol!r}; allowed for {name} is 'query-aware'")
+    if served:
+        raise ValueError(f"--engine: got vllm; allowed for {name}, which measures likelihoods, is transformers")
+    if plan.drilldown:
+        raise ValueError(f"--drilldown: got {plan.drilldown}; allowed for {name} is 0: no token is dropped")

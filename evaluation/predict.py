@@ -141,7 +141,8 @@ def predict(
         for task in tasks:
             template = uses_template(plan, task, tokenizer)
             samples = list(plan.benchmark.samples(task, _source(plan, encoder, template)))[: plan.limit]
-            _check_measured(plan, method, model, samples)
+            if any(sample.measured for sample in samples):
+                likelihood.check(plan, method, isinstance(model, ServedModel))
             path = folder / f"{task.name}.jsonl"
             header = describe(plan, method, task, model, tokenizer, template) | {"environment": environment}
             if not paths:
@@ -291,24 +292,6 @@ def _check(plan: Plan, tasks: Sequence[Task], tokenizer: Any) -> None:
             )
 
 
-def _check_measured(plan: Plan, method: Method, model: Any, samples: Sequence[Sample]) -> None:
-    """Likelihoods are the stock model's, read in one pass: other settings are refused instead of being ignored."""
-    if not any(sample.measured for sample in samples):
-        return
-    name = plan.benchmark.name
-    if method.policy is not None:
-        raise ValueError(
-            f"--edition: got {method.label!r}; allowed for {name} is 'default': it measures likelihoods, which need "
-            "the logits of every token, and a model that drops tokens has fewer"
-        )
-    if plan.protocol != "query-aware":
-        raise ValueError(f"--protocol: got {plan.protocol!r}; allowed for {name} is 'query-aware'")
-    if isinstance(model, ServedModel):
-        raise ValueError(f"--engine: got vllm; allowed for {name}, which measures likelihoods, is transformers")
-    if plan.drilldown:
-        raise ValueError(f"--drilldown: got {plan.drilldown}; allowed for {name} is 0: no token is dropped")
-
-
 def _predict_task(
     plan: Plan,
     task: Task,
@@ -365,7 +348,7 @@ def _answer(
 ) -> dict[str, Any]:
     prompt, cut = render(plan, sample, generator.encoder, limit, template)
     if sample.measured:
-        return _measure(sample, generator, prompt, cut)
+        return likelihood.record(generator, sample, prompt, cut)
     rules = decoding(plan, task)
     count = new_tokens(plan, task, sample)
     made = generator(prompt, count, rules, keep)
@@ -387,29 +370,6 @@ def _answer(
         record["kept"] = encode_shares(made.kept or [])
         record["tokens"] = made.tokens
     return record
-
-
-def _measure(sample: Sample, generator: Generator, prompt: Prompt, cut: bool) -> dict[str, Any]:
-    """The record of a sample whose likelihood is measured; the prediction is the likeliest choice, first of equals.
-
-    No cache is held, and there is no first token: both costs are those of the passes alone.
-    """
-    found = likelihood.measure(generator, sample, prompt)
-    best = sample.choices[found.nats.index(min(found.nats))] if sample.choices else ""
-    seen = " ".join(map(str, sample.window.ids)) if sample.window else prompt.text
-    return {
-        "id": sample.id,
-        "prediction": best,
-        "nats": found.nats,
-        "scored": found.scored,
-        "reference": sample.reference,
-        "group": sample.group,
-        "prompt_tokens": found.prompt_tokens,
-        "prompt_sha256": hashlib.sha256(seen.encode("utf-8", "surrogatepass")).hexdigest(),
-        "new_tokens": 0,
-        "truncated": cut,
-        "cost": {"seconds": found.seconds, "ttft_seconds": found.seconds, "cache_bytes": 0, "peak_cache_bytes": 0},
-    }
 
 
 def _cost(made: Sequence[Generation]) -> dict[str, Any]:

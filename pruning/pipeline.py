@@ -171,10 +171,14 @@ def markdown(outcome: Outcome, source: str) -> str:
         source: the name of the input.
     """
     pruned, chosen = outcome.pruned, outcome.chosen
-    counted = f"counted by {pruned.counter}{'' if pruned.exact else ', an estimate'}"
+    estimate = "" if pruned.exact or "estimate" in pruned.counter else ", an estimate"
     lines = ["# distill pipeline", "", f"Input: `{source}`", "", "## Tokens", ""]
     lines += ["| before | after | kept |", "| --- | --- | --- |"]
-    lines += [f"| {pruned.original_tokens} | {pruned.tokens} | {pruned.rate:.1%} |", "", f"{counted}."]
+    lines += [
+        f"| {pruned.original_tokens} | {pruned.tokens} | {pruned.rate:.1%} |",
+        "",
+        f"Counted by {pruned.counter}{estimate}.",
+    ]
     lines += [f"- {note}" for note in pruned.notes]
     lines += ["", "## Model", ""]
     if chosen is None:
