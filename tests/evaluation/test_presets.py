@@ -13,10 +13,9 @@ from distill.evaluation.presets import Limit
 from distill.evaluation.prompting import Encoder
 from distill.evaluation.scoring import scoring_settings
 
-
 # PromptDistill's authors ran none of these, and where likelihoods are measured no prompt is put into a template
-FEWER = dict.fromkeys(("squad", "commongen", "gsm8k"), ["official", "chat"])
-FEWER |= dict.fromkeys(("perplexity", "glue", "mmlu"), ["official"])
+FEWER = {key: ["official", "chat"] for key in ("squad", "commongen", "gsm8k")}
+FEWER |= {key: ["official"] for key in ("perplexity", "glue", "mmlu")}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
