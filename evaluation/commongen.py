@@ -37,7 +37,8 @@ class CommonGen(Benchmark):
         )
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
-        return {"dev": Task("dev", max_new_tokens=60, metric="commongen", stop_at_newline=True)}
+        # the prompt is all question: there is no context to read first
+        return {"dev": Task("dev", 60, "commongen", stop_at_newline=True, question_leads=True)}
 
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         if source.data_path is None:

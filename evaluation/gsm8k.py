@@ -45,7 +45,8 @@ class GSM8K(Benchmark):
         return {"prompt": args.prompt}
 
     def tasks(self, options: Mapping[str, Any]) -> dict[str, Task]:
-        return {"test": Task("test", max_new_tokens=256, metric="gsm8k")}
+        # without worked examples there is no context to read first
+        return {"test": Task("test", 256, "gsm8k", question_leads=options["prompt"] == "zero")}
 
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         if source.data_path is None:

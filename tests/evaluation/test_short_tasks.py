@@ -226,6 +226,13 @@ def test_real_samples_from_end_to_end(shared, tmp_path, name):
     assert main(["score", str(folder)]) == 0
 
 
+@pytest.mark.parametrize(("name", "flags"), [("commongen", []), ("gsm8k", ["--prompt", "zero"])])
+def test_prompts_without_a_context_are_not_read_in_two(tiny, tmp_path, capsys, name, flags):
+    line = [name, "--model", str(tiny), "--cpu", "--output", str(tmp_path / "out"), "--data-path", str(tmp_path)]
+    assert main([*line, *flags, "--protocol", "query-agnostic"]) == 2
+    assert "allowed under the query-agnostic protocol are tasks" in capsys.readouterr().err
+
+
 def test_prompts_of_the_real_data(shared, tokenizer):
     _, _, samples = loaded("squad", "xquad_en", tokenizer, shared("data", "xquad"))
     assert len(samples) == 1190 and samples[0].prompt.question.endswith("?\n\nAnswer:")
