@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,45 @@ class Perplexity:
     error: float
 
 
+def windows(tokens: int, window: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """The windows of a text: start, end, and how many of the last tokens no window before has scored.
+
+    Args:
+        tokens: of the text.
+        window, stride: as in `Perplexity`.
+
+    Raises:
+        ValueError: fewer than two tokens, or a stride that is not from 1 to the window.
+    """
+    if tokens < 2:
+        raise ValueError(f"text: got {tokens} tokens; allowed are texts of 2 and more")
+    if not 1 <= stride <= window or window < 2:
+        raise ValueError(f"stride: got {stride}; allowed for windows of {window} are 1 to {window}")
+    scored = 1  # the first token has nothing before it
+    for start in range(0, tokens - 1, stride):
+        end = min(start + window, tokens)
+        # without overlap, the first token of a window is not predicted
+        fresh = end - start - 1 if start and stride == window else end - scored
+        if fresh < 1:
+            return
+        yield start, end, fresh
+        scored = end
+
+
 @torch.no_grad()
+def nats(model: Any, ids: Sequence[int], fresh: int) -> float:
+    """The loss of the last `fresh` of a window's tokens together, in nats.
+
+    Args:
+        model: a causal LM in eval mode.
+        ids: token ids of the window.
+        fresh: how many of them are scored, at most all but the first.
+    """
+    piece = torch.tensor(list(ids), device=model.device)[None]
+    logits = model(piece, use_cache=False).logits[0, -fresh - 1 : -1].float()
+    return float(torch.nn.functional.cross_entropy(logits, piece[0, -fresh:], reduction="sum"))
+
+
 def perplexity(
     model: Any, ids: Sequence[int], words: int, window: int = 512, stride: int | None = None, limit: int | None = None
 ) -> Perplexity:
@@ -46,28 +84,15 @@ def perplexity(
         stride: tokens that a window is further than the one before (default: the window, no overlap).
         limit: of tokens that are read.
     Raises:
-        ValueError: fewer than two tokens, or a stride that is not from 1 to the window.
+        ValueError: as `windows`.
     """
     stride = stride or window
     share = min(1.0, (limit or len(ids)) / max(1, len(ids)))
     ids = list(ids)[: limit or len(ids)]
-    if len(ids) < 2:
-        raise ValueError(f"text: got {len(ids)} tokens; allowed are texts of 2 and more")
-    if not 1 <= stride <= window or window < 2:
-        raise ValueError(f"stride: got {stride}; allowed for windows of {window} are 1 to {window}")
+    places = list(windows(len(ids), window, stride))
     losses: list[tuple[float, int]] = []
-    scored = 1  # the first token has nothing before it
-    for start in tqdm(range(0, len(ids) - 1, stride), desc="perplexity", leave=False):
-        piece = torch.tensor(ids[start : start + window], device=model.device)[None]
-        fresh = start + piece.shape[1] - scored
-        if start and stride == window:
-            fresh = piece.shape[1] - 1  # without overlap, the first token of a window is not predicted
-        if fresh < 1:
-            break
-        logits = model(piece, use_cache=False).logits[0, -fresh - 1 : -1].float()
-        loss = torch.nn.functional.cross_entropy(logits, piece[0, -fresh:], reduction="sum")
-        losses.append((float(loss), fresh))
-        scored = start + piece.shape[1]
+    for start, end, fresh in tqdm(places, desc="perplexity", leave=False):
+        losses.append((nats(model, ids[start:end], fresh), fresh))
     total, count = sum(loss for loss, _ in losses), sum(count for _, count in losses)
     mean = total / count
     spread = sum((loss - mean * number) ** 2 for loss, number in losses)

@@ -24,6 +24,7 @@ COMMANDS = {
     "shrink": ("distill.shrink_cli", "make a model's weights smaller, to a number of bytes, with receipts"),
     "zip": ("distill.zip_cli", "code any file losslessly with a language model; info, test, bench, view"),
     "unzip": ("distill.unzip_cli", "decode what distill zip wrote, or salvage what is left of it"),
+    "pipeline": ("distill.pipeline_cli", "shorten a text, choose a model by measured quality, answer, report"),
     "corpus": ("distill.corpus_cli", "shorten the texts of a whole corpus, on many cores or machines"),
     "serve": ("distill.serving.cli", "serve pruning over HTTP, a proxy before any model, or one model"),
     "serve-vllm": ("distill.serve_vllm_cli", "serve a model under a policy with vLLM, OpenAI-compatible"),

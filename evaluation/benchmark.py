@@ -1,7 +1,8 @@
 """The contract of a benchmark: what a sample and a task are, and what every benchmark provides.
 
 A benchmark is a class that makes samples and scores answers. It never runs a model: `distill.evaluation.predict` does
-that, and `distill.evaluation.scoring` hands the answers back to the benchmark.
+that, and `distill.evaluation.scoring` hands the answers back to the benchmark. Most samples are answered; some have
+the likelihood of given texts measured instead (`Sample.choices`, `Sample.window`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from distill.evaluation.intervals import interval
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Preset, by_name
 from distill.evaluation.prompting import Encoder, Prompt
 from distill.patches.checks import check_choice
@@ -40,6 +42,19 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A piece of running text.
+
+    Attributes:
+        ids: its token ids.
+        fresh: how many of the last tokens are scored; at most all but the first.
+    """
+
+    ids: tuple[int, ...]
+    fresh: int
+
+
+@dataclass(frozen=True)
 class Sample:
     """One question.
 
@@ -51,6 +66,8 @@ class Sample:
         group: properties by which scores are broken down (length, depth, difficulty ...); JSON values only.
         follow_up: a second prompt, asked after the first was answered; `$COT$` stands where that answer goes. Or None.
         max_new_tokens: instead of the task's number, where a protocol has several.
+        choices: texts that may follow the prompt. Nothing is generated then: the likeliest one is the prediction.
+        window: the likelihood of this piece of text is measured; the prompt is empty and so is the prediction.
     """
 
     id: str
@@ -60,6 +77,13 @@ class Sample:
     group: dict[str, Any] = field(default_factory=dict)
     follow_up: str | None = None
     max_new_tokens: int | None = None
+    choices: tuple[str, ...] = ()
+    window: Window | None = None
+
+    @property
+    def measured(self) -> bool:
+        """Whether likelihoods are measured, instead of an answer generated."""
+        return bool(self.choices) or self.window is not None
 
 
 @dataclass(frozen=True)
@@ -94,6 +118,7 @@ class Benchmark:
         presets: the protocols that can be followed, by name.
         repo, revision: data set on the Hub and the commit it is pinned to, or None.
         scoring_choices: allowed values of each setting in `Preset.scoring`.
+        unit: what scores are in: "points" (0..100, more is better) or something else, where less is better.
     """
 
     name: ClassVar[str]
@@ -102,6 +127,7 @@ class Benchmark:
     repo: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
     scoring_choices: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    unit: ClassVar[str] = "points"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Adds the benchmark's own flags."""
@@ -146,7 +172,7 @@ class Benchmark:
         return self.presets[name]
 
     def score(self, task: Task, record: Mapping[str, Any], options: Mapping[str, Any]) -> float:
-        """Score of one record of a result file, 0..1. Reads no files and needs no model.
+        """Score of one record of a result file, 0..1 (or in nats a token). Reads no files and needs no model.
 
         Args:
             record: as in the result file; `prediction` and `reference` are used.
@@ -157,6 +183,19 @@ class Benchmark:
     def chance(self, task: Task, record: Mapping[str, Any]) -> float:
         """Expected score, 0..1, of picking blindly among the answers that the prompt offers; 0 for open answers."""
         return 0.0
+
+    def total(
+        self, records: Sequence[Mapping[str, Any]], scores: Sequence[float], chances: Sequence[float]
+    ) -> tuple[float, tuple[float, float] | None, float]:
+        """The score of a task, its 95 % interval (None: too few samples) and its chance level, in `unit`.
+
+        Args:
+            records: of the task, at least one.
+            scores, chances: of each record, from `score` and `chance`.
+        """
+        bounds = interval(scores)
+        scaled = None if bounds is None else (100 * bounds[0], 100 * bounds[1])
+        return 100 * sum(scores) / len(scores), scaled, 100 * sum(chances) / len(chances)
 
     def breakdown(
         self, task: Task, records: Sequence[Mapping[str, Any]], scores: Sequence[float]

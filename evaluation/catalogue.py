@@ -17,6 +17,12 @@ BENCHMARKS = {
     "babilong": ("babilong", "BABILong", "BABILong, qa1-qa10 at 0k to 1M tokens"),
     "longchat": ("longchat", "LongChat", "LongChat line retrieval"),
     "kv": ("kv", "KeyValue", "key-value retrieval of Lost in the Middle"),
+    "squad": ("squad", "Squad", "SQuAD v1.1: official F1 and exact match"),
+    "commongen": ("commongen", "CommonGen", "CommonGen: a sentence with given concepts; coverage, ROUGE-L, BLEU-4"),
+    "gsm8k": ("gsm8k", "GSM8K", "GSM8K: the exact number, with worked examples (--prompt cot) or without (zero)"),
+    "perplexity": ("perplexity", "PerplexityOfText", "perplexity a token and a word: WikiText-2, or any text"),
+    "glue": ("multiple_choice", "Glue", "GLUE, 9 tasks, with the prompts of lm-eval"),
+    "mmlu": ("multiple_choice", "Mmlu", "MMLU, 57 subjects, with the prompts of lm-eval"),
 }
 
 

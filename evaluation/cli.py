@@ -26,6 +26,7 @@ EPILOG = """examples:
   distill eval needle --model MODEL --edition promptdistill --selection-layers 13 --n-topks 1024
   distill eval longbench --model MODEL --tasks qasper hotpotqa --limit 20 --preset chat
   distill eval babilong --model MODEL --lengths 4k,8k --data-path folder
+  distill eval perplexity --model MODEL --tasks text --data-path book.txt --window 2048 --stride 1024
   accelerate launch -m distill.evaluation ruler --model MODEL --lengths 4096     (samples dealt out to all processes)
   distill eval score outputs/eval/longbench/RUN                                  (no model needed)
   distill eval compare needle --model MODEL --methods default promptdistill:selection_layers=[13] --budgets 256 1024

@@ -114,6 +114,32 @@ class HubFile:
         with _fetching(self.repo, self.path, wanted):
             return Path(hf_hub_download(self.repo, self.path, repo_type="dataset", revision=wanted))
 
+    def parquet(self, columns: Sequence[str], revision: str | None = None) -> list[dict[str, Any]]:
+        """Rows of the file, which is a Parquet file; some of its columns.
+
+        Raises:
+            ValueError: as `download`.
+        """
+        return read_parquet(self.download(revision), columns)
+
+
+def read_parquet(path: Path, columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Some columns of a Parquet file as rows.
+
+    Raises:
+        ValueError: it cannot be read, or lacks a column.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError("data: got no package `pyarrow`; allowed is pip install 'distill-llm[eval]'") from error
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path, columns=list(columns)).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ValueError(f"{path}: got a file that cannot be read ({error}); allowed is Parquet") from error
+    return list(require_columns(rows, columns, str(path)))
+
 
 @contextmanager
 def _fetching(repo: str, file: str, revision: str) -> Iterator[None]:
@@ -245,6 +271,29 @@ def read_rows(path: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     raise ValueError(f"--data-path: got {path}; allowed are folders with {' or '.join(names)}")
 
 
+def read_text(path: Path, names: Sequence[str]) -> str:
+    """A text from a local data path.
+
+    Args:
+        path: the file (also gzipped), or a folder that holds it.
+        names: the file names to look for in a folder, most wanted first.
+
+    Raises:
+        ValueError: nothing is there, or it is not UTF-8.
+    """
+    _check_there(path)
+    found = [path] if path.is_file() else [path / f"{name}{end}" for name in names for end in ("", ".gz")]
+    for file in found:
+        if file.is_file():
+            return _text(file)
+    raise ValueError(f"--data-path: got {path}; allowed are folders with {' or '.join(names)}")
+
+
+def read_document(path: Path, names: Sequence[str]) -> Any:
+    """The value of one JSON file; arguments and errors as `read_text`."""
+    return strictjson.loads(read_text(path, names), str(path))
+
+
 def read_texts(path: Path) -> str:
     """All .txt and .txt.gz files of a folder in sorted order, or one file, joined by newlines.
 
@@ -255,12 +304,7 @@ def read_texts(path: Path) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith((".txt", ".txt.gz")))
     texts = []
     for file in files:
-        try:
-            text = _content(file).decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file}: got bytes that are not UTF-8 ({error}); allowed is text in UTF-8") from error
-        # as Python reads text files: every end of a line becomes "\n"
-        texts.append(text.replace("\r\n", "\n").replace("\r", "\n"))
+        texts.append(_text(file))
     text = "\n".join(texts)
     if not text.strip():
         raise ValueError(f"--data-path: got {path}; allowed are folders that hold text in .txt or .txt.gz files")
@@ -295,6 +339,15 @@ def require_columns(
 def _check_there(path: Path) -> None:
     if not path.exists():
         raise ValueError(f"--data-path: got {path}; allowed are files and folders that exist")
+
+
+def _text(path: Path) -> str:
+    try:
+        text = _content(path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: got bytes that are not UTF-8 ({error}); allowed is text in UTF-8") from error
+    # as Python reads text files: every end of a line becomes "\n"
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _content(path: Path) -> bytes:

@@ -20,7 +20,10 @@ PACKAGES = (
     "rouge",
     "rouge-score",
     "jieba",
+    "lm_eval",
+    "nltk",
     "rapidfuzz",
+    "sacrebleu",
     "wonderwords",
 )
 

@@ -32,8 +32,13 @@ def wilson(successes: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return (0.0 if successes == 0 else max(0.0, centre - half), 1.0 if successes == n else min(1.0, centre + half))
 
 
-def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
+def bootstrap(values: Sequence[float], seed: int = 0, weights: Sequence[float] | None = None) -> tuple[float, float]:
     """95 % percentile interval of a mean from 10,000 seeded resamples.
+
+    Args:
+        values: the samples.
+        seed: of the resamples.
+        weights: how much each counts in the mean; None: all the same.
 
     Raises:
         ValueError: no values.
@@ -43,7 +48,9 @@ def bootstrap(values: Sequence[float], seed: int = 0) -> tuple[float, float]:
     data = np.asarray(values, dtype=float)
     rng = np.random.default_rng(seed)
     # in blocks, so that thousands of samples do not need a matrix of 10,000 rows at once
-    means = [data[rng.integers(0, len(data), (100, len(data)))].mean(1) for _ in range(RESAMPLES // 100)]
+    weight = np.ones(len(data)) if weights is None else np.asarray(weights, dtype=float)
+    drawn = (rng.integers(0, len(data), (100, len(data))) for _ in range(RESAMPLES // 100))
+    means = [(data * weight)[rows].sum(1) / weight[rows].sum(1) for rows in drawn]
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return float(low), float(high)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from distill.evaluation import facts, prompting
+from distill.evaluation import facts, likelihood, prompting
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, check_tasks
 from distill.evaluation.checks import LARGEST
 from distill.evaluation.generation import Decoding, Generation, Generator
@@ -141,6 +141,8 @@ def predict(
         for task in tasks:
             template = uses_template(plan, task, tokenizer)
             samples = list(plan.benchmark.samples(task, _source(plan, encoder, template)))[: plan.limit]
+            if any(sample.measured for sample in samples):
+                likelihood.check(plan, method, isinstance(model, ServedModel))
             path = folder / f"{task.name}.jsonl"
             header = describe(plan, method, task, model, tokenizer, template) | {"environment": environment}
             if not paths:
@@ -345,6 +347,8 @@ def _answer(
     plan: Plan, task: Task, sample: Sample, template: bool, generator: Generator, limit: int | None, keep: bool
 ) -> dict[str, Any]:
     prompt, cut = render(plan, sample, generator.encoder, limit, template)
+    if sample.measured:
+        return likelihood.record(generator, sample, prompt, cut)
     rules = decoding(plan, task)
     count = new_tokens(plan, task, sample)
     made = generator(prompt, count, rules, keep)

@@ -103,11 +103,13 @@ PROMPTDISTILL = Preset(
 )
 
 
-def by_name(official: Preset, promptdistill: Preset, **chat: Any) -> dict[str, Preset]:
-    """The three presets of a benchmark, in the order in which they are offered.
+def by_name(official: Preset, promptdistill: Preset | None, **chat: Any) -> dict[str, Preset]:
+    """The presets of a benchmark, in the order in which they are offered.
 
     Args:
+        official: the authors'.
+        promptdistill: PromptDistill's, or None if its authors did not run the benchmark.
         chat: fields in which "chat" differs from "official" besides its name and the use of the template.
     """
     in_template = dataclasses.replace(official, name="chat", template="always", **chat)
-    return {preset.name: preset for preset in (official, promptdistill, in_template)}
+    return {preset.name: preset for preset in (official, promptdistill, in_template) if preset is not None}

@@ -12,7 +12,6 @@ from distill.evaluation.benchmark import Benchmark, Task
 from distill.evaluation.catalogue import BENCHMARKS
 from distill.evaluation.catalogue import benchmark as find_benchmark
 from distill.evaluation.generation import PROTOCOLS
-from distill.evaluation.intervals import interval
 from distill.evaluation.metrics.infinitebench import Unscorable
 from distill.evaluation.store import Results, read_results, summarise, write_whole
 from distill.patches.checks import check_choice, check_flag
@@ -118,9 +117,9 @@ def score_task(bench: Benchmark, result: Results, settings: Mapping[str, Any]) -
         settings: scoring settings, from `scoring_settings`.
 
     Returns:
-        What `scores.json` says about the task: mean score, interval and chance level (0..100), costs, breakdown, and
-        each sample's score (0..1). A prediction on which the official scorer would crash counts 0; "unscorable" says
-        how many there were.
+        What `scores.json` says about the task: score, interval and chance level (in `unit`), costs, breakdown, and
+        each sample's score (0..1, or nats a token). A prediction on which the official scorer would crash counts 0;
+        "unscorable" says how many there were.
     """
     task = _task(bench, result)
     records = list(result.records.values())
@@ -129,6 +128,7 @@ def score_task(bench: Benchmark, result: Results, settings: Mapping[str, Any]) -
         "header": result.header,
         "n": len(records),
         "metric": task.metric,
+        "unit": bench.unit,
         "score": None,
         "interval": None,
         "chance": None,
@@ -141,10 +141,8 @@ def score_task(bench: Benchmark, result: Results, settings: Mapping[str, Any]) -
         "groups": {record["id"]: record["group"] for record in records},
     }
     if records:
-        bounds = interval(scores)
-        entry["score"] = 100 * sum(scores) / len(scores)
-        entry["interval"] = None if bounds is None else [100 * bound for bound in bounds]
-        entry["chance"] = 100 * sum(chances) / len(chances)
+        entry["score"], bounds, entry["chance"] = bench.total(records, scores, chances)
+        entry["interval"] = None if bounds is None else list(bounds)
         entry["breakdown"] = bench.breakdown(task, records, scores)
     return entry
 
@@ -228,6 +226,8 @@ def table(scores: Mapping[str, Any]) -> str:
             f"{name:<28}{task['score']:>8.2f}  {shown:<16}{task['chance']:>7.2f}{task['n']:>6}"
             f"{cost['ttft_seconds']:>9.3f}{in_words(cost['peak_cache_bytes']):>13}"
         )
+        if task["unit"] != "points":
+            lines.append(f"  {task['unit']}: less is better; {task['metric']}")
         if task["unscorable"]:
             lines.append(f"  {task['unscorable']} predictions crash the official scorer; they count 0")
         if task["over_window"]:

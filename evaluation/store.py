@@ -34,7 +34,7 @@ FIELDS: dict[str, type] = {
     "cost": dict,
 }
 # what some records have
-OPTIONAL: dict[str, type] = {"reasoning": str, "kept": str, "tokens": list}
+OPTIONAL: dict[str, type] = {"reasoning": str, "kept": str, "tokens": list, "nats": list, "scored": int}
 ABSENT = object()
 COSTS = ("seconds", "ttft_seconds", "cache_bytes", "peak_cache_bytes")
 
@@ -139,6 +139,15 @@ def check_record(record: Mapping[str, Any], where: str) -> None:
         raise ValueError(f"{where}: got a corrupt record; allowed are as many digits in 'kept' as there are 'tokens'")
     if not all(isinstance(token, str) for token in record.get("tokens", [])):
         raise ValueError(f"{where}: got a corrupt record, 'tokens' holds something else; allowed are texts")
+    if (
+        ("nats" in record) != ("scored" in record)
+        or record.get("scored", 1) < 1
+        or not all(
+            isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+            for value in record.get("nats", [])
+        )
+    ):
+        raise ValueError(f"{where}: got a corrupt record; allowed are 'nats' >= 0 with 'scored' >= 1 beside them")
     if not set(record.get("kept", "")) <= set("0123456789"):
         raise ValueError(f"{where}: got a corrupt record, 'kept' holds something else; allowed are digits")
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from distill.pruning.engine import Distill
     from distill.pruning.masks import RULES, Anchor, NerMask, SpacyMask, UserMask
     from distill.pruning.names import SCORERS
+    from distill.pruning.quality import Band, Candidate, choose
     from distill.pruning.result import MaskUse, Result, report
     from distill.pruning.routing import Route, Suggestion, suggest
     from distill.pruning.scorers import RandomScorer, Scorer, Scores
@@ -28,6 +29,7 @@ _HOMES = {
     "engine": ("Distill",),
     "masks": ("RULES", "Anchor", "NerMask", "SpacyMask", "UserMask"),
     "names": ("SCORERS",),
+    "quality": ("Band", "Candidate", "choose"),
     "result": ("MaskUse", "Result", "report"),
     "routing": ("Route", "Suggestion", "suggest"),
     "scorers": ("RandomScorer", "Scorer", "Scores"),
@@ -41,8 +43,10 @@ __all__ = [
     "SCORERS",
     "Anchor",
     "Answer",
+    "Band",
     "BudgetError",
     "BudgetWarning",
+    "Candidate",
     "ChatResult",
     "Distill",
     "MaskUse",
@@ -56,6 +60,7 @@ __all__ = [
     "SpacyMask",
     "Suggestion",
     "UserMask",
+    "choose",
     "report",
     "suggest",
 ]

@@ -31,7 +31,7 @@ ALLOWED = {
     "engines": {"patches", "models"},
     "pruning": {"training"},
     "serving": {"pruning", "models", "patches"},
-    "evaluation": {"patches", "models", "engines", FRONT},
+    "evaluation": {"patches", "models", "engines", "compression", FRONT},
     "mini": {"patches", "models", "baselines", "evaluation", "training"},
     FRONT: {"patches", "models", "baselines", "distillation"},
     SUBCOMMANDS: {FRONT, *ROOMS},

@@ -81,9 +81,10 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     if len(names) > 1:
         raise ValueError(f"folders: got runs of {', '.join(sorted(names))}; allowed are runs of one benchmark")
     bench = catalogue.benchmark(names.pop())
-    runs = [_run(scores) for scores in scored]
+    runs = [_run(scores, bench.unit == "points") for scores in scored]
     headers = [task["header"] for scores in scored for task in scores["tasks"].values()]
-    _add_differences(runs)
+    if bench.unit == "points":
+        _add_differences(runs)
     tasks = list(dict.fromkeys(task for run in runs for task in run["scores"]))
     samples = _samples(folders, runs)
     for run in runs:
@@ -92,8 +93,9 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
         del run["scores"]
     return {
         "title": bench.title,
+        "unit": bench.unit,
         "facts": _common(headers) | {"scoring": scored[0]["scoring"]},
-        "tasks": [*([ALL] if len(tasks) > 1 else []), *tasks],
+        "tasks": [*([ALL] if len(tasks) > 1 and bench.unit == "points" else []), *tasks],
         "runs": runs,
         **samples,
     }
@@ -130,11 +132,11 @@ def _place(scores: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _run(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """One run: its name, its settings, and the numbers to draw for each task and for all tasks together."""
+def _run(scores: Mapping[str, Any], pooled: bool) -> dict[str, Any]:
+    """One run: its name, its settings, and the numbers to draw for each task and, if `pooled`, for all together."""
     header = next(iter(scores["tasks"].values()))["header"]
     tasks = {name: _entry(task) for name, task in scores["tasks"].items() if task["n"]}
-    if len(tasks) > 1:
+    if pooled and len(tasks) > 1:
         tasks[ALL] = _pooled(list(tasks.values()))
     return {
         "label": header["label"],

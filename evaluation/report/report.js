@@ -7,6 +7,8 @@ const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 const HEAT = [[240, 73, 110], [235, 184, 57], [12, 215, 159]];
 const STOCK = "default";
 const AGNOSTIC = "query-agnostic";
+// scores of samples are 0..1 where the unit is points; otherwise they are shown as they are
+const POINTS = data.unit === "points", SCALE = POINTS ? 100 : 1;
 const byId = (id) => document.getElementById(id);
 const methods = [...new Set(data.runs.filter((run) => run.edition !== STOCK).map((run) => run.label))];
 const colour = (run) => run.edition === STOCK ? "#1b1f24" : COLOURS[methods.indexOf(run.label) % COLOURS.length];
@@ -71,7 +73,7 @@ function curves(id, task, title, value, format, options = {}) {
     { x: x(i), y: height - bottom + 18, "text-anchor": "middle", class: "soft" }, budget === null ? "as given" : String(budget)));
   if (budgets.length) shape(svg, "text", { x: (left + width - right) / 2, y: height - 6, "text-anchor": "middle", class: "soft" },
     "budget (tokens, or fraction of the prompt)");
-  if (options.chance && runs.length) {
+  if (options.chance && runs.length && runs[0].tasks[task].chance <= highest) {
     const level = runs[0].tasks[task].chance;
     shape(svg, "line", { x1: left, x2: width - right, y1: y(level), y2: y(level), stroke: "#888", "stroke-dasharray": "6 4", class: "chance" });
     shape(svg, "text", { x: width - right, y: y(level) - 4, "text-anchor": "end", class: "soft" }, `chance ${fixed(level)}`);
@@ -187,7 +189,7 @@ function sampleTable(task) {
   const heads = ["", "task", "sample", "properties", ...data.runs.map((run) => number(`${atBudget(run)}${run.protocol === AGNOSTIC ? " (agnostic)" : ""}`))];
   fill(byId("samples"), heads, shown.map((sample) => ({
     values: [Object.values(sample.answers).some((answer) => answer.kept) ? "●" : "", sample.task, sample.id, JSON.stringify(sample.group),
-      ...data.runs.map((_, i) => number(sample.answers[i] ? fixed(100 * sample.answers[i].score) : "–"))],
+      ...data.runs.map((_, i) => number(sample.answers[i] ? fixed(SCALE * sample.answers[i].score, POINTS ? 1 : 3) : "–"))],
     open: () => drill(sample),
   })));
 }
@@ -195,7 +197,7 @@ function sampleTable(task) {
 function drill(sample) {
   byId("drill-title").textContent = `${sample.task}, sample ${sample.id}`;
   const rows = Object.entries(sample.answers).map(([i, answer]) =>
-    ({ values: [runName(data.runs[i]), number(fixed(100 * answer.score)), answer.prediction, number(`${answer.prompt_tokens}${answer.truncated ? " (cut)" : ""}`)] }));
+    ({ values: [runName(data.runs[i]), number(fixed(SCALE * answer.score, POINTS ? 1 : 3)), answer.prediction, number(`${answer.prompt_tokens}${answer.truncated ? " (cut)" : ""}`)] }));
   fill(byId("drill-answers"), ["run", number("score"), "answer", number("prompt tokens")], [...rows,
     { values: ["reference", "", JSON.stringify(sample.reference, null, 1), ""] }]);
   const kept = Object.entries(sample.answers).filter(([, answer]) => answer.kept);
@@ -238,7 +240,7 @@ function prompt(answer) {
 }
 
 function show(task) {
-  curves("quality", task, "score", (entry) => entry.score, (v) => fixed(v, 0), { width: 1100, height: 330, top: 100, whiskers: true, chance: true });
+  curves("quality", task, POINTS ? "score" : `${data.unit} (less is better)`, (entry) => entry.score, (v) => fixed(v, POINTS ? 0 : 1), { width: 1100, height: 330, top: POINTS ? 100 : undefined, whiskers: true, chance: true });
   curves("ttft", task, "time to first token (s)", (entry) => entry.cost.ttft_seconds, (v) => v.toPrecision(2));
   curves("cache", task, "cache held at the end", (entry) => entry.cost.cache_bytes, bytes);
   curves("peak", task, "peak of the cache", (entry) => entry.cost.peak_cache_bytes, bytes);
