@@ -7,7 +7,7 @@ methods are asked what the stock model answers; a row says how many of these one
 Chance is below 1 in 1,000 for each kind. Results go to a file line by line, from which a run that was killed goes on.
 
 With `--xquad FILE` the prompts are paragraphs of Wikipedia and one of their questions; then all methods are asked all
-of them, and a row is the share of all that it answers.
+of them, and a row is the share of all that it answers (a short value may stand in a wrong answer, too).
 """
 
 from __future__ import annotations
@@ -149,7 +149,11 @@ def paragraphs(tokenizer: Any, articles: list[Any], seed: int, length: int) -> t
         return chat(tokenizer, prompt) if getattr(tokenizer, "chat_template", None) else prompt
 
     size = largest_size(
-        lambda n: len(tokenizer(make(n).text, add_special_tokens=False, verbose=False).input_ids), length, 1, 1
+        lambda n: len(tokenizer(make(n).text, add_special_tokens=False, verbose=False).input_ids),
+        length,
+        1,
+        1,
+        most=len(chosen),
     )
     return make(size), found["answers"][0]["text"], "xquad"
 

@@ -231,6 +231,7 @@ def report(rows: list[dict[str, Any]], texts: list[str]) -> str:
     whole, found = rows[0]["bytes"], []
     for row in rows:
         target = "-" if row["share"] is None else f"{row['share']:g}"
+        target = f"KV {target}" if row["name"] == "K and V" else target
         if "refused" in row:
             found.append([row["name"], target, "refused", *["-"] * (len(texts) + 3)])
             continue

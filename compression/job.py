@@ -7,6 +7,7 @@ phases leave lies in `OUT/work` until the run is finished; the folder belongs to
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import time
@@ -19,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from distill.compression.calibration import layers_of, windows
+from distill.compression.latent import check_latents
 from distill.compression.low_rank import embedding_factorization, factorize_in_order, head_moments, kv_ranks
 from distill.compression.measure import EMBEDDING, measured, planner
 from distill.compression.modules import LowRankLinear
@@ -113,10 +115,13 @@ class Job:
     def _phases(self) -> dict[str, Any]:
         named = self.settings.dtype
         dtype = named if named == "auto" else getattr(torch, named)
+        self._check_installed()
         model = self.load(self.path, dtype=dtype).eval()  # what is stored is what is measured
         if getattr(model.config, "compression", None) is not None:
             raise ValueError(f"model: got {self.path}, which is compressed already; allowed is the original")
         model.requires_grad_(False)
+        if "kv_low_rank" in self.settings.transforms:
+            check_latents(model)
         plan = self._plan(model, model.dtype)
         before = self._once("before.json", lambda: self._quality(model))
         receipts, first = [], weigh(model)
@@ -132,6 +137,13 @@ class Job:
         self._check_quality(before, after)
         model.config.compression = spec_of(model)
         return self._save(model, plan, {"before": before, "after": after}, receipts, first)
+
+    def _check_installed(self) -> None:
+        """Raises a `ValueError` if a package is missing that is needed later."""
+        if self.settings.bits is not None:
+            quantization(self.settings.bits, torch.float32)
+        if self.settings.lora and importlib.util.find_spec("peft") is None:
+            raise ValueError(f"lora: got {self.settings.lora} without peft; allowed after `pip install peft`")
 
     def _plan(self, model: Any, dtype: torch.dtype) -> Plan:
         wanted, embedding = self.settings, "embedding_factorization" in self.settings.transforms

@@ -100,10 +100,14 @@ class LatentLayer(DynamicLayer):
             positions = self.positions(start, start + new, batch, key_states.device)
             flat = _flat(self.turn(key_states.float(), positions, True))  # (batch, new, kv_heads * head_dim)
             latent = self.key_span.coordinates(flat)
-            self._check(flat, latent, positions)
+            self._check("keys", self.key_span, flat, latent, positions)
             stored_keys = latent.to(key_states.dtype)[:, None]
         if self.value_span is not None:
-            stored_values = self.value_span.coordinates(_flat(value_states.float())).to(value_states.dtype)[:, None]
+            flat = _flat(value_states.float())
+            latent = self.value_span.coordinates(flat)
+            positions = self.positions(start, start + new, batch, flat.device)
+            self._check("values", self.value_span, flat, latent, positions)
+            stored_values = latent.to(value_states.dtype)[:, None]
         keys, values = super().update(stored_keys, stored_values)
         if self.key_span is not None:
             whole = _heads(self.key_span.restored(keys[:, 0].float()), heads)
@@ -113,13 +117,12 @@ class LatentLayer(DynamicLayer):
             values = _heads(self.value_span.restored(values[:, 0].float()), heads).to(value_states.dtype)
         return keys, values
 
-    def _check(self, flat: Tensor, latent: Tensor, positions: Tensor) -> None:
-        assert self.key_span is not None
+    def _check(self, what: str, span: Span, flat: Tensor, latent: Tensor, positions: Tensor) -> None:
         real = slice(None) if self.padding is None else positions > 0  # position 0 is turned by nothing
-        lost = (flat - self.key_span.restored(latent))[real].norm()
+        lost = (flat - span.restored(latent))[real].norm()
         if lost > MOST_LOST * flat[real].norm():
             raise ValueError(
-                "past_key_values: got keys that a LatentCache cannot restore; allowed are entries at successive "
+                f"past_key_values: got {what} that a LatentCache cannot restore; allowed are entries at successive "
                 "positions (with padding at the left: LatentCache(model, attention_mask)), of models in which a key "
                 "is its projection, rotated"
             )
@@ -137,7 +140,7 @@ class LatentLayer(DynamicLayer):
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keeps some rows."""
         super().batch_select_indices(indices)
-        self._rows(lambda padding: padding[indices])
+        self._rows(lambda padding: padding[indices.to(padding.device)])
 
     def _rows(self, change: Callable[[Tensor], Tensor]) -> None:
         if self.padding is not None:
@@ -155,14 +158,17 @@ class LatentCache(DynamicCache):
         model: a causal LM, compressed by `kv_low_rank` or `low_rank`.
         attention_mask: `(batch, seq)` of the prompt, 1 where a token is real, if rows are padded at the left.
     Raises:
-        ValueError: no projection has factors; keys are normed between projection and rotation; angles that depend on
-            the length of the prompt; padding at the right.
+        ValueError: no projection has factors, or quantized ones; keys are normed between projection and rotation;
+            layers without rotation; angles that depend on the length of the prompt; padding at the right.
     """
 
     def __init__(self, model: Any, attention_mask: Tensor | None = None) -> None:
         super().__init__()
         found = [_projections(layer) for layer in model.base_model.layers] if readable(model) else []
-        if not any(isinstance(module, LowRankLinear) for pair in found for module in pair):
+        factors = [module for pair in found for module in pair if isinstance(module, LowRankLinear)]
+        if any(not module.up.weight.is_floating_point() for module in factors):
+            raise ValueError("model: got quantized factors of K and V; allowed are those of 16 or 32 bits")
+        if not factors:
             raise ValueError(
                 f"model: got a {type(model).__name__} without factors in a k_proj or v_proj; allowed are models "
                 "compressed by distill.compression.kv_low_rank or low_rank"
@@ -173,13 +179,25 @@ class LatentCache(DynamicCache):
         self.layer_class_to_replicate = None  # all layers are here already
 
 
-def latent_bytes(model: Any) -> int:
-    """Bytes that one more token adds to a `LatentCache` of this model, in its dtype; `readable` models only."""
+def latent_bytes(model: Any) -> int | None:
+    """Bytes that one more token adds to a `LatentCache` of this model, in its dtype; `None` if it can have none."""
+    try:
+        check_latents(model)
+    except ValueError:
+        return None
     width = 0
     for layer in model.base_model.layers:
         for module in _projections(layer):
-            width += module.rank if isinstance(module, LowRankLinear) else module.out_features
+            factors = isinstance(module, LowRankLinear) and module.up.weight.is_floating_point()
+            width += module.rank if factors else module.out_features
     return width * int(model.dtype.itemsize)
+
+
+def check_latents(model: Any) -> None:
+    """Raises a `ValueError` for a model that cannot have a `LatentCache`, with or without factors in it."""
+    if not readable(model):
+        raise ValueError(f"model: got a {type(model).__name__}; allowed are models with a k_proj and a v_proj a layer")
+    _turner(model)
 
 
 def readable(model: Any) -> bool:
@@ -213,6 +231,9 @@ def _turner(model: Any) -> Callable[[Tensor, Tensor, bool], Tensor]:
     if norm is not None or rotary is None or apply is None or not hasattr(rotary, "inv_freq"):
         why = f"{norm}, which norms keys before they are rotated" if norm else "no rotary embedding of the usual kind"
         raise ValueError(f"model: got a {type(model).__name__} with {why}; allowed are keys that are only rotated")
+    without = [i for i, layer in enumerate(model.base_model.layers) if not getattr(layer.self_attn, "use_rope", True)]
+    if without:
+        raise ValueError(f"model: got a {type(model).__name__}, whose layers {without} do not rotate; allowed: all do")
     if getattr(rotary, "rope_type", "default") in CHANGING:
         raise ValueError(f"rope_type: got {rotary.rope_type!r}; allowed are those with angles by position alone")
     scale = float(getattr(rotary, "attention_scaling", 1.0)) ** 2

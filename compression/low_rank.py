@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.compression.calibration import Walk, layers_of, linears_of, matrix_of
+from distill.compression.latent import check_latents
 from distill.compression.modules import LowRankEmbedding, break_even
 from distill.compression.receipts import Receipt, weigh
 from distill.compression.spec import empty_like, factorize_embedding_modules, name_of, replace_module, tied
@@ -166,7 +167,7 @@ def kv_low_rank(model: Any, share: float, inputs: Tensor | None = None) -> Recei
     Returns:
         the receipt; `kv_bytes` and `latent_kv_bytes` are its point.
     Raises:
-        ValueError: a share that is not allowed, or a model without such layers.
+        ValueError: a share that is not allowed, or a model that cannot have a `LatentCache`.
     """
     before, ranks = weigh(model), kv_ranks(model, share)
     for _ in factorize_in_order(model, ranks, inputs, allow_larger=True):
@@ -178,17 +179,12 @@ def kv_ranks(model: Any, share: float) -> dict[str, int]:
     """The rank of each K and V projection, by name, with which a `LatentCache` holds a share of the KV bytes."""
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1:
         raise ValueError(f"kv_share: got {share!r}; allowed are numbers above 0 and below 1")
-    shapes = {name: matrix_of(module).shape for name, module in linears_of(model).items()}
-    ranks = {
+    check_latents(model)
+    return {
         name: max(1, min(int(share * out), width))
-        for name, (out, width) in shapes.items()
+        for name, (out, width) in ((name, matrix_of(module).shape) for name, module in linears_of(model).items())
         if name.rpartition(".")[2] in ("k_proj", "v_proj")
     }
-    if not ranks:
-        raise ValueError(
-            f"model: got a {type(model).__name__} without k_proj and v_proj; allowed are models with both"
-        )
-    return ranks
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from distill.compression.latent import latent_bytes, readable
+from distill.compression.latent import latent_bytes
 from distill.compression.modules import Basis, LowRankLinear
 from distill.compression.quantize import weights_of
 
@@ -26,7 +26,7 @@ class Weight:
         flops: multiply-adds times two a token, of all linear layers and the head; attention itself depends on the
             length and is left out.
         kv_bytes: of the KV cache a token, in the model's dtype.
-        latent_kv_bytes: the same in a `LatentCache`; equal where no K or V projection has factors.
+        latent_kv_bytes: the same in a `LatentCache`; equal where K and V have no factors, or it is refused.
     """
 
     bytes: int
@@ -72,7 +72,7 @@ def stored(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def weigh(model: Any) -> Weight:
     """Counts what a causal LM weighs."""
     tensors = [tensor for _, tensor in stored(model)]
-    flops = 0
+    flops, latent = 0, latent_bytes(model)
     for module in model.modules():
         if isinstance(module, (nn.Linear, Conv1D, Basis)):
             flops += 2 * weights_of(module.weight)
@@ -84,7 +84,7 @@ def weigh(model: Any) -> Weight:
         nonzero=sum(map(_nonzero, counted)),
         flops=flops,
         kv_bytes=kv_bytes(model),
-        latent_kv_bytes=latent_bytes(model) if readable(model) else kv_bytes(model),
+        latent_kv_bytes=kv_bytes(model) if latent is None else latent,
     )
 
 

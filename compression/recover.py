@@ -134,6 +134,8 @@ class Recovery(Training):
             raise ValueError("recover: got a model without factors; allowed are compressed ones")
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
+        # what adapters have learnt is added up here: most of it is too small for a weight of 16 bits
+        self.merged = [module.get_base_layer().weight.detach().float() for module in self._adapters()]
         self._begin()
         self.resume()
 
@@ -184,28 +186,33 @@ class Recovery(Training):
         """Adds what the adapters have learnt to the factors, and begins new ones."""
         with torch.random.fork_rng():
             torch.manual_seed(self.steps)
+            self._merge()
             for module in self._adapters():
                 (name,) = module.lora_A
-                module.get_base_layer().weight += module.get_delta_weight(name)
                 module.reset_lora_parameters(name, init_lora_weights=True)
         self._begin()
 
+    @torch.no_grad()
+    def _merge(self) -> None:
+        for module, weight in zip(self._adapters(), self.merged, strict=True):
+            (name,) = module.lora_A
+            weight += module.get_delta_weight(name).float()
+            module.get_base_layer().weight.copy_(weight)
+
     def _adapters(self) -> list[Any]:
+        if not self.recipe.lora:
+            return []
         from peft.tuners.lora import LoraLayer
 
         return [module for module in self.student.modules() if isinstance(module, LoraLayer)]
 
-    def _merged(self) -> list[Tensor]:
-        """The weights below the adapters, which change only by `_restart`."""
-        return [module.get_base_layer().weight for module in self._adapters()] if self.recipe.restart else []
-
     def state(self) -> dict[str, Any]:
-        return {"master": self.master, "optimizer": self.optimizer.state_dict(), "merged": self._merged()}
+        return {"master": self.master, "optimizer": self.optimizer.state_dict(), "merged": self.merged}
 
     def restore(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            for own, saved in zip(self._merged(), state["merged"], strict=True):
-                own.copy_(saved)
+            for module, own, saved in zip(self._adapters(), self.merged, state["merged"], strict=True):
+                module.get_base_layer().weight.copy_(own.copy_(saved))
             for own, saved in zip(self.master, state["master"], strict=True):
                 own.copy_(saved)
         self.optimizer.load_state_dict(state["optimizer"])
@@ -216,9 +223,9 @@ class Recovery(Training):
         if self.recipe.lora:
             from peft.tuners.lora import LoraLayer
 
+            self._merge()
             for name, module in list(self.student.named_modules()):
                 if isinstance(module, LoraLayer):
-                    module.merge()
                     parent, _, last = name.rpartition(".")
                     setattr(self.student.get_submodule(parent), last, module.get_base_layer())
         self.student.requires_grad_(False)

@@ -15,6 +15,8 @@ from distill.compression.recover import Recipe
 CONFIGS = Path(__file__).parent / "configs"
 METHODS, RANKS = ("whitened", "plain"), ("adaptive", "uniform")
 TRANSFORMS = ("embedding_factorization", "kv_low_rank", "low_rank", "recover")
+#: settings of `recover`
+TAUGHT = ("rate", "hidden", "lora", "restart")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -100,6 +102,13 @@ class Settings:
             raise ValueError(f"transforms: got {list(self.transforms)}; allowed is kv_low_rank before low_rank")
         if not (_positive(self.kv_share) and self.kv_share < 1):
             raise ValueError(f"kv_share: got {self.kv_share!r}; allowed are numbers above 0 and below 1")
+        for name, transform in (*((n, "recover") for n in TAUGHT), ("kv_share", "kv_low_rank")):
+            if getattr(self, name) != getattr(type(self), name) and transform not in self.transforms:
+                raise ValueError(f"{name}: got {getattr(self, name)!r} without {transform}; allowed with it only")
+        if self.bits is not None and "kv_low_rank" in self.transforms:
+            raise ValueError(
+                f"bits: got {self.bits} with kv_low_rank; allowed is none, a LatentCache needs them whole"
+            )
         for name in ("windows", "length", "recover_steps"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name}: got {getattr(self, name)!r}; allowed are integers >= 1")

@@ -67,10 +67,16 @@ def run(args: argparse.Namespace) -> int:
     if args.answer:
         check_answerable(settings.candidates)
 
-    def answer(candidate: Any, prompt: str) -> str:
-        if candidate.address is not None:
-            return ask_server(candidate, prompt, settings.max_new_tokens)
-        return ask_folder(candidate.model, prompt, settings.max_new_tokens, args.device)
+    failed: list[Exception] = []
+
+    def answer(candidate: Any, prompt: str) -> str | None:
+        try:
+            if candidate.address is not None:
+                return ask_server(candidate, prompt, settings.max_new_tokens)
+            return ask_folder(candidate.model, prompt, settings.max_new_tokens, args.device)
+        except Exception as error:  # raised again when the report is written: what was pruned is not lost
+            failed.append(error)
+            return None
 
     from distill.pruning.engine import Distill
 
@@ -82,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     print(f"{pruned.original_tokens} -> {pruned.tokens} tokens; report: {args.output}")
     if outcome.chosen is not None:
         print(f"model: {outcome.chosen.model} ({outcome.chosen.reasons[0]})")
+    if failed:
+        raise failed[0]
     if pruned.over_budget:
         print("OVER THE BUDGET", file=sys.stderr)
     return 3 if pruned.over_budget else 0

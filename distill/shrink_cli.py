@@ -45,8 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--windows", type=int, help="windows of calibration text (default 16)")
     parser.add_argument("--length", type=int, help="their tokens (default 512)")
     parser.add_argument("--recover-steps", type=int, help="steps of distillation, where the config has recover")
-    parser.add_argument("--rate", type=float, help="its learning rate (default 1e-4)")
-    parser.add_argument("--hidden", type=float, help="weight of the distance of last hidden states in it (default 0)")
+    parser.add_argument("--rate", type=float, help="learning rate of the distillation (1e-4)")
+    parser.add_argument("--hidden", type=float, help="weight of hidden states in its loss (0)")
     parser.add_argument("--lora", type=int, metavar="RANK", help="teach LoRA adapters on the factors (needs peft)")
     parser.add_argument("--restart", type=int, metavar="STEPS", help="merge and begin adapters anew: ReLoRA")
     parser.add_argument(

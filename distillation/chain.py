@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast, broadcast_object_list
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -122,9 +122,12 @@ def chain(
     if not layers or len(widths) != len(layers) or any(a < b for a, b in pairwise(layers)):
         raise ValueError(f"layers, intermediate: got {list(layers)}, {widths}; allowed are equally many, falling")
     tokenizer = AutoTokenizer.from_pretrained(teacher)
+    together = processes()
+    if lessons.batch % together.num_processes:
+        count = together.num_processes
+        raise ValueError(f"batch: got {lessons.batch}; allowed are multiples of {count}, the number of processes")
     blocks, apart = blocks_of(tokenizer, texts, lessons.length)
     data = hashlib.sha256(blocks.numpy().tobytes()).hexdigest()
-    together = processes()
     current = AutoModelForCausalLM.from_pretrained(teacher, dtype=dtype).eval().to(together.device)
     settings = {"teacher": str(teacher), "layers": list(layers), "intermediate": widths, "data": data,
                 "lessons": asdict(lessons), "dtype": dtype}  # fmt: skip
@@ -140,12 +143,17 @@ def chain(
     for number, (count, width) in enumerate(zip(layers, widths, strict=True)):
         folder = output / f"{number + 1}-{count}"
         if number < len(manifest["stages"]):
+            if together.is_main_process:  # a kill may have come before this
+                shutil.rmtree(output / f"{folder.name}.run" / "shown", ignore_errors=True)
             if manifest["stages"][number]["ratio"] > worst_ratio:
                 break
             current = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval().to(together.device)
             check_same_tokens(tokenizer, AutoTokenizer.from_pretrained(folder))
             continue
         student, kept = cut_out(current, count, width, blocks)
+        kept = agreed(kept)
+        for weight in student.state_dict().values():  # what is measured on several GPUs may differ by rounding
+            broadcast(weight)
         before = math.exp(sum(surprise(student, apart)) / len(apart))
         with together.main_process_first():
             run = RunFolder(output / f"{folder.name}.run", settings | {"stage": number}, together.is_main_process)
@@ -173,7 +181,8 @@ def chain(
             "tokens": int(training.done), "log": losses[-1:], "perplexity_untaught": before,
             "perplexity": reached, "ratio": reached / perplexity,
         }  # fmt: skip
-        manifest["stages"].append(agreed(stage))
+        stage = agreed(stage)
+        manifest["stages"].append(stage)
         _write(file, manifest)
         if together.is_main_process:
             shutil.rmtree(run.path / "shown", ignore_errors=True)

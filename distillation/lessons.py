@@ -27,7 +27,7 @@ class Lessons:
         batch: blocks a step.
         rate: learning rate at its height; it rises over the first tenth of the steps, and falls to a tenth.
         kind: the divergence, see `distill.training.losses.divergence`.
-        beta, temperature: of the divergence, whose square the temperature's gradient is multiplied by.
+        beta, temperature: of the divergence, which is multiplied by the square of the temperature.
         truth: weight of the cross entropy with the text itself; the divergence has the rest. With 1 there is no
             teacher.
         hidden: weight of the mean squared error between the last hidden states, the student's through a linear map
@@ -95,10 +95,6 @@ class StudentTraining(Training):
 
     def __init__(self, folder: RunFolder, student: Any, teacher: Any, blocks: Tensor, lessons: Lessons) -> None:
         self.processes = processes()
-        if lessons.batch % self.processes.num_processes:
-            raise ValueError(
-                f"batch: got {lessons.batch}; allowed for {self.processes.num_processes} processes are its multiples"
-            )
         super().__init__(folder, lessons.steps * lessons.batch * lessons.length)
         self.student, self.teacher, self.blocks, self.lessons = student.train(), teacher, blocks, lessons
         self.weights = list(student.parameters())

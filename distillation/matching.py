@@ -20,11 +20,11 @@ from distill.patches.policy import Policy, as_policy, register
 from distill.patches.run import Call, Observation, Run
 from distill.patches.selection import ELEMENTS, attention_rows, indices_of, visible_keys
 
-#: a head's carriers are fitted to so many queries for each of them, evenly spread, if the prompt has so many
+#: how many queries there are in a fit for each carrier of a head, evenly spread; all, if the prompt has no more
 QUERIES = 64
-#: but to no more than about so many probabilities of a layer
+#: about how many probabilities of a layer a fit reads at most; for a long prompt that leaves fewer queries
 SAMPLE = 2**24
-#: unless these would be fewer queries than so many for each carrier
+#: the fewest queries for each carrier; they may be more probabilities than `SAMPLE`
 FEWEST = 16
 
 

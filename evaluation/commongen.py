@@ -56,8 +56,8 @@ class CommonGen(Benchmark):
             marked = [part.rpartition("_") for part in row["concept_set"].split("#")]
             if not row["scene"] or not all(word and kind in KINDS for word, _, kind in marked):
                 raise ValueError(
-                    f"CommonGen dev, {key}: got what has no scene or no kind of word; allowed are sets like "
-                    "'field_N#look_V' with at least one scene"
+                    f"CommonGen dev, {key}: got a row without a scene, or a concept without its kind; allowed "
+                    "are sets like 'field_N#look_V' with at least one scene"
                 )
             concepts = ", ".join(f"{word}({KINDS[kind]})" for word, _, kind in marked)
             reference = {"concepts": [word for word, _, _ in marked], "sentences": list(row["scene"])}

@@ -45,6 +45,8 @@ SUBJECTS = {
     ),
 }  # fmt: skip
 MOST_SHOTS = 100
+#: of the choice of worked examples, the harness's own
+SEED = 1234
 PACKAGES = ("datasets", "jinja2")
 
 
@@ -124,7 +126,7 @@ class Glue(MultipleChoice):
 
 
 class Mmlu(MultipleChoice):
-    """MMLU: 57 subjects, four choices each; the mean over all questions is over subjects here, each counted once."""
+    """MMLU: 57 subjects, four choices each. The score of all is the mean of theirs (lm-eval weights them by size)."""
 
     name = "mmlu"
     title = "MMLU"
@@ -190,7 +192,12 @@ def harness_task(folder: str, name: str, source: Source, revision: str | None) -
         changes = {"dataset_kwargs": {"revision": revision}} if source.data_path is None else _local(name, source)
         # as a group's member, because only there the harness adds settings to a task it knows
         group = {"group": "own", "task": [{"task": name} | changes]}
-        return next(iter(manager.load([group])["tasks"].values()))
+        made = next(iter(manager.load([group])["tasks"].values()))
+        made.set_fewshot_seed(SEED)  # as the harness's own evaluator does; without it examples differ from run to run
+        shots, most = source.options["shots"], len(list(made.fewshot_docs())) if source.options["shots"] else 0
+    if shots > most:
+        raise ValueError(f"--shots: got {shots}; allowed for {name} are 0 to {most}")
+    return made
 
 
 def _local(name: str, source: Source) -> dict[str, Any]:

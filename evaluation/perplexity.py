@@ -61,7 +61,7 @@ class PerplexityOfText(Benchmark):
     def samples(self, task: Task, source: Source) -> Sequence[Sample]:
         text = self._text(task.name, source)
         ids = source.encoder.encode(text)
-        # words are shared out evenly over the tokens; over all windows their number is that of the text
+        # words are shared out evenly over the tokens, and each scored token counts for its part of one
         words = len(text.split()) / len(ids)
         reference = {"vocabulary": len(source.encoder.tokenizer)}
         places = windows(len(ids), source.options["window"], source.options["stride"])

@@ -31,7 +31,7 @@ PRUNE = (
 )
 
 #: answers: candidate and prompt to text
-Answerer = Callable[[Candidate, str], str]
+Answerer = Callable[[Candidate, str], str | None]
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def run(text: str, settings: Settings, pruner: Any, answerer: Answerer | None = 
         text: the context.
         settings: what to do.
         pruner: a `Distill`.
-        answerer: gives the chosen model's answer; None: nothing is asked.
+        answerer: gives the chosen model's answer, or None if it failed; None: nothing is asked.
 
     Raises:
         ValueError: an argument that is not allowed, by name.

@@ -196,9 +196,10 @@ def quality_routes(candidates: Sequence[Candidate], bands: Sequence[Band]) -> di
         for one in sorted((c for c in able if c.quality >= least), key=lambda c: (c.cost, -c.quality)):
             limit = math.inf if one.max_tokens is None else one.max_tokens
             if limit > longest:  # a dearer one is only worth its cost where cheaper ones do not take the prompt
+                share = f"{100 * band.share:g} % of the best ({best.quality:.1f}, {best.model!r})"
+                takes = f" that takes more than {longest:g} tokens," if longest else ""
+                why = f"{one}: the cheapest{takes} with at least {share}"
                 longest = limit
-                share = f"{band.share:.0%} of the best ({best.quality:.1f}, {best.model!r})"
-                why = f"{one}: the cheapest with at least {share}"
                 found[Route(one.model, band.up_to, one.max_tokens)] = f"{why}; measured: {one.measure}"
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from abc import ABC, abstractmethod
 from typing import Any
@@ -17,7 +18,8 @@ LOG_STEPS = 20  # steps whose mean makes one line of the log
 
 def processes() -> PartialState:
     """The processes that train together (`accelerate launch`, `torchrun`), this one's place among them, its device."""
-    return PartialState(cpu=not torch.accelerator.is_available())
+    # others wait while one does what only one can do; the default limit is too short for that
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=datetime.timedelta(days=7))
 
 
 class Training(ABC):

@@ -237,6 +237,13 @@ def test_restarted_adapters_add_up_to_more_than_their_rank_and_go_on_after_a_kil
         assert torch.equal(one, other)
     rates = [recipe.rate_at(step, 100) for step in range(100)]
     assert rates[0] < rates[8] and max(rates) <= recipe.rate and rates[-1] < 0.01 * recipe.rate
+    half, teacher = tiny("llama", dtype=torch.bfloat16), tiny("llama", dtype=torch.bfloat16)
+    low_rank(half, 8, ids)
+    small = Recovery(half, teacher, ids, 9, RunFolder(tmp_path / "half", {}), Recipe(rate=1e-4, lora=1, restart=2))
+    begun = [weight.clone() for weight in small.merged]
+    small.train()  # steps too small for bfloat16 are not lost at each restart
+    moved = [(weight != old).float().mean() for weight, old in zip(small.merged, begun, strict=True)]
+    assert min(moved) > 0.9
     with pytest.raises(ValueError, match="restart: got 5 without lora"):
         Recipe(restart=5)
     with pytest.raises(ValueError, match="rate: got 0; allowed are numbers above 0"):

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 import distill
 from distill.compression import LatentCache
 from distill.compression.latent import latent_bytes
-from distill.compression.low_rank import factorize_in_order, kv_low_rank, kv_ranks
+from distill.compression.low_rank import factorize_in_order, kv_low_rank, kv_ranks, low_rank
 from distill.compression.receipts import kv_bytes, weigh
 
 from ..tiny import lasting_pair, prompt, tiny
@@ -101,7 +101,11 @@ def test_what_it_cannot_hold_is_refused():
         LatentCache(tiny("llama"))
     with pytest.raises(ValueError, match="without factors in a k_proj or v_proj"):
         LatentCache(tiny("phi3"))
-    normed = compressed("qwen3")
+    normed = tiny("qwen3")
+    with pytest.raises(ValueError, match="k_norm, which norms keys before they are rotated"):
+        kv_low_rank(normed, 0.5)
+    low_rank(normed, 8)
+    assert weigh(normed).latent_kv_bytes == kv_bytes(normed)
     with pytest.raises(ValueError, match="k_norm, which norms keys before they are rotated"):
         LatentCache(normed)
     right = torch.tensor([[1, 1, 0]])
@@ -114,5 +118,8 @@ def test_what_it_cannot_hold_is_refused():
         model.generate(ids, attention_mask=mask, past_key_values=LatentCache(model), max_new_tokens=2, pad_token_id=0)
     with pytest.raises(ValueError, match="attention_mask: got one of 2 rows; allowed here is one of 3"):
         model(prompt(20, 3), past_key_values=LatentCache(model, mask), use_cache=True)
+    still = tiny("smollm3")
+    with pytest.raises(ValueError, match="do not rotate"):
+        kv_low_rank(still, 0.5)
     with pytest.raises(ValueError, match="LatentLayer"):
         model(prompt(20, 2), past_key_values=LatentCache(model), use_cache=True, policy=distill.Knorm(budget=4))

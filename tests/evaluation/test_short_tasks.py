@@ -6,6 +6,7 @@ import argparse
 import gzip
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -202,7 +203,7 @@ def test_what_cannot_be_measured_is_refused(tiny, tmp_path, capsys, flags, messa
     line = ["perplexity", "--model", str(tiny), "--cpu", "--output", str(tmp_path / "out")]
     tasks = [] if "--tasks" in flags else ["--tasks", "text"]
     assert main([*line, "--data-path", str(tmp_path / "story.txt"), *tasks, *flags]) == 2
-    assert message.split(".*")[0] in capsys.readouterr().err
+    assert re.search(message.replace("(", r"\("), capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
 
 

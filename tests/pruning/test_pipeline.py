@@ -31,7 +31,7 @@ def test_the_cheapest_that_is_good_enough():
     candidates = [LARGE, POOR, SMALL, MIDDLE]
     easy = choose(EASY, candidates, BANDS)
     # 61 is 92 % of 66; a model within its interval of chance is cheapest, and never chosen
-    assert easy.model == "small" and "at least 90% of the best (66.0, 'large')" in easy.reasons[0]
+    assert easy.model == "small" and "at least 90 % of the best (66.0, 'large')" in easy.reasons[0]
     assert "measured: mmlu" in easy.reasons[0] and any(
         "'poor'" in r and "no better than chance" in r for r in easy.reasons
     )
@@ -216,3 +216,21 @@ def test_help_teaches_with_an_example(capsys):
     with pytest.raises(SystemExit):
         main(["pipeline", "--help"])
     assert "distill pipeline --config my.json --input in.txt --output out.md" in capsys.readouterr().out
+
+
+def test_what_was_pruned_is_written_when_the_model_fails(tmp_path, files, monkeypatch, capsys):
+    from distill import pipeline_cli
+
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    models = [{"model": str(tmp_path / "model"), "quality": 60.0, "chance": 0.0, "cost": 1, "measure": "by hand"}]
+
+    def failing(*args):
+        raise ValueError("model: got none that answers; allowed are others")
+
+    monkeypatch.setattr(pipeline_cli, "ask_folder", failing)
+    config = {"route": {"models": models}, "prune": {"target_tokens": 300}}
+    assert main(files(config, "--answer")) == 2
+    assert "got none that answers" in capsys.readouterr().err
+    report = (tmp_path / "out.md").read_text(encoding="utf-8")
+    assert "| prune |" in report and "## Answer" not in report
