@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gzip
 import json
-import os
 import random
 import re
 import resource
@@ -32,12 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from entities import conll_texts, entities_kept
+from material import Spans, half_width, model_folder, read, rows, survives
 from transformers import AutoTokenizer
 
-from distill.evaluation.intervals import wilson
 from distill.pruning import SCORERS, Distill, RandomScorer, Scorer, Scores
-from distill.pruning.loading import load, shipped_model
-from distill.pruning.recipe.ner import entities, read_conll, train_tokenizer
+from distill.pruning.loading import load
+from distill.pruning.recipe.ner import train_tokenizer
 from distill.pruning.scorers import (
     AttentionSaliency,
     Baseline,
@@ -51,30 +50,10 @@ from distill.pruning.scorers.encoder import EXTRA, load_question_model, packaged
 from distill.pruning.sentences import sentence_spans
 from distill.pruning.tokenization import Encoder
 
-SHARED = Path(os.environ.get("DISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 RATES = (0.7, 0.5, 0.3)
 NOVEL = "gutenberg/Moby-Dick--Or-The-Whale_2701.txt.gz"
 BARE: dict[str, Any] = {"ner": None, "rules": False}
 MASKED: dict[str, Any] = {"ner": "capitals"}
-Spans = list[tuple[int, int]]
-
-
-def model_folder() -> str:
-    """The shipped small model, or its first version beside the repository."""
-    try:
-        return str(shipped_model())
-    except ValueError:
-        return str(SHARED / "data/models/first-mini-llama")
-
-
-def read(path: str) -> str:
-    """A gzipped text of the shared data."""
-    return gzip.decompress((SHARED / "data" / path).read_bytes()).decode()
-
-
-def rows(path: str, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of a gzipped JSON-lines file of the shared data."""
-    return [json.loads(line) for line in read(path).splitlines()[:count]]
 
 
 def xquad(count: int) -> list[tuple[str, str, Spans]]:
@@ -135,11 +114,6 @@ def scorer(name: str) -> Scorer:
         "gradient": GradientSaliency,
     }
     return Remembered(classes[name](*loaded))
-
-
-def survives(spans: Spans, start: int, end: int) -> bool:
-    """Whether the characters [start, end) are all there, in one piece."""
-    return any(a <= start and end <= b for a, b in spans)
 
 
 def budget(args: argparse.Namespace) -> None:
@@ -240,95 +214,6 @@ def fit(args: argparse.Namespace) -> None:
         f"{len(rows_)} questions: cosine {best_[0]:.2f}, overlap {best_[1]:.2f}; "
         f"share of overlap {best_[1] / sum(best_):.2f}"
     )
-
-
-def conll_texts(count: int) -> list[tuple[str, Spans]]:
-    """Passages of wikigold, eight sentences each, with their gold entities as character spans."""
-    sentences = read_conll(SHARED / "data/ner/wikigold/wikigold.conll.txt")
-    found = []
-    for i in range(0, min(8 * count, len(sentences)), 8):
-        text, spans = "", []
-        for words, tags in sentences[i : i + 8]:
-            starts = []
-            for word in words:
-                text += " " if text else ""
-                starts.append(len(text))
-                text += word
-            spans += [(starts[a], starts[b - 1] + len(words[b - 1])) for a, b in entities(tags)]
-        found.append((text, spans))
-    return found
-
-
-def labelled() -> list[tuple[str, str, list[tuple[int, int, str]]]]:
-    """Kind, text and entities `(start, end, label)` of the sentences in `entities.txt`."""
-    found = []
-    for line in (Path(__file__).parent / "entities.txt").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            continue
-        kind, marked = line.split("\t")
-        text, spans, at = "", [], 0
-        for match in re.finditer(r"\[([^|\]]+)\|([A-Z]+)\]", marked):
-            text += marked[at : match.start()]
-            spans.append((len(text), len(text) + len(match.group(1)), match.group(2)))
-            text += match.group(1)
-            at = match.end()
-        found.append((kind, text + marked[at:], spans))
-    return found
-
-
-def tweets(path: str) -> list[tuple[str, str, list[tuple[int, int, str]]]]:
-    """The posts of one file of WNUT17, words joined by blanks, with their gold entities."""
-    found = []
-    for words, tags in read_conll(SHARED / "data/ner/WNUT17" / path):
-        starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
-        spans = [(starts[a], starts[b - 1] + len(words[b - 1]), "ENT") for a, b in entities(tags)]
-        found.append(("tweets", " ".join(words), spans))
-    return found
-
-
-def entities_kept(args: argparse.Namespace) -> None:
-    """Entities that are there in one piece at rate 0.5, by kind of text and by what finds them; no question."""
-    folder = model_folder()
-    wiki = [("wikigold", text, [(a, b, "ENT") for a, b in spans]) for text, spans in conll_texts(args.count)]
-    groups = {"WNUT17 test": tweets("test/emerging.test.annotated"), "wikigold": wiki}
-    for kind in ("news", "filing", "letter"):
-        groups[kind] = [row for row in labelled() if row[0] == kind]
-    for name, later in (("dates and money", False), ("the same, held out", True)):
-        groups[name] = [
-            (kind, text, [s for s in spans if s[2] in ("DATE", "MONEY")])
-            for kind, text, spans in labelled()
-            if (kind == "later") == later
-        ]
-    finders: dict[str, dict[str, Any]] = {
-        "nothing": {"ner": None, "rules": False},
-        "rules and capitals": {"ner": "capitals"},
-        "spaCy alone": {"ner": "spacy", "rules": False},
-        "spaCy and rules": {"ner": "spacy"},
-        "default (spaCy, capitals, rules)": {"ner": "auto"},
-    }
-    print(f"entities in one piece at rate {args.rate}; the scorer is 'baseline'; ± is a 95 % interval (Wilson, half)")
-    for name, options in finders.items():
-        pruner = Distill(scorer="baseline", target_tokenizer=folder, **options)
-        for group, rows_ in groups.items():
-            hits, over, tokens, words = [], 0, 0, 0
-            for _, text, spans in rows_:
-                result = pruner.compress(text, args.rate, segments=False)
-                hits += [survives(result.spans, a, b) for a, b, _ in spans]
-                over += result.over_budget
-                tokens += result.tokens
-                words += result.original_tokens
-            share, half = statistics.mean(hits), half_width(sum(hits), len(hits))
-            print(
-                f"{name:33} {group:18} {share:.3f} ± {half:.3f} of {len(hits):4d}; tokens kept {tokens / words:.2f}, "
-                f"over the budget and said so {over}/{len(rows_)}",
-                flush=True,
-            )
-
-
-def half_width(hits: int, count: int) -> float:
-    """Half the width of the 95 % interval."""
-    low, high = wilson(hits, count)
-    return (high - low) / 2
 
 
 def logs(args: argparse.Namespace) -> None:
