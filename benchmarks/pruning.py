@@ -2,6 +2,7 @@
 
     python benchmarks/pruning.py budget      # how exactly budgets are met, 200 real texts x 5 rates
     python benchmarks/pruning.py answers     # does the sentence with the answer survive, XQuAD
+    python benchmarks/pruning.py perplexity  # a causal LM as scorer (--model), XQuAD: what survives, and how fast
     python benchmarks/pruning.py fit         # the weights of the scorer "hybrid"
     python benchmarks/pruning.py entities    # names, dates and money kept whole, by kind of text and of finder
     python benchmarks/pruning.py logs        # a 200 kB log: the rate that is reached, and its errors
@@ -184,6 +185,33 @@ def answers(args: argparse.Namespace) -> None:
                 f"{statistics.mean(string):.3f} ± {half_width(sum(string), len(string)):.3f}{ratio}",
                 flush=True,
             )
+
+
+def perplexity(args: argparse.Namespace) -> None:
+    """A causal LM as scorer, by perplexity without a question and by likelihood with one: what survives, and how many
+    tokens a second."""
+    folder = args.model or model_folder()
+    items = xquad(args.count)
+    for name, kind, options in (
+        ("perplexity", "self-information", BARE),
+        ("perplexity, all masks", "self-information", {"ner": "auto"}),
+        ("likelihood", "question-likelihood", BARE),
+    ):
+        pruner = Distill(folder, scorer=kind, target_tokenizer=model_folder(), **options)
+        whole, string, tokens = [], [], 0
+        began = time.perf_counter()
+        for context, question, [(start, end)] in items:
+            result = pruner.compress(context, args.rate, **({"question": question} if name == "likelihood" else {}))
+            begin, stop = next(s for s in sentence_spans(context) if s[0] <= start < s[1])
+            whole.append(survives(result.spans, begin, stop))
+            string.append(survives(result.spans, start, end))
+            tokens += result.original_tokens
+        print(
+            f"{name:24} n = {len(items)}: whole sentence {statistics.mean(whole):.3f}, the answer's words "
+            f"{statistics.mean(string):.3f} ± {half_width(sum(string), len(string)):.3f}; "
+            f"{tokens / (time.perf_counter() - began):.0f} tokens/s",
+            flush=True,
+        )
 
 
 def articles(first: int, last: int) -> list[str]:
@@ -422,6 +450,7 @@ def main() -> None:
     runs = {
         "budget": budget,
         "answers": answers,
+        "perplexity": perplexity,
         "fit": fit,
         "entities": entities_kept,
         "logs": logs,
@@ -433,6 +462,7 @@ def main() -> None:
     parser.add_argument("what", choices=runs)
     parser.add_argument("--count", type=int, default=200, help="samples (default 200)")
     parser.add_argument("--rate", type=float, default=0.5, help="rate of `answers` (default 0.5)")
+    parser.add_argument("--model", help="`perplexity`: folder of a causal LM (default: the shipped one)")
     parser.add_argument("--held-out", action="store_true", help="`answers`: the articles that nothing was fitted on")
     parser.add_argument("--tokens", type=int, help="one length only, in this process (used by `memory` itself)")
     args = parser.parse_args()
