@@ -171,6 +171,8 @@ def answers(args: argparse.Namespace) -> None:
         runs["hybrid"] = (Distill(scorer=scorer("hybrid"), **common), True)
         chance = []
         for name, (pruner, ask) in runs.items():
+            if args.scorers and name not in args.scorers:
+                continue
             whole, string = [], []
             for context, question, [(start, end)] in items:
                 result = pruner.compress(context, args.rate, **({"question": question} if ask else {}))
@@ -179,7 +181,7 @@ def answers(args: argparse.Namespace) -> None:
                 string.append(survives(result.spans, start, end))
             share, half = statistics.mean(whole), half_width(sum(whole), len(whole))
             chance += [] if ask else [share]
-            ratio = f"  {share / statistics.mean(chance):.2f} x random" if ask else ""
+            ratio = f"  {share / statistics.mean(chance):.2f} x random" if ask and chance else ""
             print(
                 f"{label:14} {name:15} whole sentence {share:.3f} ± {half:.3f}  the answer's words "
                 f"{statistics.mean(string):.3f} ± {half_width(sum(string), len(string)):.3f}{ratio}",
@@ -463,6 +465,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="samples (default 200)")
     parser.add_argument("--rate", type=float, default=0.5, help="rate of `answers` (default 0.5)")
     parser.add_argument("--model", help="`perplexity`: folder of a causal LM (default: the shipped one)")
+    parser.add_argument("--scorers", nargs="+", help="`answers`: these alone")
     parser.add_argument("--held-out", action="store_true", help="`answers`: the articles that nothing was fitted on")
     parser.add_argument("--tokens", type=int, help="one length only, in this process (used by `memory` itself)")
     args = parser.parse_args()
