@@ -2,6 +2,7 @@
 
     python benchmarks/pruning.py budget      # how exactly budgets are met, 200 real texts x 5 rates
     python benchmarks/pruning.py answers     # does the sentence with the answer survive, XQuAD
+    python benchmarks/pruning.py perplexity  # a causal LM as scorer (--model), XQuAD: what survives, and how fast
     python benchmarks/pruning.py fit         # the weights of the scorer "hybrid"
     python benchmarks/pruning.py entities    # names, dates and money kept whole, by kind of text and of finder
     python benchmarks/pruning.py logs        # a 200 kB log: the rate that is reached, and its errors
@@ -16,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import gzip
 import json
-import os
 import random
 import re
 import resource
@@ -31,13 +30,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from entities import conll_texts, entities_kept
+from material import Spans, half_width, model_folder, read, rows, survives
 from transformers import AutoTokenizer
 
-from distill.evaluation.intervals import wilson
 from distill.pruning import SCORERS, Distill, RandomScorer, Scorer, Scores
-from distill.pruning.loading import load, shipped_model
-from distill.pruning.recipe.ner import entities, read_conll, train_tokenizer
+from distill.pruning.loading import load
+from distill.pruning.recipe.ner import train_tokenizer
 from distill.pruning.scorers import (
     AttentionSaliency,
     Baseline,
@@ -51,30 +52,10 @@ from distill.pruning.scorers.encoder import EXTRA, load_question_model, packaged
 from distill.pruning.sentences import sentence_spans
 from distill.pruning.tokenization import Encoder
 
-SHARED = Path(os.environ.get("DISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 RATES = (0.7, 0.5, 0.3)
 NOVEL = "gutenberg/Moby-Dick--Or-The-Whale_2701.txt.gz"
 BARE: dict[str, Any] = {"ner": None, "rules": False}
 MASKED: dict[str, Any] = {"ner": "capitals"}
-Spans = list[tuple[int, int]]
-
-
-def model_folder() -> str:
-    """The shipped small model, or its first version beside the repository."""
-    try:
-        return str(shipped_model())
-    except ValueError:
-        return str(SHARED / "data/models/first-mini-llama")
-
-
-def read(path: str) -> str:
-    """A gzipped text of the shared data."""
-    return gzip.decompress((SHARED / "data" / path).read_bytes()).decode()
-
-
-def rows(path: str, count: int) -> list[dict[str, Any]]:
-    """The first `count` rows of a gzipped JSON-lines file of the shared data."""
-    return [json.loads(line) for line in read(path).splitlines()[:count]]
 
 
 def xquad(count: int) -> list[tuple[str, str, Spans]]:
@@ -137,11 +118,6 @@ def scorer(name: str) -> Scorer:
     return Remembered(classes[name](*loaded))
 
 
-def survives(spans: Spans, start: int, end: int) -> bool:
-    """Whether the characters [start, end) are all there, in one piece."""
-    return any(a <= start and end <= b for a, b in spans)
-
-
 def budget(args: argparse.Namespace) -> None:
     """Shortfall and overshoot, counted by the shipped model's tokenizer, with and without masks."""
     folder, sample, rates = model_folder(), texts(args.count), (0.2, 0.3, 0.5, 0.7, 0.9)
@@ -163,20 +139,30 @@ def budget(args: argparse.Namespace) -> None:
 
 
 def answers(args: argparse.Namespace) -> None:
-    """Survival of the sentence with the answer, question known, against the same removal at random.
+    """Survival of the sentence with the answer, question known, against the same removal at random, and against the
+    simplest way: whole sentences by the score of "hybrid", best first, those that do not fit left out.
 
-    The weights of "hybrid" were fitted on the first 24 of the 48 articles (`fit`), so the others are apart.
+    The weights of "hybrid" were fitted on the first 24 of the 48 articles (`fit`), so the others (`--held-out`: all
+    their questions) are apart.
     """
     folder = model_folder()
-    items = xquad(args.count)
     late = set(articles(24, 48))
+    items = [row for row in xquad(1190) if row[0] in late] if args.held_out else xquad(args.count)
     print(f"XQuAD English, {len(items)} questions, rate {args.rate}; ± is a 95 % interval (Wilson, half)")
     counter = Encoder(AutoTokenizer.from_pretrained(folder))
-    possible = []
-    for context, _, [(start, _)] in items:
-        begin, stop = next(s for s in sentence_spans(context) if s[0] <= start < s[1])
-        possible.append(counter.count([context[begin:stop]])[0] <= int(args.rate * counter.count([context])[0]))
+    possible, simple = [], []
+    for context, question, [(start, _)] in items:
+        spans, budget_ = sentence_spans(context), int(args.rate * counter.count([context])[0])
+        gold = next(i for i, (a, b) in enumerate(spans) if a <= start < b)
+        costs = counter.count([context[a:b] for a, b in spans])
+        possible.append(costs[gold] <= budget_)
+        kept: list[int] = []
+        for i in np.argsort(-scorer("hybrid").score(context, question).values, kind="stable").tolist():
+            if sum(costs[j] for j in kept) + costs[i] <= budget_:
+                kept.append(i)
+        simple.append(gold in kept)
     print(f"the sentence alone fits into the budget in {statistics.mean(possible):.3f}: no method can have more")
+    print(f"whole sentences by the score of hybrid, nothing else: whole sentence {statistics.mean(simple):.3f}")
     for label, options in (("no masks", BARE), ("default masks", {"ner": "auto"})):
         common = {"target_tokenizer": folder, **options}
         runs = {f"random, seed {i}": (Distill(scorer=RandomScorer(i, "sentence"), **common), False) for i in range(3)}
@@ -185,21 +171,49 @@ def answers(args: argparse.Namespace) -> None:
         runs["hybrid"] = (Distill(scorer=scorer("hybrid"), **common), True)
         chance = []
         for name, (pruner, ask) in runs.items():
-            whole, string, apart = [], [], []
+            if args.scorers and name not in args.scorers:
+                continue
+            whole, string = [], []
             for context, question, [(start, end)] in items:
                 result = pruner.compress(context, args.rate, **({"question": question} if ask else {}))
                 begin, stop = next(s for s in sentence_spans(context) if s[0] <= start < s[1])
                 whole.append(survives(result.spans, begin, stop))
                 string.append(survives(result.spans, start, end))
-                apart += whole[-1:] if context in late else []
             share, half = statistics.mean(whole), half_width(sum(whole), len(whole))
             chance += [] if ask else [share]
-            ratio = f"  {share / statistics.mean(chance):.2f} x random" if ask else ""
+            ratio = f"  {share / statistics.mean(chance):.2f} x random" if ask and chance else ""
             print(
-                f"{label:14} {name:15} whole sentence {share:.3f} ± {half:.3f}  answer string "
-                f"{statistics.mean(string):.3f}  articles 25-48 {statistics.mean(apart):.3f} of {len(apart)}{ratio}",
+                f"{label:14} {name:15} whole sentence {share:.3f} ± {half:.3f}  the answer's words "
+                f"{statistics.mean(string):.3f} ± {half_width(sum(string), len(string)):.3f}{ratio}",
                 flush=True,
             )
+
+
+def perplexity(args: argparse.Namespace) -> None:
+    """A causal LM as scorer, by perplexity without a question and by likelihood with one: what survives, and how many
+    tokens a second."""
+    folder = args.model or model_folder()
+    items = xquad(args.count)
+    for name, kind, options in (
+        ("perplexity", "self-information", BARE),
+        ("perplexity, all masks", "self-information", {"ner": "auto"}),
+        ("likelihood", "question-likelihood", BARE),
+    ):
+        pruner = Distill(folder, scorer=kind, target_tokenizer=model_folder(), **options)
+        whole, string, tokens = [], [], 0
+        began = time.perf_counter()
+        for context, question, [(start, end)] in items:
+            result = pruner.compress(context, args.rate, **({"question": question} if name == "likelihood" else {}))
+            begin, stop = next(s for s in sentence_spans(context) if s[0] <= start < s[1])
+            whole.append(survives(result.spans, begin, stop))
+            string.append(survives(result.spans, start, end))
+            tokens += result.original_tokens
+        print(
+            f"{name:24} n = {len(items)}: whole sentence {statistics.mean(whole):.3f}, the answer's words "
+            f"{statistics.mean(string):.3f} ± {half_width(sum(string), len(string)):.3f}; "
+            f"{tokens / (time.perf_counter() - began):.0f} tokens/s",
+            flush=True,
+        )
 
 
 def articles(first: int, last: int) -> list[str]:
@@ -240,95 +254,6 @@ def fit(args: argparse.Namespace) -> None:
         f"{len(rows_)} questions: cosine {best_[0]:.2f}, overlap {best_[1]:.2f}; "
         f"share of overlap {best_[1] / sum(best_):.2f}"
     )
-
-
-def conll_texts(count: int) -> list[tuple[str, Spans]]:
-    """Passages of wikigold, eight sentences each, with their gold entities as character spans."""
-    sentences = read_conll(SHARED / "data/ner/wikigold/wikigold.conll.txt")
-    found = []
-    for i in range(0, min(8 * count, len(sentences)), 8):
-        text, spans = "", []
-        for words, tags in sentences[i : i + 8]:
-            starts = []
-            for word in words:
-                text += " " if text else ""
-                starts.append(len(text))
-                text += word
-            spans += [(starts[a], starts[b - 1] + len(words[b - 1])) for a, b in entities(tags)]
-        found.append((text, spans))
-    return found
-
-
-def labelled() -> list[tuple[str, str, list[tuple[int, int, str]]]]:
-    """Kind, text and entities `(start, end, label)` of the sentences in `entities.txt`."""
-    found = []
-    for line in (Path(__file__).parent / "entities.txt").read_text(encoding="utf-8").splitlines():
-        if line.startswith("#"):
-            continue
-        kind, marked = line.split("\t")
-        text, spans, at = "", [], 0
-        for match in re.finditer(r"\[([^|\]]+)\|([A-Z]+)\]", marked):
-            text += marked[at : match.start()]
-            spans.append((len(text), len(text) + len(match.group(1)), match.group(2)))
-            text += match.group(1)
-            at = match.end()
-        found.append((kind, text + marked[at:], spans))
-    return found
-
-
-def tweets(path: str) -> list[tuple[str, str, list[tuple[int, int, str]]]]:
-    """The posts of one file of WNUT17, words joined by blanks, with their gold entities."""
-    found = []
-    for words, tags in read_conll(SHARED / "data/ner/WNUT17" / path):
-        starts = [sum(len(w) + 1 for w in words[:i]) for i in range(len(words))]
-        spans = [(starts[a], starts[b - 1] + len(words[b - 1]), "ENT") for a, b in entities(tags)]
-        found.append(("tweets", " ".join(words), spans))
-    return found
-
-
-def entities_kept(args: argparse.Namespace) -> None:
-    """Entities that are there in one piece at rate 0.5, by kind of text and by what finds them; no question."""
-    folder = model_folder()
-    wiki = [("wikigold", text, [(a, b, "ENT") for a, b in spans]) for text, spans in conll_texts(args.count)]
-    groups = {"WNUT17 test": tweets("test/emerging.test.annotated"), "wikigold": wiki}
-    for kind in ("news", "filing", "letter"):
-        groups[kind] = [row for row in labelled() if row[0] == kind]
-    for name, later in (("dates and money", False), ("the same, held out", True)):
-        groups[name] = [
-            (kind, text, [s for s in spans if s[2] in ("DATE", "MONEY")])
-            for kind, text, spans in labelled()
-            if (kind == "later") == later
-        ]
-    finders: dict[str, dict[str, Any]] = {
-        "nothing": {"ner": None, "rules": False},
-        "rules and capitals": {"ner": "capitals"},
-        "spaCy alone": {"ner": "spacy", "rules": False},
-        "spaCy and rules": {"ner": "spacy"},
-        "default (spaCy, capitals, rules)": {"ner": "auto"},
-    }
-    print(f"entities in one piece at rate {args.rate}; the scorer is 'baseline'; ± is a 95 % interval (Wilson, half)")
-    for name, options in finders.items():
-        pruner = Distill(scorer="baseline", target_tokenizer=folder, **options)
-        for group, rows_ in groups.items():
-            hits, over, tokens, words = [], 0, 0, 0
-            for _, text, spans in rows_:
-                result = pruner.compress(text, args.rate, segments=False)
-                hits += [survives(result.spans, a, b) for a, b, _ in spans]
-                over += result.over_budget
-                tokens += result.tokens
-                words += result.original_tokens
-            share, half = statistics.mean(hits), half_width(sum(hits), len(hits))
-            print(
-                f"{name:33} {group:18} {share:.3f} ± {half:.3f} of {len(hits):4d}; tokens kept {tokens / words:.2f}, "
-                f"over the budget and said so {over}/{len(rows_)}",
-                flush=True,
-            )
-
-
-def half_width(hits: int, count: int) -> float:
-    """Half the width of the 95 % interval."""
-    low, high = wilson(hits, count)
-    return (high - low) / 2
 
 
 def logs(args: argparse.Namespace) -> None:
@@ -527,6 +452,7 @@ def main() -> None:
     runs = {
         "budget": budget,
         "answers": answers,
+        "perplexity": perplexity,
         "fit": fit,
         "entities": entities_kept,
         "logs": logs,
@@ -538,6 +464,9 @@ def main() -> None:
     parser.add_argument("what", choices=runs)
     parser.add_argument("--count", type=int, default=200, help="samples (default 200)")
     parser.add_argument("--rate", type=float, default=0.5, help="rate of `answers` (default 0.5)")
+    parser.add_argument("--model", help="`perplexity`: folder of a causal LM (default: the shipped one)")
+    parser.add_argument("--scorers", nargs="+", help="`answers`: these alone")
+    parser.add_argument("--held-out", action="store_true", help="`answers`: the articles that nothing was fitted on")
     parser.add_argument("--tokens", type=int, help="one length only, in this process (used by `memory` itself)")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -28,6 +28,7 @@ EPILOG = """examples:
   distill eval babilong --model MODEL --lengths 4k,8k --data-path folder
   distill eval perplexity --model MODEL --tasks text --data-path book.txt --window 2048 --stride 1024
   accelerate launch -m distill.evaluation ruler --model MODEL --lengths 4096     (samples dealt out to all processes)
+  distill eval longbench2 --api URL --api-model NAME --prune rate=0.5          (an OpenAI-compatible server)
   distill eval score outputs/eval/longbench/RUN                                  (no model needed)
   distill eval compare needle --model MODEL --methods default promptdistill:selection_layers=[13] --budgets 256 1024
 
@@ -137,7 +138,7 @@ def _add_comparison(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, help="folder or Hub name of the model")
+    model.add_argument("--model", required=benchmark.name != "longbench2", help="folder or Hub name of the model")
     model.add_argument("--model-type", help="its architecture (llama, phi3, qwen2 ...): checked against the config")
     model.add_argument("--tokenizer", help="folder or Hub name of the tokenizer, if it is not with the model")
     model.add_argument("--revision", help="Hub revision of the model")
@@ -184,6 +185,10 @@ def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
 def _run_benchmark(args: argparse.Namespace) -> int:
     from distill.evaluation import methods, runs
 
+    if getattr(args, "api", None) is not None:
+        return _run_api(args)
+    if args.model is None:
+        raise ValueError("--model: got none; allowed are folders and Hub names of models, or --api URL")
     arguments: dict[str, Any] = methods.parse_arguments(args.policy_args)
     flags = {
         "n_topks": [methods.parse_budget(text) for text in args.n_topks] if args.n_topks else None,
@@ -198,6 +203,38 @@ def _run_benchmark(args: argparse.Namespace) -> int:
     return 0
 
 
+def _run_api(args: argparse.Namespace) -> int:
+    from distill.evaluation import api, catalogue, methods, scoring
+
+    if args.api_model is None:
+        raise ValueError("--api-model: got none; allowed beside --api is the model's name there")
+    if args.model is not None or args.edition != STOCK:
+        raise ValueError("--model: got a model or a method beside --api; allowed is one of both")
+    # what the server decides, or what is not done here
+    fixed = {"preset": "official", "protocol": "query-aware", "engine": "transformers", "max_length": None}
+    for name, usual in (fixed | {"no_score": False, "drilldown": None, "tasks": None, "tokenizer": None}).items():
+        if getattr(args, name) != usual:
+            flag = name.replace("_", "-")
+            raise ValueError(f"--{flag}: got {getattr(args, name)!r}; allowed beside --api is leaving it out")
+    plan = api.ApiPlan(
+        url=args.api,
+        model=args.api_model,
+        prune=methods.parse_arguments(args.prune),
+        prices=api.read_prices(args.prices, args.api_model),
+        concurrency=args.concurrency,
+        retries=args.retries,
+        timeout=args.timeout,
+        limit=args.limit,
+        data_path=args.data_path,
+        revision=args.data_revision,
+        options=catalogue.benchmark(args.benchmark).options(args),
+        restart=args.restart,
+    )
+    folder, scores, bill = api.run(plan, args.output, {"compensated": args.compensated or None})
+    print(f"{folder}\n{scoring.table(scores)}\n{api.show_bill(bill)}")
+    return 0
+
+
 def _run_compare(args: argparse.Namespace) -> int:
     from distill.evaluation import methods, report, runs
 
@@ -205,6 +242,8 @@ def _run_compare(args: argparse.Namespace) -> int:
         raise ValueError(
             "--no-score: got it for compare; allowed is only leaving it out, because the report needs scores"
         )
+    if getattr(args, "api", None) is not None or args.model is None:
+        raise ValueError("--model: got none; allowed for compare are folders and Hub names of models")
     chosen = runs.sweep(args.methods, [methods.parse_budget(text) for text in args.budgets])
     if args.drilldown is None:
         args.drilldown = 0 if args.engine == "vllm" else 4

@@ -10,10 +10,12 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from distill.evaluation import prompts
 from distill.evaluation.benchmark import Benchmark, Sample, Source, Task, mean_by, unique_ids
+from distill.evaluation.checks import integer
 from distill.evaluation.data import HubSet, read_rows, require_columns
 from distill.evaluation.metrics.longbench import choice
 from distill.evaluation.presets import OFFICIAL, PROMPTDISTILL, Limit, by_name
@@ -69,6 +71,18 @@ class LongBench2(Benchmark):
         parser.add_argument(
             "--compensated", action="store_true", help="scoring: count answers that cannot be parsed as 0.25"
         )
+
+        parser.add_argument("--api", metavar="URL", help="ask an OpenAI-compatible server instead of a --model")
+        parser.add_argument("--api-model", metavar="NAME", help="the model's name at --api")
+        parser.add_argument(
+            "--prune", default="", metavar="A=1,B=[2]", help="shorten documents first, such as rate=0.5 (--api)"
+        )
+        parser.add_argument(
+            "--prices", type=Path, metavar="FILE", help='JSON {"MODEL": {"input": 2.5, "output": 10}}, for 1M tokens'
+        )
+        parser.add_argument("--concurrency", type=integer, default=4, metavar="N", help="requests at once (--api)")
+        parser.add_argument("--retries", type=integer, default=5, metavar="N", help="times a request is sent again")
+        parser.add_argument("--timeout", type=float, default=600.0, metavar="S", help="seconds for an answer (--api)")
 
     def options(self, args: argparse.Namespace) -> dict[str, Any]:
         return {"variant": args.variant}

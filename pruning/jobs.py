@@ -121,7 +121,11 @@ def solve_all(
 
 
 def _whole_first(job: Job, rank: np.ndarray, limit: int) -> np.ndarray:
-    """The ranks of units such that sentences that fit come first, and those that would only fit in part come last.
+    """The ranks of units such that the best sentence comes first, if only in part; of the others those that fit come
+    before those that would only fit in part.
+
+    The words that stay of the sentence that most probably answers are worth more to a reader than a lesser sentence
+    that is whole.
 
     Args:
         job: the text.
@@ -136,8 +140,8 @@ def _whole_first(job: Job, rank: np.ndarray, limit: int) -> np.ndarray:
     order = np.argsort(rank)
     sentences = list(dict.fromkeys(job.sentence[order].tolist()))
     late = np.zeros(len(prices))
-    for sentence in sentences:
-        if prices[sentence] <= left:
+    for i, sentence in enumerate(sentences):
+        if prices[sentence] <= left or i == 0:
             left -= prices[sentence]
         else:
             late[sentence] = 1

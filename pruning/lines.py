@@ -21,6 +21,7 @@ _VALUE = regex.compile(
     r"(?i)\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b0x[0-9a-f]+\b|\b(?=[0-9a-f]{0,31}\d)[0-9a-f]{7,64}\b"
     r"|\d+(?:[.,:]\d+)*+"
 )
+_LINE = regex.compile(r"[^\n]*+\n|[^\n]++")
 _ERROR = regex.compile(
     r"\b(?:ERROR|FATAL|CRITICAL|SEVERE|PANIC|EMERG|ALERT|CRIT)\b|^[EF]\d{4} \d{2}:|\b[Tt]raceback \(|\bpanic:"
     r"|(?i:\blevel[\"']?\s*[=:]\s*[\"']?(?:error|fatal|critical|panic)\b)"
@@ -103,7 +104,8 @@ def log_lines(text: str, segments: Sequence[Segment]) -> list[Line]:
         number = breaks + 1
         if segment.kind != "log":
             continue
-        for line in text[segment.start : segment.end].splitlines(keepends=True):
+        # at "\n" alone, as segments are cut and numbers are counted
+        for line in _LINE.findall(text, segment.start, segment.end):
             bare = line.rstrip()
             if bare:
                 if _ERROR.search(bare[:400]):

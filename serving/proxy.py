@@ -35,6 +35,7 @@ _HOP = frozenset({
     b"transfer-encoding", b"upgrade", b"host", b"content-length", b"x-api-key",
 })  # fmt: skip
 REMEMBERED = 50_000  # messages whose forwarded form is kept
+AT_ONCE = 2**20  # bytes of an answer that is passed on in one piece
 REMEMBERED_CHARACTERS = 64 * 2**20
 
 
@@ -199,7 +200,7 @@ def create_proxy(load: Callable[[], Distill], settings: ProxySettings, transport
         body, told = await _prepare(request, raw, route_name)
         metrics.open.inc()
         try:
-            answer = await _send(request, settings, body)
+            answer, whole = await _send(request, settings, body)
         except _Gone as gone:
             metrics.open.dec()
             metrics.upstream.labels(gone.outcome).inc()
@@ -214,7 +215,12 @@ def create_proxy(load: Callable[[], Distill], settings: ProxySettings, transport
         )
         headers = [(k.lower(), v) for k, v in answer.headers.raw if k.lower() not in _HOP]
         headers += [(k.lower().encode(), v.encode()) for k, v in told.items()]
-        response = _Passing(answer, metrics)
+        if whole is None:
+            response: Response = _Passing(answer, metrics)
+        else:
+            metrics.open.dec()
+            response = Response(whole, status_code=answer.status_code)
+            headers.append((b"content-length", str(len(whole)).encode()))
         response.raw_headers = headers
         return response
 
@@ -276,8 +282,9 @@ class _Gone(Exception):
         self.status, self.outcome, self.message = status, outcome, message
 
 
-async def _send(request: Request, settings: ProxySettings, body: bytes) -> httpx.Response:
-    """The upstream's answer, with its body still to come. If the client leaves, the request upstream is cancelled.
+async def _send(request: Request, settings: ProxySettings, body: bytes) -> tuple[httpx.Response, bytes | None]:
+    """The upstream's answer, and its body as it came; None for one that is long or comes piece by piece, and is still
+    to be read. If the client leaves, the request upstream is cancelled.
 
     Raises:
         _Gone: there is none.
@@ -290,7 +297,7 @@ async def _send(request: Request, settings: ProxySettings, body: bytes) -> httpx
     outgoing = client.build_request(
         request.method, url, params=request.url.query or None, content=body, headers=headers
     )
-    task = asyncio.create_task(client.send(outgoing, stream=True))
+    task = asyncio.create_task(_fetch(client, outgoing))
     try:
         while not task.done():
             await asyncio.wait({task}, timeout=POLL_SECONDS)
@@ -304,6 +311,18 @@ async def _send(request: Request, settings: ProxySettings, body: bytes) -> httpx
     finally:
         if not task.done():
             task.cancel()
+
+
+async def _fetch(client: httpx.AsyncClient, outgoing: httpx.Request) -> tuple[httpx.Response, bytes | None]:
+    answer = await client.send(outgoing, stream=True)
+    # a short answer is sent on in one piece, which takes fewer turns of the event loop than a stream
+    length = answer.headers.get("content-length", "")
+    if not length.isdigit() or int(length[:20]) > AT_ONCE or outgoing.method == "HEAD":
+        return answer, None
+    try:
+        return answer, b"".join([piece async for piece in answer.aiter_raw()])
+    finally:
+        await answer.aclose()
 
 
 class _Passing(StreamingResponse):

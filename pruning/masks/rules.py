@@ -6,25 +6,18 @@ are kept up to 60 characters, which covers a quoted term or an error message but
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from distill.pruning.checks import bad, choice
 from distill.pruning.masks.anchor import Anchor
+from distill.pruning.masks.dates import DATE, TIME
+from distill.pruning.masks.extent import extended
+from distill.pruning.masks.literals import fold
+from distill.pruning.masks.money import MONEY
+from distill.pruning.masks.nearby import Nearby
 
-_MONTH = (
-    r"(?:Jan(?:uary)?|Feb(?:ruary)?|Mar(?:ch)?|Apr(?:il)?|May|June?|July?|Aug(?:ust)?|Sept?(?:ember)?|Oct(?:ober)?"
-    r"|Nov(?:ember)?|Dec(?:ember)?)\.?"
-)
-_SPELLED = (
-    r"(?:(?:an?|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|fifteen|twenty|thirty|forty|fifty|sixty"
-    r"|seventy|eighty|ninety|half|several|few|couple of|hundred|thousand|million|billion|trillion|dozen)[ -](?:and )?)"
-)
-_DAY = r"(?:Mon|Tues|Wednes|Thurs|Fri|Satur|Sun)day"
-_SPAN = (
-    r"(?:second|minute|hour|day|night|week|weekend|fortnight|month|quarter|semester|season|year|decade|century|centuries"
-    r"|morning|afternoon|evening|winter|spring|summer|autumn|fall)"
-)
 _NUMBER = r"\d{1,40}(?:[.,]\d{1,40}){0,6}"
 _UNIT = (
     r"(?:%|‰|°[CFK]?|[kMGTP]i?[Bb](?:/s|ps)?|[Bb]ytes?|bits?|[kMGT]?Hz|[kMGm]?[WVA]h?|mAh|[kcmµnp]?m[²³]?|km/h|mph|[kmµ]?g"
@@ -36,17 +29,12 @@ _COUNTERS = (
     "年月日时時分秒点點号號元円圓圆块塊角万萬亿億千百个個人名岁歳歲度％次件台本冊回階天周週倍米吨公里斤"
     "원명개년월일시분초살번만억조"
 )
-_CURRENCY = (
-    r"(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|SEK|NOK|KRW|dollars?|euros?|pounds?|quid|cents?|pence|bucks?|yen|yuan"
-    r"|rupees?|francs?|marks?|crowns?|pesos?|won|roubles?|rubles?|lakh|crore)"
-)
-_SCALE = r"(?:\s?(?:hundred|thousand|million|billion|trillion|bn|mn|lakh|crore|[kKmM])\b)?"
 _SUFFIX = (
     r"(?:py|js|ts|tsx|jsx|json|jsonl|ya?ml|toml|ini|cfg|conf|txt|md|rst|csv|tsv|html?|css|xml|c|h|cc|cpp|hpp|rs|go|java|kt"
     r"|rb|php|sh|sql|log|pdf|docx?|xlsx?|png|jpe?g|gif|svg|zip|gz|tar|exe|dll|so|lock|ipynb|safetensors|gguf)"
 )
 
-_PATTERNS: dict[str, str] = {
+_PATTERNS: dict[str, str | tuple[Nearby, ...]] = {
     "code": r"(?ms)^[ \t]*(```|~~~)[^\n]*\n.*?(?:^[ \t]*\1[ \t]*$|\Z)|`[^`\n]{1,200}`",
     "url": r"(?:\b(?:https?|ftp|file|ssh|git|s3|wss?)://|\bwww\.)[^\s<>\"'`]{0,2000}[^\s<>\"'`.,;:!?)\]}]",
     "email": r"\b[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,8}\b",
@@ -54,25 +42,9 @@ _PATTERNS: dict[str, str] = {
         r"(?<![\w/.~:<])(?:~|\.{1,2})?/[\w.@+-]{1,255}(?:/[\w.@+-]{1,255}){0,40}/?|\b[A-Za-z]:\\[^\s\"<>|?*]{1,255}"
         rf"|\b[\w-]{{1,80}}(?:[/.][\w-]{{1,80}}){{0,20}}\.{_SUFFIX}\b"
     ),
-    "date": (
-        r"\b\d{4}-\d{2}-\d{2}(?:[T ]\d{2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:Z|[+-]\d{2}:?\d{2})?)?"
-        r"|\b\d{1,2}[/.-]\d{1,2}[/.-]\d{2,4}\b"
-        rf"|\b{_MONTH}\s\d{{1,2}}(?:st|nd|rd|th)?(?:,?\s\d{{4}})?\b|\b\d{{1,2}}(?:st|nd|rd|th)?\s(?:of\s)?{_MONTH}(?:,?\s\d{{4}})?\b"
-        rf"|\b(?:(?:early|late|mid)[- ])?{_MONTH}(?:,?\s(?:of\s)?\d{{4}})?(?=[\s,.;:)]|$)"
-        rf"|\b(?:(?:last|next|this|on|early|late)\s)?{_DAY}s?(?:\s(?:morning|afternoon|evening|night))?\b"
-        rf"|\b(?:last|next|this|that|each|every|per|an?|the|these|those|{_SPELLED}|\d+)\s?(?:(?:past|last|next|first|second|third|fourth|same"
-        rf"|previous|prior|coming|following|fiscal|financial|current|{_SPELLED}|\d+)\s?){{0,3}}{_SPAN}s?"
-        rf"(?:\s(?:ago|earlier|later|of\s\d{{4}}))?\b"
-        rf"|\b(?:winter|spring|summer|autumn|fall|fiscal(?:\syear)?|FY|Q[1-4])\s?(?:of\s)?'?\d{{2,4}}\b"
-        r"|\b(?:yesterday|today|tonight|tomorrow|midnight|noon)\b|\b(?:the\s)?\d{1,4}0s\b"
-        rf"|\b{_MONTH},?\s\d{{4}}\b|\b(?:1[0-9]|20)\d{{2}}(?:s\b|\s?[–-]\s?\d{{2,4}}\b)"
-    ),
-    "time": r"\b\d{1,2}:\d{2}(?::\d{2}(?:[.,]\d{1,9})?)?(?:\s?[aApP]\.?[mM]\b\.?)?|\b\d{1,2}\s?[aApP]\.?[mM]\b\.?",
-    "money": (
-        rf"(?:[A-Z]{{1,3}})?[$€£¥₹₩₽]\s?{_NUMBER}{_SCALE}|\b{_NUMBER}{_SCALE}\s?(?:[€£¥₹₩₽]|{_CURRENCY}\b)"
-        rf"|\b(?:USD|EUR|GBP|JPY|CHF|CNY|RMB|INR|AUD|CAD|Rs\.?|Fr\.)\s?{_NUMBER}{_SCALE}"
-        rf"|(?i:\b{_SPELLED}{{1,6}}{_CURRENCY}\b)"
-    ),
+    "date": DATE,
+    "time": TIME,
+    "money": MONEY,
     "version": (
         r"\b[vV]\.?\s?\d{1,9}(?:\.\d{1,9}){0,8}(?:[-+.][0-9A-Za-z]{1,20}){0,6}\b"
         r"|\b\d{1,9}(?:\.\d{1,9}){2,8}(?:[-+.]?[0-9A-Za-z]{1,20}){0,4}\b|(?:[<>=~^!]=?|==)\s?\d{1,9}(?:\.\d{1,9}){1,8}\b"
@@ -105,7 +77,7 @@ _PATTERNS: dict[str, str] = {
         r"|(?<![가-힣])(?:안|못)\s?[가-힣]{1,8}|[가-힣]{0,8}(?:않|없|아니|아닌|아닙|못하|못한|못했|못할|말아|말라|마세요|마십시오)[가-힣]{0,6}"
     ),
 }
-_COMPILED = {name: re.compile(pattern) for name, pattern in _PATTERNS.items()}
+_COMPILED = {name: re.compile(pattern) if isinstance(pattern, str) else pattern for name, pattern in _PATTERNS.items()}
 RULES: tuple[str, ...] = tuple(_PATTERNS)
 
 
@@ -133,15 +105,20 @@ def check_rules(rules: bool | str | Iterable[str]) -> tuple[str, ...]:
 def rule_anchors(text: str, rules: Iterable[str] = RULES) -> list[Anchor]:
     """Every match of some rules in a text, in the order of the rules, each labelled with its rule.
 
-    Matches may overlap ("10:45" is a time, and its two parts are numbers).
+    Matches may overlap ("10:45" is a time, and its two parts are numbers). What belongs to a date or an amount
+    beyond its match ("at least", "and" between two) comes last.
 
     Args:
         text: the text.
         rules: names from `RULES`.
     """
-    return [
-        Anchor(match.start(), match.end(), "rules", name)
-        for name in rules
-        for match in _COMPILED[name].finditer(text)
-        if match.end() > match.start()
-    ]
+    folded = fold(text)
+    found = [Anchor(start, end, "rules", name) for name in rules for start, end in _matches(name, text, folded)]
+    return found + extended(text, found)
+
+
+def _matches(rule: str, text: str, folded: str) -> Iterator[tuple[int, int]]:
+    pattern = _COMPILED[rule]
+    if isinstance(pattern, re.Pattern):
+        return (match.span() for match in pattern.finditer(text) if match.end() > match.start())
+    return itertools.chain.from_iterable(part.spans(text, folded) for part in pattern)

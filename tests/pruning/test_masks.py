@@ -53,6 +53,52 @@ def test_each_rule_finds_what_it_names(rule, text, wanted):
     assert "and/or" not in found
 
 
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "2024-W05-3", "5/17/2024", "17. 5. 2024", "17-May-24", "the 21st of April, 1946", "May 17th, 2024",
+        "17-19 June",
+        "Sat, 17 May 2024 10:45:00 GMT", "Thurs. 14 Sept. 2023", "12. Januar 2021", "3 septembre 2021",
+        "17 de mayo de 2024", "17 мая 2024", "Q1 2024", "1Q24", "fiscal year 2019", "mid-1990s",
+        "the late 19th century",
+        "450 BC", "AD 79", "34-year-old", "two and a half years ago", "the first half of 2024", "New Year's Eve 1999",
+        "or about May 1, 2023", "each of the three years", "between May 3 and May 9", "from 1883 to 1891",
+        "the six months ended 30 June 2021", "the end of last year", "the day before yesterday",
+        "in the next twelve months",
+    ],
+)  # fmt: skip
+def test_dates_are_found_whole(expression):
+    text = f"It was said that {expression} would be the date."
+    start = text.index(expression)
+    found = [(a.start, a.end) for a in rule_anchors(text, ("date", "time", "number"))]
+    assert any(a <= start and start + len(expression) <= b for a, b in found), [text[a:b] for a, b in found]
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "$.50", "US$4.5 million", "HK$2.9bn", "CHF 2'400", "1.234,56 €", "25 000 €", "₹1,00,000", "Rs 9 lakh",
+        "300 kr.",
+        "EUR 41 million", "40 million Swiss francs", "half a million pounds", "a quarter of a billion dollars",
+        "tens of millions of euros", "two shillings and sixpence", "$5-10 million",
+        "between $30 million and $35 million",
+        "at least $5 million", "nearly £2 billion", "fifty cents", "100-dollar", "12,50 Euro", "$48.17 per share",
+        "one hundred and fifty thousand pounds", "0.5 BTC",
+    ],
+)  # fmt: skip
+def test_amounts_are_found_whole(expression):
+    text = f"They said {expression} was the price."
+    start = text.index(expression)
+    found = [(a.start, a.end) for a in rule_anchors(text, ("money",))]
+    assert any(a <= start and start + len(expression) <= b for a, b in found), [text[a:b] for a, b in found]
+
+
+def test_words_that_are_no_dates_or_amounts_go():
+    text = "He may march on in second place, sat by the sun, won the real mark and had a grand time at one."
+    found = [text[a.start : a.end] for a in rule_anchors(text, ("date", "time", "money", "number"))]
+    assert not found
+
+
 def test_there_is_a_rule_test_for_every_rule():
     tested = {
         mark.args[1][i][0] for mark in test_each_rule_finds_what_it_names.pytestmark for i in range(len(mark.args[1]))

@@ -316,11 +316,25 @@ def test_a_cross_encoder_of_sentence_transformers(prose):
         Distill(question_model="/no/such/folder")
 
 
-def test_sentences_that_fit_come_before_a_better_one_that_does_not(prose):
-    """At a small rate the best sentence may be too long; whole sentences are worth more than a piece of it."""
-    text = "The river rose " + "and rose " * 30 + "at noon. The river fell. " + "Nobody was there to see it. " * 3
-    result = Distill(scorer="lexical").compress(text, 0.3, question="When did the river rise at noon?")
-    assert "The river fell." in result.text and result.tokens <= result.budget
+def test_sentences_that_fit_come_before_a_better_one_that_does_not():
+    """At a small rate a sentence may be too long; a whole one is worth more than a piece of it."""
+    long = "The river rose " + "and rose " * 30 + "at noon. "
+    text = "The river rose at noon in May. " + long + "The river fell. " + "Nobody was there to see it. " * 3
+    result = Distill(scorer="lexical").compress(text, 0.3, question="When did the river rise at noon in May?")
+    assert "The river rose at noon in May." in result.text and "The river fell." in result.text
+    assert result.tokens <= result.budget
+
+
+def test_of_the_best_sentence_a_part_stays_where_it_does_not_fit():
+    """It most probably answers, and a lesser sentence that is whole does not."""
+    text = (
+        "The river rose "
+        + "and rose " * 30
+        + "at noon to 412 cm. The river fell. "
+        + "Nobody was there to see it. " * 3
+    )
+    result = Distill(scorer="lexical").compress(text, 0.3, question="How high did the river rise at noon?")
+    assert "412 cm" in result.text and result.tokens <= result.budget
 
 
 def test_with_a_question_masks_do_not_cut_sentences_up(prose):
