@@ -11,6 +11,7 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
 from distill.engines.checks import check_request
+from distill.engines.prefix import CACHE, Caches
 
 
 class RequestCheck(LogitsProcessor):
@@ -43,3 +44,26 @@ class QuestionCheck(RequestCheck):
     """For a model whose policy has `question=True`."""
 
     question = True
+
+
+class CacheCheck(RequestCheck):
+    """For an engine with saved caches: the cache that a request names exists, and can begin a prompt.
+
+    Attributes:
+        caches: those of the engines of this process, by folder; vLLM asks the class, which knows no engine.
+    """
+
+    caches: ClassVar[dict[str, Caches]] = {}
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        name = (sampling_params.extra_args or {}).get(CACHE)
+        errors = []
+        for caches in [] if name is None else cls.caches.values():
+            try:
+                caches.prefix(name)
+                return
+            except ValueError as error:
+                errors.append(error)
+        if errors:
+            raise errors[-1]
