@@ -95,7 +95,6 @@ def check_caches(config: Any) -> None:
     """
     model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
     extra = config.kv_transfer_config.kv_connector_extra_config
-    architectures = {*SUPPORTED, *SUPPORTED.values()}
     device, sizes = config.device_config.device_type, (parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
     for name, got, fits, allowed in (
         (

@@ -187,7 +187,9 @@ class Caches:
         """
         found = self.record(name)["sha256"]
         if sha256 not in (None, found):
-            raise ValueError(f"extra_args.{CACHE}: got {name!r}, which was replaced meanwhile; allowed is asking again")
+            raise ValueError(
+                f"extra_args.{CACHE}: got {name!r}, which was replaced meanwhile; allowed is asking again"
+            )
         return found, self._read(name, found)
 
     def prompt(self, name: str, tokenizer: Any, question: str) -> list[int]:
