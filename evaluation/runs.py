@@ -55,6 +55,12 @@ def run_all(args: argparse.Namespace, chosen: Sequence[Method], show: bool) -> l
         ValueError: bad input; the message names the flag or the file.
     """
     plan = plan_of(args)
+    if args.workers > 1:
+        from distill.engines.spread import predict_on_workers
+
+        predict_on_workers(args, chosen)
+        # the answers are all there; this process puts them together and scores them
+        plan = dataclasses.replace(plan, restart=False)
     processes = Processes(cpu=args.cpu)
     served = args.engine == "vllm"
     if served:
