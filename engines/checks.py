@@ -126,6 +126,10 @@ def check_caches(config: Any) -> None:
             raise ValueError(f"{name}: got {shown(got)}; allowed with saved caches: {allowed}")
 
 
+#: settings of a request that ask what the model says of the prompt's own tokens
+PROMPT_SCORES = ("prompt_logprobs", "prompt_logprob_token_ids")
+
+
 def check_request(params: Any, question: bool) -> None:
     """Raises a `ValueError` if a request wants what a policy cannot give.
 
@@ -140,9 +144,10 @@ def check_request(params: Any, question: bool) -> None:
         )
     if request_policy(PromptDistill([0], [1], question=question), params.extra_args) is None:
         return
-    if params.prompt_logprobs is not None:
-        refuse(
-            "prompt_logprobs",
-            params.prompt_logprobs,
-            "none: tokens that were dropped have no output; extra_args={'distill': 'off'} turns the policy off",
-        )
+    for name in PROMPT_SCORES:
+        if getattr(params, name) is not None:
+            refuse(
+                name,
+                getattr(params, name),
+                "none: tokens that were dropped have no output; extra_args={'distill': 'off'} turns the policy off",
+            )

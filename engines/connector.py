@@ -94,8 +94,8 @@ class DistillCaches(KVConnectorBase_V1):
         try:
             sha256, prefix = self.caches.prefix(name)
             self._check(name)
-            check_prompt(name, prefix, request.prompt_token_ids)
-        except ValueError as error:
+            check_prompt(name, prefix, request.prompt_token_ids or [])
+        except (ValueError, OSError) as error:
             logger.error("distill: request %s fails: %s", request.request_id, error)
             self._next[request.request_id] = Load(str(name), "")
             return 1, True
@@ -124,7 +124,7 @@ class DistillCaches(KVConnectorBase_V1):
                 if not load.sha256:
                     raise ValueError("it cannot be honoured, as the scheduler has said")
                 self._write(self.caches.prefix(load.name, load.sha256)[1], load.blocks)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 logger.error("distill: no cache is loaded for request %s: %s", request, error)
                 self._failed.add(request)
 

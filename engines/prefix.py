@@ -47,7 +47,7 @@ class Prefix:
     model: dict[str, Any]
 
 
-def refuse(folder: Path, what: str, allowed: str) -> ValueError:
+def _refusal(folder: Path, what: str, allowed: str) -> ValueError:
     """The error of a cache that cannot begin a prompt."""
     return ValueError(f"cache: got {folder}, {what}; allowed in vLLM are {allowed}")
 
@@ -85,19 +85,19 @@ def _held(folder: Path, layer: Any) -> Tensor:
     """`(k,)` the positions of a layer's entries."""
     same = "caches whose layers and heads hold the same tokens: a whole one, StreamingLLM's, GemFilter's"
     if len(layer.keys) != 1:
-        raise refuse(folder, f"which holds {len(layer.keys)} texts", "caches of one text")
+        raise _refusal(folder, f"which holds {len(layer.keys)} texts", "caches of one text")
     if not isinstance(layer, KeptLayer):
         if type(layer) is not DynamicLayer:
-            raise refuse(folder, "which has layers with a sliding window", same)
+            raise _refusal(folder, "which has layers with a sliding window", same)
         return torch.arange(layer.keys.shape[2])
     if layer.bias is not None:
-        raise refuse(folder, "whose entries have biases", "caches without: its attention adds none")
+        raise _refusal(folder, "whose entries have biases", "caches without: its attention adds none")
     if layer.window is not None:
-        raise refuse(folder, "which has layers with a sliding window", same)
+        raise _refusal(folder, "which has layers with a sliding window", same)
     layout = layer.layout
     assert layout is not None
     if bool((layout < 0).any()) or bool((layout != layout[:, :1]).any()) or layer.repeats > 1:
-        raise refuse(folder, "in which heads hold different tokens", same)
+        raise _refusal(folder, "in which heads hold different tokens", same)
     return layout[0, 0]
 
 
@@ -115,20 +115,20 @@ def read_prefix(folder: Path, frequency: Tensor) -> Prefix:
     held = [_held(folder, layer) for layer in layers]
     positions = held[0]
     if any(len(other) != len(positions) or bool((other != positions).any()) for other in held):
-        raise refuse(
+        raise _refusal(
             folder,
             f"whose layers hold different tokens ({min(map(len, held))} to {max(map(len, held))} of {origin.seen})",
             "caches whose layers hold the same: a whole one, StreamingLLM's, GemFilter's",
         )
     if origin.model is None:
-        raise refuse(folder, "which does not say of which model it is", "caches saved with their model")
+        raise _refusal(folder, "which does not say of which model it is", "caches saved with their model")
     if origin.ids is None or origin.lengths[0] != origin.seen or bool((origin.ids[0, positions] < 0).any()):
-        raise refuse(folder, "which does not know all its tokens, or has padding", "caches saved with ids=...")
+        raise _refusal(folder, "which does not know all its tokens, or has padding", "caches saved with ids=...")
     by = torch.arange(len(positions)) - positions
     shift = getattr(layers[0], "shift", None)
     if shift is not None:  # the model started again: keys are at positions 0 to k - 1 if nothing was dropped since
         if len(positions) != int(layers[0].lengths[0] - shift[0]):
-            raise refuse(folder, "which dropped entries after a restart", "caches that did not")
+            raise _refusal(folder, "which dropped entries after a restart", "caches that did not")
         by = torch.zeros_like(by)
     return Prefix(
         ids=tuple(origin.ids[0, positions].tolist()),

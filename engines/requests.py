@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
-from distill.engines.checks import check_request
+from distill.engines.checks import PROMPT_SCORES, check_request
 from distill.engines.prefix import CACHE, Caches
 
 
@@ -58,12 +58,18 @@ class CacheCheck(RequestCheck):
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
         name = (sampling_params.extra_args or {}).get(CACHE)
+        if name is None:
+            return
+        if sampling_params.skip_reading_prefix_cache:  # vLLM would read the whole prompt, and no cache
+            raise ValueError(
+                f"extra_args.{CACHE}: got {name!r}; allowed without {' and '.join(PROMPT_SCORES)}, which want "
+                "the whole prompt computed"
+            )
         errors = []
-        for caches in [] if name is None else cls.caches.values():
+        for caches in cls.caches.values():
             try:
                 caches.prefix(name)
                 return
             except ValueError as error:
                 errors.append(error)
-        if errors:
-            raise errors[-1]
+        raise errors[-1]

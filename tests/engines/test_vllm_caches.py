@@ -130,6 +130,8 @@ def test_equal_to_transformers(made, folders):
 
         # what cannot be honoured is an error of that request, and of no other
         prompt = asked[0][1]
+        with pytest.raises(Exception, match="got 'whole'; allowed without prompt_logprobs"):
+            running.add(prompt, 2, {CACHE: "whole"}, prompt_logprobs=1)
         for name in ("absent", "../caches", "", 7, "/etc"):
             with pytest.raises(
                 ValueError, match=f"extra_args.{CACHE}: got .*; allowed are gemfilter, streaming, whole"
