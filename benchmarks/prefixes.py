@@ -63,11 +63,10 @@ def main() -> None:
     args = parser.parse_args()
     model = distill.load(args.model, policy=None, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
-    tokenizer.bos_token_id = tokenizer.bos_token_id or 1  # what a prompt of the benchmark begins with
-    frequency, question = (
-        frequencies(model.config),
-        len(tokenizer(f"\n{QUESTION}", add_special_tokens=False).input_ids),
-    )
+    if tokenizer.bos_token_id is None:
+        raise SystemExit(f"{args.model}: its tokenizer has no BOS, with which the prompts begin")
+    frequency = frequencies(model.config)
+    question = len(tokenizer(f"\n{QUESTION}", add_special_tokens=False).input_ids)
     policies: dict[str, Policy | None] = {"none": None}
     for share in (1 / 2, 1 / 4):
         policies[f"streamingllm, {share:.0%}"] = StreamingLLM(budget=share)

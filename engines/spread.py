@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,13 @@ from distill.patches.checks import check_integer
 
 def _predict(given: dict[str, Any]) -> None:
     """What each process does."""
+    from distill.evaluation.predict import Processes
     from distill.evaluation.runs import run_all
 
     os.chdir(given["place"])  # paths are those of the command
+    found = Processes(cpu=given["args"].cpu).world
+    if found != given["workers"]:  # each would answer all samples
+        raise RuntimeError(f"this process is one of {found}, where {given['workers']} were started")
     run_all(given["args"], given["chosen"], show=False)
 
 
@@ -46,7 +51,12 @@ def predict_on_workers(args: argparse.Namespace, chosen: Sequence[Any]) -> None:
     notes = args.output.resolve() / ".ray"
     trainer = TorchTrainer(
         _predict,
-        train_loop_config={"args": only, "chosen": list(chosen), "place": str(Path.cwd())},
+        train_loop_config={
+            "args": only,
+            "chosen": list(chosen),
+            "place": str(Path.cwd()),
+            "workers": args.workers,
+        },
         scaling_config=ScalingConfig(num_workers=args.workers, use_gpu=not args.cpu and torch.cuda.is_available()),
         run_config=RunConfig(name="eval", storage_path=str(notes)),
     )
@@ -54,3 +64,5 @@ def predict_on_workers(args: argparse.Namespace, chosen: Sequence[Any]) -> None:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise ValueError(f"--workers: got a process that failed; answers that were written stay: {error}") from error
+    finally:
+        shutil.rmtree(notes, ignore_errors=True)  # Ray Train wants a folder, though nothing is kept in it
