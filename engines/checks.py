@@ -94,7 +94,8 @@ def check_caches(config: Any) -> None:
         config: a `vllm.config.VllmConfig` whose connector is ours.
     """
     model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
-    extra = config.kv_transfer_config.kv_connector_extra_config
+    transfer = config.kv_transfer_config
+    extra, failure = transfer.kv_connector_extra_config, transfer.kv_load_failure_policy
     device, sizes = config.device_config.device_type, (parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
     for name, got, fits, allowed in (
         (
@@ -102,6 +103,12 @@ def check_caches(config: Any) -> None:
             extra,
             isinstance(extra.get("folder"), str),
             "{'folder': a folder whose subfolders are saved caches}",
+        ),
+        (
+            "kv_load_failure_policy",
+            failure,
+            failure == "fail",
+            "'fail': without its cache, a request would be answered from the tokens that were kept",
         ),
         ("device", device, device == "cpu", "'cpu', the only one that is tested"),
         (

@@ -6,7 +6,7 @@ follows is computed. Loads are of vLLM's asynchronous kind, since only these may
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,10 +19,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 from vllm.logger import init_logger
 from vllm.model_executor.models.utils import extract_layer_index
 
-import distill
 from distill.distillation.fingerprint import check_print, model_print
 from distill.engines.checks import check_caches
 from distill.engines.prefix import CACHE, Caches, Prefix, check_prompt
+from distill.models import load
 
 logger = init_logger("vllm.distill")
 
@@ -66,7 +66,7 @@ class DistillCaches(KVConnectorBase_V1):
         if role == KVConnectorRole.SCHEDULER:
             self._next: dict[str, Load] = {}
             # vLLM's weights are fused; a fingerprint is of the checkpoint's, which are read once more for it
-            self._model = model_print(distill.load(model.model, policy=None, dtype=model.dtype))
+            self._model = model_print(load(model.model, policy=None, dtype=model.dtype))
             for name in self.caches.names:
                 self._check(name)
         else:
@@ -104,12 +104,12 @@ class DistillCaches(KVConnectorBase_V1):
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
         if num_external_tokens:
-            load = self._next[request.request_id]
-            self._next[request.request_id] = Load(load.name, load.sha256, tuple(blocks.get_block_ids()[0]))
+            wanted = self._next[request.request_id]
+            self._next[request.request_id] = replace(wanted, blocks=tuple(blocks.get_block_ids()[0]))
 
     def build_connector_meta(self, scheduler_output: Any) -> Loads:
         # those without blocks are asked about again
-        loads = Loads({request: load for request, load in self._next.items() if load.blocks})
+        loads = Loads({request: wanted for request, wanted in self._next.items() if wanted.blocks})
         self._next = {}
         return loads
 
@@ -118,12 +118,12 @@ class DistillCaches(KVConnectorBase_V1):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         loads = self._get_connector_metadata()
         assert isinstance(loads, Loads)
-        for request, load in loads.requests.items():
+        for request, wanted in loads.requests.items():
             self._done.add(request)
             try:
-                if not load.sha256:
+                if not wanted.sha256:
                     raise ValueError("it cannot be honoured, as the scheduler has said")
-                self._write(self.caches.prefix(load.name, load.sha256)[1], load.blocks)
+                self._write(self.caches.prefix(wanted.name, wanted.sha256)[1], wanted.blocks)
             except (ValueError, OSError) as error:
                 logger.error("distill: no cache is loaded for request %s: %s", request, error)
                 self._failed.add(request)

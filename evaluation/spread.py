@@ -16,13 +16,12 @@ from typing import Any
 import torch
 
 from distill.engines.corpus import start_ray
-from distill.patches.checks import check_integer
+from distill.evaluation.predict import Processes
 
 
 def _predict(given: dict[str, Any]) -> None:
     """What each process does."""
-    from distill.evaluation.predict import Processes
-    from distill.evaluation.runs import run_all
+    from distill.evaluation.runs import run_all  # which imports this module
 
     os.chdir(given["place"])  # paths are those of the command
     found = Processes(cpu=given["args"].cpu).world
@@ -40,7 +39,6 @@ def predict_on_workers(args: argparse.Namespace, chosen: Sequence[Any]) -> None:
     Raises:
         ValueError: Ray is not installed, settings that are not allowed, or a process that failed.
     """
-    check_integer("--workers", args.workers, 1)
     if args.engine == "vllm":
         raise ValueError(f"--workers: got {args.workers}; allowed with --engine vllm is 1: it batches by itself")
     ray = start_ray("--workers", args.workers)
