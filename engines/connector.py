@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -67,11 +68,14 @@ class DistillCaches(KVConnectorBase_V1):
             self._next: dict[str, Load] = {}
             # vLLM's weights are fused; a fingerprint is of the checkpoint's, which are read once more for it
             self._model = model_print(load(model.model, policy=None, dtype=model.dtype))
-            for name in self.caches.names:
-                self._check(name)
+            try:
+                for name in self.caches.names:
+                    self._check(name)
+            except ValueError:
+                # the worker of this process, if it is here, has its connector already, and would leave it to the next
+                ensure_kv_transfer_shutdown()
+                raise
         else:
-            attentions = vllm_config.compilation_config.static_forward_context
-            self._attentions = [attentions[name] for name in sorted(attentions, key=extract_layer_index)]
             self._done: set[str] = set()
             self._failed: set[str] = set()
 
@@ -118,21 +122,23 @@ class DistillCaches(KVConnectorBase_V1):
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         loads = self._get_connector_metadata()
         assert isinstance(loads, Loads)
+        layers = forward_context.no_compile_layers
+        attentions = [layers[name] for name in sorted(layers, key=extract_layer_index)]
         for request, wanted in loads.requests.items():
             self._done.add(request)
             try:
                 if not wanted.sha256:
                     raise ValueError("it cannot be honoured, as the scheduler has said")
-                self._write(self.caches.prefix(wanted.name, wanted.sha256)[1], wanted.blocks)
+                self._write(attentions, self.caches.prefix(wanted.name, wanted.sha256)[1], wanted.blocks)
             except (ValueError, OSError) as error:
                 logger.error("distill: no cache is loaded for request %s: %s", request, error)
                 self._failed.add(request)
 
-    def _write(self, prefix: Prefix, blocks: tuple[int, ...]) -> None:
+    def _write(self, attentions: list[Any], prefix: Prefix, blocks: tuple[int, ...]) -> None:
         """Writes keys and values into the first entries of a request's blocks, as the attention itself does."""
         entry = torch.arange(len(prefix.ids))
         slots = torch.tensor(blocks)[entry // self._block_size] * self._block_size + entry % self._block_size
-        for attention, keys, values in zip(self._attentions, prefix.keys, prefix.values, strict=True):
+        for attention, keys, values in zip(attentions, prefix.keys, prefix.values, strict=True):
             cache = attention.kv_cache
             new = [entries.transpose(0, 1).contiguous().to(cache.device) for entries in (keys, values)]
             attention.impl.do_kv_cache_update(attention, *new, cache, slots.to(cache.device))
