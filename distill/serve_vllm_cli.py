@@ -10,7 +10,8 @@ import sys
 
 from transformers import AutoConfig
 
-from distill.engines import engine_arguments
+from distill.engines import cache_arguments, engine_arguments
+from distill.engines.prefix import Caches
 from distill.engines.settings import check_version, policy_of
 
 EXAMPLES = """\
@@ -21,6 +22,8 @@ examples:
       a checkpoint that distill saved has its policy with it; plain `vllm serve SAVED` does the same
   distill serve-vllm MODEL --policy tuned.json --vllm --max-model-len 8192 --dtype float32
       what stands behind --vllm is handed on to `vllm serve`
+  distill serve-vllm MODEL --caches caches
+      a request may begin with what `distill cache make MODEL ... -o caches` wrote: {"distill_cache": "NAME"}
   curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
        -d '{"model": "MODEL", "prompt": "A long prompt", "vllm_xargs": {"distill": "off"}}'
       one request without the policy, exactly the stock model; {"question_tokens": 12} says how many tokens ask
@@ -35,6 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EXAMPLES
     parser.add_argument("model", help="folder or Hub name of a checkpoint, stock or saved by distill")
     parser.add_argument("--policy", help="JSON file or name of a policy; default: the one saved with the checkpoint")
+    parser.add_argument(
+        "--caches",
+        metavar="FOLDER",
+        help="folder of `distill cache make`: requests may begin with a cache in it; not together with a policy",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default 8000)")
     parser.add_argument(
@@ -53,7 +61,9 @@ def command(args: argparse.Namespace) -> list[str]:
         ValueError: a model or a policy that vLLM cannot honour.
     """
     words = ["--model", args.model, "--host", args.host, "--port", str(args.port)]
-    if args.policy is not None:
+    if args.caches is not None:
+        words += cache_words(args)
+    elif args.policy is not None:
         overrides = engine_arguments(args.model, args.policy)["hf_overrides"]
         config = AutoConfig.from_pretrained(args.model)
         config.policy = overrides["policy"]
@@ -62,6 +72,20 @@ def command(args: argparse.Namespace) -> list[str]:
     else:
         policy_of(AutoConfig.from_pretrained(args.model))
     return [*words, *args.vllm]
+
+
+def cache_words(args: argparse.Namespace) -> list[str]:
+    """The arguments of vLLM's command that give it saved caches.
+
+    Raises:
+        ValueError: no such folder, or a policy beside it.
+    """
+    config = AutoConfig.from_pretrained(args.model)
+    if args.policy is not None or policy_of(config) is not None:
+        raise ValueError("caches: got a folder for a model under a policy; allowed is a model without one")
+    Caches(args.caches, config)
+    arguments = cache_arguments(args.caches)
+    return ["--kv-transfer-config", json.dumps(arguments["kv_transfer_config"]), "--no-enable-prefix-caching"]
 
 
 def run(args: argparse.Namespace) -> int:

@@ -123,17 +123,29 @@ def ask(
     if origin.tokenizer is not None:
         check_tokenizer(origin.tokenizer, tokenizer)
     in_chat = origin.chat if in_chat is None else in_chat
-    in_chat = _has_template(tokenizer) if in_chat is None else in_chat
-    encoder, rows = Encoder(tokenizer), len(origin.lengths)
+    rows = len(origin.lengths)
     questions = [question] * rows if isinstance(question, str) else list(question)
     if not questions or not all(isinstance(text, str) and text for text in questions):
         raise ValueError(f"question: got {shown(question)}; allowed are texts, and lists of texts")
-    asked = [encoder.plain(chat(tokenizer, Prompt(_ANY, text)).question if in_chat else text) for text in questions]
+    asked = question_ids(tokenizer, questions, in_chat)
     given = {"do_sample": False, "pad_token_id": _padding(tokenizer), "max_new_tokens": max_new_tokens} | settings
     known = origin.ids if ids is None else ids
     parts = _batches(model, cache, asked, known, attention_mask)
-    answers = [encoder.decode(row) for part in parts for row in _new_tokens(model, policy=policy, **part, **given)]
+    decode = Encoder(tokenizer).decode
+    answers = [decode(row) for part in parts for row in _new_tokens(model, policy=policy, **part, **given)]
     return answers[0] if isinstance(question, str) and rows == 1 else answers
+
+
+def question_ids(tokenizer: Any, questions: Sequence[str], in_chat: bool | None = None) -> list[list[int]]:
+    """Token ids of questions, as they are read right behind a document.
+
+    Args:
+        in_chat: the document stands in an open user message of the chat template, so its end is put behind each
+            question; by default, if the tokenizer has a template.
+    """
+    encoder = Encoder(tokenizer)
+    in_chat = _has_template(tokenizer) if in_chat is None else in_chat
+    return [encoder.plain(chat(tokenizer, Prompt(_ANY, text)).question if in_chat else text) for text in questions]
 
 
 def _batches(

@@ -76,7 +76,11 @@ def tokenizer_print(tokenizer: Any) -> dict[str, str]:
 
 def check_model(saved: dict[str, Any], model: Any) -> None:
     """Raises a `ValueError` unless the model is the one that a fingerprint was taken of."""
-    found = model_print(model)
+    check_print(saved, model_print(model))
+
+
+def check_print(saved: dict[str, Any], found: dict[str, Any]) -> None:
+    """As `check_model`, of a model whose fingerprint is known already."""
     if found["dtype"] != saved["dtype"]:
         raise ValueError(f"dtype: got a model in {found['dtype']}; allowed for this cache is {saved['dtype']}")
     for name, value in saved["config"].items():

@@ -5,6 +5,6 @@ Nothing here is imported by `import distill`, and importing this package needs n
 decides it on Transformers (`distill.models.promptdistill_run`, with the scores of `distill.patches.selection`).
 """
 
-from distill.engines.settings import SUPPORTED, VLLM, engine_arguments
+from distill.engines.settings import SUPPORTED, VLLM, cache_arguments, engine_arguments
 
-__all__ = ["SUPPORTED", "VLLM", "engine_arguments"]
+__all__ = ["SUPPORTED", "VLLM", "cache_arguments", "engine_arguments"]

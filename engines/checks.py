@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from distill.engines.settings import BLOCKS, request_policy
+from distill.engines.prefix import CACHE
+from distill.engines.settings import BLOCKS, SUPPORTED, request_policy
 from distill.models import PromptDistill
 from distill.patches.checks import check_choice, shown
 
@@ -86,6 +87,56 @@ WORKER = "distill.engines.worker.DistillCPUWorker"
 SCHEDULER = "distill.engines.scheduling.make_scheduler"
 
 
+def check_caches(config: Any) -> None:
+    """Raises a `ValueError` if an engine is set up with something that saved caches cannot be honoured with.
+
+    Args:
+        config: a `vllm.config.VllmConfig` whose connector is ours.
+    """
+    model, parallel, cache = config.model_config, config.parallel_config, config.cache_config
+    transfer = config.kv_transfer_config
+    extra, failure = transfer.kv_connector_extra_config, transfer.kv_load_failure_policy
+    device, sizes = config.device_config.device_type, (parallel.tensor_parallel_size, parallel.pipeline_parallel_size)
+    for name, got, fits, allowed in (
+        (
+            "kv_connector_extra_config",
+            extra,
+            isinstance(extra.get("folder"), str),
+            "{'folder': a folder whose subfolders are saved caches}",
+        ),
+        (
+            "kv_load_failure_policy",
+            failure,
+            failure == "fail",
+            "'fail': without its cache, a request would be answered from the tokens that were kept",
+        ),
+        ("device", device, device == "cpu", "'cpu', the only one that is tested"),
+        (
+            "architecture",
+            model.architecture,
+            model.architecture in {*SUPPORTED, *SUPPORTED.values()},
+            ", ".join(sorted(SUPPORTED.values())),
+        ),
+        (
+            "enable_prefix_caching",
+            cache.enable_prefix_caching,
+            not cache.enable_prefix_caching,
+            "False: a prompt of the same tokens without the cache is another one",
+        ),
+        ("kv_cache_dtype", cache.cache_dtype, cache.cache_dtype == "auto", "'auto': entries are as they were saved"),
+        ("enable_lora", True, config.lora_config is None, "False: adapters change keys and values"),
+        ("speculative_config", "one", config.speculative_config is None, "none: a draft model has no such cache"),
+        ("tensor_parallel_size", sizes[0], sizes[0] == 1, "1: a cache holds all heads"),
+        ("pipeline_parallel_size", sizes[1], sizes[1] == 1, "1: a cache holds all layers"),
+    ):
+        if not fits:
+            raise ValueError(f"{name}: got {shown(got)}; allowed with saved caches: {allowed}")
+
+
+#: settings of a request that ask what the model says of the prompt's own tokens
+PROMPT_SCORES = ("prompt_logprobs", "prompt_logprob_token_ids")
+
+
 def check_request(params: Any, question: bool) -> None:
     """Raises a `ValueError` if a request wants what a policy cannot give.
 
@@ -93,11 +144,17 @@ def check_request(params: Any, question: bool) -> None:
         params: its `vllm.SamplingParams`.
         question: whether the model's policy keeps a question.
     """
+    if (params.extra_args or {}).get(CACHE) is not None:
+        raise ValueError(
+            f"extra_args.{CACHE}: got {shown(params.extra_args[CACHE])}; allowed where the server was started with "
+            "saved caches, and no policy"
+        )
     if request_policy(PromptDistill([0], [1], question=question), params.extra_args) is None:
         return
-    if params.prompt_logprobs is not None:
-        refuse(
-            "prompt_logprobs",
-            params.prompt_logprobs,
-            "none: tokens that were dropped have no output; extra_args={'distill': 'off'} turns the policy off",
-        )
+    for name in PROMPT_SCORES:
+        if getattr(params, name) is not None:
+            refuse(
+                name,
+                getattr(params, name),
+                "none: tokens that were dropped have no output; extra_args={'distill': 'off'} turns the policy off",
+            )

@@ -195,11 +195,7 @@ def _counts(items: list[dict[str, str]], workers: int, arguments: tuple[Any, ...
         for item in items:
             yield from worker({"part": [item["part"]]})["rows"]
         return
-    try:
-        import ray
-    except ImportError as error:
-        raise ValueError(f"workers: got {workers}, which need Ray: pip install 'distill-llm[ray]'") from error
-    ray.init(ignore_reinit_error=True, log_to_driver=False, include_dashboard=False)
+    ray = start_ray("workers", workers)
     ray.data.DataContext.get_current().enable_progress_bars = False
     data = ray.data.from_items(items, override_num_blocks=len(items))
     done = data.map_batches(
@@ -207,3 +203,32 @@ def _counts(items: list[dict[str, str]], workers: int, arguments: tuple[Any, ...
     )
     for row in done.iter_rows():
         yield int(row["rows"])
+
+
+#: bytes for what Ray's processes hand to one another, on one machine: here these are the names of parts
+_STORE = 100 * 2**20
+
+
+def start_ray(flag: str, workers: int) -> Any:
+    """Joins the cluster that `RAY_ADDRESS` names, or starts Ray on this machine, with a place for each worker.
+
+    Returns:
+        the module `ray`.
+    Raises:
+        ValueError: Ray is not installed; `flag` is what asked for it.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise ValueError(f"{flag}: got {workers}, which need Ray: pip install 'distill-llm[ray]'") from error
+    if ray.is_initialized():
+        return ray
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings: dict[str, Any] = {"log_to_driver": False}
+    if "RAY_ADDRESS" not in os.environ:
+        # a worker takes one of Ray's CPUs, and would wait for ever where a machine has fewer
+        cpus = max(workers, os.cpu_count() or 1) + 1
+        settings |= {"include_dashboard": False, "num_cpus": cpus, "object_store_memory": _STORE}
+    ray.init(**settings)
+    return ray

@@ -9,19 +9,34 @@ from typing import Any
 
 import vllm
 from vllm.config import ModelConfig
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.logger import init_logger
 from vllm.model_executor.models import ModelRegistry
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 import distill.models  # registers our configs with Transformers, by which vLLM reads a checkpoint's  # noqa: F401
-from distill.engines.checks import SCHEDULER, WORKER, check_engine
-from distill.engines.settings import SUPPORTED, check_version, policy_of
+from distill.engines.checks import SCHEDULER, WORKER, check_caches, check_engine
+from distill.engines.prefix import Caches
+from distill.engines.settings import CONNECTOR, SUPPORTED, check_version, policy_of
 from distill.patches.checks import shown
 
 logger = init_logger("vllm.distill")
 
 #: check the parameters of each request where it comes in, by whether the policy keeps a question
 REQUESTS = {False: "distill.engines.requests:RequestCheck", True: "distill.engines.requests:QuestionCheck"}
+
+
+def watch_caches(vllm_config: Any) -> None:
+    """Has requests looked at where they come in, if the engine is given saved caches."""
+    transfer, model = vllm_config.kv_transfer_config, vllm_config.model_config
+    if transfer is None or transfer.kv_connector != CONNECTOR:
+        return
+    check_caches(vllm_config)
+    from distill.engines.requests import CacheCheck
+
+    folder = transfer.kv_connector_extra_config["folder"]
+    CacheCheck.caches[folder] = Caches(folder, model.hf_config)
+    model.logits_processors = [*(model.logits_processors or []), "distill.engines.requests:CacheCheck"]
 
 
 class DistillModelConfig(ModelConfig):
@@ -49,6 +64,7 @@ class PolicyConfig(VerifyAndUpdateConfig):
     def verify_and_update_config(vllm_config: Any) -> None:
         policy = policy_of(vllm_config.model_config.hf_config)
         if policy is None:
+            watch_caches(vllm_config)
             return
         check_engine(vllm_config, policy)
         vllm_config.parallel_config.worker_cls = WORKER
@@ -58,6 +74,10 @@ class PolicyConfig(VerifyAndUpdateConfig):
 
 class StockConfig(VerifyAndUpdateConfig):
     """Refuses a policy on a stock architecture, which would run without it."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        watch_caches(vllm_config)
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:
@@ -86,6 +106,8 @@ def register() -> None:
     from distill.engines.blocks import register_blocks
 
     register_blocks()
+    if CONNECTOR not in KVConnectorFactory._registry:
+        KVConnectorFactory.register_connector(CONNECTOR, "distill.engines.connector", "DistillCaches")
     for ours, stock in SUPPORTED.items():
         MODELS_CONFIG_MAP[ours] = PolicyConfig
         MODELS_CONFIG_MAP.setdefault(stock, StockConfig)

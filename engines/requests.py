@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 from vllm.v1.sample.logits_processor import LogitsProcessor
 
-from distill.engines.checks import check_request
+from distill.engines.checks import PROMPT_SCORES, check_request
+from distill.engines.prefix import CACHE, Caches
 
 
 class RequestCheck(LogitsProcessor):
@@ -43,3 +44,32 @@ class QuestionCheck(RequestCheck):
     """For a model whose policy has `question=True`."""
 
     question = True
+
+
+class CacheCheck(RequestCheck):
+    """For an engine with saved caches: the cache that a request names exists, and can begin a prompt.
+
+    Attributes:
+        caches: those of the engines of this process, by folder; vLLM asks the class, which knows no engine.
+    """
+
+    caches: ClassVar[dict[str, Caches]] = {}
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        name = (sampling_params.extra_args or {}).get(CACHE)
+        if name is None:
+            return
+        if sampling_params.skip_reading_prefix_cache:  # vLLM would read the whole prompt, and no cache
+            raise ValueError(
+                f"extra_args.{CACHE}: got {name!r}; allowed without {' and '.join(PROMPT_SCORES)}, which want "
+                "the whole prompt computed"
+            )
+        errors = []
+        for caches in cls.caches.values():
+            try:
+                caches.prefix(name)
+                return
+            except ValueError as error:
+                errors.append(error)
+        raise errors[-1]

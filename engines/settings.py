@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -24,6 +25,9 @@ SUPPORTED = {
     "DistillQwen2ForCausalLM": "Qwen2ForCausalLM",
     "DistillQwen3ForCausalLM": "Qwen3ForCausalLM",
 }
+
+#: vLLM's name of the connector of saved caches, see `distill.engines.connector`
+CONNECTOR = "DistillCaches"
 
 #: what a request may say about the policy, as `extra_args` (`vllm_xargs` over HTTP)
 SWITCH, QUESTION = "distill", "question_tokens"
@@ -101,6 +105,16 @@ def request_policy(policy: PromptDistill | None, extra: dict[str, Any] | None) -
         raise ValueError(f"extra_args.{QUESTION}: got {asking}; allowed where the policy has question=True")
     # the last observation_window tokens ask, unless somebody says how many do
     return replace(policy, observation_window=asking)
+
+
+def cache_arguments(folder: str | Path) -> dict[str, Any]:
+    """Arguments of `vllm.LLM` with which requests can begin with the saved caches in the subfolders of `folder`."""
+    transfer = {
+        "kv_connector": CONNECTOR,
+        "kv_role": "kv_consumer",
+        "kv_connector_extra_config": {"folder": str(folder)},
+    }
+    return {"kv_transfer_config": transfer, "enable_prefix_caching": False}
 
 
 def engine_arguments(model: str, policy: Any) -> dict[str, Any]:

@@ -152,6 +152,14 @@ def _add_run(parser: argparse.ArgumentParser, benchmark: Benchmark) -> None:
         default="transformers",
         help="what runs the model (default %(default)s); vllm batches, and honours promptdistill (docs/engines.md)",
     )
+    model.add_argument(
+        "--workers",
+        type=integer,
+        default=1,
+        metavar="N",
+        help="processes that share the samples, each with a model of its own, on the machines of RAY_ADDRESS or on "
+        "this one; more than 1 needs pip install 'distill-llm[ray]' (default %(default)s)",
+    )
     model.add_argument("--cpu", action="store_true", help="stay on the CPU")
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument(

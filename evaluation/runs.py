@@ -16,7 +16,8 @@ from distill.evaluation.generation import BOTH, PROTOCOLS
 from distill.evaluation.methods import Method
 from distill.evaluation.predict import Plan, Processes, predict, window
 from distill.evaluation.served import ServedModel
-from distill.patches.checks import check_choice
+from distill.evaluation.spread import predict_on_workers
+from distill.patches.checks import check_choice, check_integer
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LONGEST_LABEL = 120
@@ -55,6 +56,11 @@ def run_all(args: argparse.Namespace, chosen: Sequence[Method], show: bool) -> l
         ValueError: bad input; the message names the flag or the file.
     """
     plan = plan_of(args)
+    check_integer("--workers", args.workers, 1)
+    if args.workers > 1:
+        predict_on_workers(args, chosen)
+        # the answers are all there; this process puts them together and scores them
+        plan = dataclasses.replace(plan, restart=False)
     processes = Processes(cpu=args.cpu)
     served = args.engine == "vllm"
     if served:

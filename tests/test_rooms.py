@@ -28,7 +28,7 @@ ALLOWED = {
     "models": {"patches", "compression"},
     "baselines": {"patches"},
     "distillation": {"patches", "models", "baselines", "training"},
-    "engines": {"patches", "models"},
+    "engines": {"patches", "models", "distillation"},
     "pruning": {"training"},
     "serving": {"pruning", "models", "patches"},
     "evaluation": {"patches", "models", "engines", "compression", FRONT},

@@ -92,14 +92,13 @@ def on_transformers(model: Any, prompts: Sequence[list[int]], policy: Any, new: 
 
 
 class Engine:
-    """vLLM's engine, and what it holds.
+    """vLLM's engine, and what it holds. After each step the blocks of all requests are compared with the formula.
 
     Attributes:
         preempted: how often requests were preempted.
-        steps: steps taken; after each, the blocks held are compared with the formula.
     """
 
-    def __init__(self, llm: Any, policy: Any) -> None:
+    def __init__(self, llm: Any) -> None:
         self.engine = llm.llm_engine
         core = self.engine.engine_core.engine_core
         self.scheduler = core.scheduler
@@ -107,7 +106,7 @@ class Engine:
         self.manager = self.scheduler.kv_cache_manager
         self.retention = getattr(self.runner.model, "retention", None)
         self.policy = None if self.retention is None else policy_of(self.runner.model.config)
-        self.steps = self.preempted = self.most = 0
+        self.preempted = 0
         self._numbers = 0
         self._seen: dict[str, int] = {}
 
@@ -118,6 +117,10 @@ class Engine:
     @property
     def groups(self) -> int:
         return len(self.manager.coordinator.single_type_managers)
+
+    def limit(self, tokens: int) -> None:
+        """From now on, at most so many tokens a step: longer prompts come in chunks."""
+        self.scheduler.max_num_scheduled_tokens = tokens
 
     def add(self, prompt: list[int], new: int, extra: dict[str, Any] | None = None, **settings: Any) -> str:
         """Adds a request; its id."""
@@ -132,7 +135,6 @@ class Engine:
     def step(self) -> dict[str, list[int]]:
         """One step: the tokens of each request that has some, so far. Checks the blocks of all requests."""
         outputs = {output.request_id: list(output.outputs[0].token_ids) for output in self.engine.step()}
-        self.steps += 1
         self.preempted += sum(
             request.num_preemptions > self._seen.get(name, 0) for name, request in self.scheduler.requests.items()
         )
@@ -152,7 +154,6 @@ class Engine:
                 wanted = blocks(request.num_computed_tokens, length, held, manager.block_size)
                 found = len(manager.req_to_blocks.get(request.request_id, ()))
                 assert found == wanted, (request.request_id, manager.kv_cache_group_id, found, wanted)
-        self.most = max(self.most, self.manager.block_pool.num_gpu_blocks - 1 - self.free_blocks)
 
     def run(
         self,
@@ -201,7 +202,7 @@ def engine(model: str | Path, policy: Any = None, stock: bool = False, **argumen
     defaults: dict[str, Any] = {"dtype": "float32", "enforce_eager": True, "max_model_len": 2048, "max_num_seqs": 32}
     llm = vllm.LLM(**named, **{**defaults, **arguments}, disable_log_stats=True)
     try:
-        yield Engine(llm, policy)
+        yield Engine(llm)
     finally:
         llm.llm_engine.engine_core.shutdown()
         del llm

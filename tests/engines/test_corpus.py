@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from distill.cli import main
 from distill.engines.corpus import Part, count_rows, parts_of, rows_of, run_corpus
+from distill.mini import FOLDER
 
 TEXT = "the keeper of the light at Cape Ferrol wrote about storms in 1902 and sold 43 loaves to Harriet Stone"
 
@@ -91,33 +93,57 @@ def test_parquet(tmp_path):
     assert found == [row | {"text": row["text"] * 2} for row in rows]
 
 
+def command(*words):
+    return [sys.executable, "-m", "distill.cli", *map(str, words)]
+
+
 def prune(source, target, *more):
-    words = ["corpus", str(source), "-o", str(target), "--rate", "0.5", "--scorer", "baseline", *more]
-    return [sys.executable, "-m", "distill.cli", *words]
+    return command("corpus", source, "-o", target, "--rate", "0.5", "--scorer", "baseline", *more)
 
 
-def test_two_thousand_texts_on_two_workers(tmp_path):
+@pytest.fixture
+def ray_environment():
+    """The environment of a process that starts Ray, whose folder must have a short name (it holds sockets)."""
     pytest.importorskip("ray", reason="Ray is not installed here; `make vllm` installs it and runs this test")
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield os.environ | {"RAY_TMPDIR": folder, "OMP_NUM_THREADS": "1"}
+
+
+def test_two_thousand_texts_on_two_workers(tmp_path, ray_environment):
     write_corpus(tmp_path / "in", 2000)
-    subprocess.run(prune(tmp_path / "in", tmp_path / "one"), check=True, capture_output=True)
-    killed = subprocess.Popen(
-        prune(tmp_path / "in", tmp_path / "two", "--workers", "2"),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    until = time.monotonic() + 900
-    while len(list((tmp_path / "two").glob("part-*.jsonl"))) < 3:
-        assert killed.poll() is None and time.monotonic() < until
-        time.sleep(0.05)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
-    done = subprocess.run(
-        prune(tmp_path / "in", tmp_path / "two", "--workers", "2"), check=True, capture_output=True, text=True
-    )
+    assert main(prune(tmp_path / "in", tmp_path / "one")[3:]) == 0
+    words = prune(tmp_path / "in", tmp_path / "two", "--workers", 2)
+    with (tmp_path / "log").open("w") as log:
+        killed = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True, env=ray_environment)
+        until = time.monotonic() + 600
+        while len(list((tmp_path / "two").glob("part-*.jsonl"))) < 3:
+            assert killed.poll() is None and time.monotonic() < until, (tmp_path / "log").read_text()[-3000:]
+            time.sleep(0.05)
+        os.killpg(killed.pid, signal.SIGKILL)
+        killed.wait()
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, env=ray_environment)
+    assert done.returncode == 0, done.stderr[-3000:]
     # workers may have ended a part after the command was killed
     left = int(re.search(r"(\d+) rows done", done.stdout)[1])
     assert left % 100 == 0 and 0 < left <= 1700
     for path in (tmp_path / "two").glob("*.writing"):
         path.unlink()  # of the part that was being written
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+def test_eval_on_two_workers(tmp_path, ray_environment):
+    words = ["eval", "needle", "--model", FOLDER / "llama", "--cpu", "--dtype", "float32", "--needles", 1]
+    words += ["--data-path", FOLDER / "story.txt", "--s_len", 300, "--e_len", 300, "--n-lengths", 1, "--n-depths", 6]
+    assert main([*map(str, words), "--output", str(tmp_path / "one")]) == 0
+    more = ["--output", tmp_path / "two", "--workers", 2]
+    done = subprocess.run(command(*words, *more), capture_output=True, text=True, timeout=600, env=ray_environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    # all were answered by the workers, whose bars are not shown; the command itself had none left
+    assert " 0sample" in done.stderr and "/6 " not in done.stderr
+    found = []
+    for name in ("one", "two"):
+        (file,) = (tmp_path / name / "needle").glob("*/random.jsonl")
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        found.append([(line["id"], line["prediction"], line["prompt_sha256"]) for line in lines if "id" in line])
+    assert found[0] == found[1] and len(found[0]) == 6
+    assert main([*map(str, words), "--engine", "vllm", "--workers", "2"]) == 2

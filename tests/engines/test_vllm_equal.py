@@ -50,35 +50,31 @@ def wanted(model):
 
 
 @CASES
-def test_alone_and_mixed(folders, wanted, name, shared):
+def test_alone_mixed_chunked_and_preempted(folders, wanted, name, shared):
     prompts = passkeys("llama", COUNT)
     with engine(folders("llama"), POLICIES[name], additional_config={"distill_blocks": shared}) as made:
-        own = shared == "own"
-        assert (made.groups > 1) == own
+        assert (made.groups > 1) == (shared == "own")
         free = made.free_blocks
+
+        def left():
+            assert made.free_blocks == free and made.retention.waiting_bytes == 0 and not made.retention.states
+
         alone = [made.run([prompt], NEW)[0] for prompt in prompts]
         assert same(alone, wanted(name)) == ALL
         mixed = made.run(prompts, NEW, joins=[i // 2 for i in range(COUNT)])
         assert same(mixed, wanted(name)) == ALL
-        assert made.free_blocks == free and not made.retention.states
-
-
-@CASES
-def test_chunked_and_preempted(folders, wanted, name, shared):
-    prompts = passkeys("llama", COUNT)
-    settings = {"additional_config": {"distill_blocks": shared}, "max_num_batched_tokens": 96}
-    with engine(folders("llama"), POLICIES[name], **settings) as made:
-        free = made.free_blocks
+        left()
+        made.limit(96)
         chunked = made.run(prompts[:5], NEW) + [made.run([prompt], NEW)[0] for prompt in prompts[5:10]]
         chunked += made.run(prompts[10:], NEW, joins=[3 * i for i in range(COUNT - 10)])
         assert same(chunked, wanted(name)) == ALL
-        assert made.retention.waiting_bytes == 0 and not made.retention.states
+        left()
         # all that run are put out, some within their prompts, and read again with what they had generated
         made.preempted = 0
         preempted = made.run(prompts, NEW, joins=[2 * i for i in range(COUNT)], put_out=[4, 17, 40])
         assert same(preempted, wanted(name)) == ALL
         assert made.preempted > 3
-        assert made.free_blocks == free and made.retention.waiting_bytes == 0 and not made.retention.states
+        left()
 
 
 def test_preempted_in_a_small_pool(folders, wanted):
