@@ -40,7 +40,7 @@ VLLM := .venv-vllm
 vllm: $(VLLM)/.ready
 	$(VLLM)/bin/python -m pytest tests/engines
 
-# what not every registry has; .ci/run skips these tests where this fails
+# what not every registry has
 vllm-wheels: $(VLLM)/.wheels
 
 $(VLLM)/.wheels: requirements-vllm.txt
