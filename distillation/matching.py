@@ -22,10 +22,11 @@ from distill.patches.selection import ELEMENTS, attention_rows, indices_of, visi
 
 #: how many queries there are in a fit for each carrier of a head, evenly spread; all, if the prompt has no more
 QUERIES = 64
-#: about how many probabilities of a layer a fit reads at most; for a long prompt that leaves fewer queries
-SAMPLE = 2**24
-#: the fewest queries for each carrier; they may be more probabilities than `SAMPLE`
+#: but no more of them than this, unless that leaves fewer for each carrier than `FEWEST`
+MOST = 1024
 FEWEST = 16
+#: probabilities of a layer that are computed at once
+SAMPLE = 2**24
 
 
 @register
@@ -259,18 +260,17 @@ class _LayerFit:
     def layer(self) -> KeptLayer:
         return self.layers[self.index]
 
-    def blocks(self, most: int = ELEMENTS, every: int = 1) -> Iterator[Tensor]:
+    def blocks(self, most: int = ELEMENTS, every: Tensor | None = None) -> Iterator[Tensor]:
         """Attention probabilities among the prompt's entries, `(batch, kv_heads, queries, held)`, block by block.
 
         Args:
             most: elements of a block.
-            every: of so many queries, take one.
+            every: `(batch,)`, of how many queries of a row one is taken; `None` for all.
         """
         layer, heads = self.layer, self.layer.keys.shape[1]
         assert layer.layout is not None
         places = layer.layout.masked_fill(~self.prompt, -1)  # (batch, kv_heads, held)
-        for query, asked in self.queries.parts():
-            query, asked = query[:, :, ::every], asked[:, ::every]
+        for query, asked in self.queries.thinned(every):
             size = max(most // (query.shape[0] * query.shape[1] * places.shape[-1]), 16)
             for start in range(0, query.shape[2], size):
                 part = slice(start, start + size)
@@ -278,13 +278,11 @@ class _LayerFit:
                 rows = attention_rows(query[:, :, part], layer.keys, self.queries.softmax, visible)
                 yield rows.unflatten(1, (heads, -1)).flatten(2, 3)
 
-    def _every(self, carriers: int) -> int:
-        """Of how many queries one is enough to choose and fit so many carriers a head."""
-        held, heads = self.prompt.shape[-1], self.prompt.shape[1]
-        # of one row: a batch must not change what it gets
-        asked, each = self.queries.count, max(carriers, 1) * heads
-        fitting = -(-asked * held // SAMPLE)
-        return max(asked // (QUERIES * each), min(fitting, asked // (FEWEST * each)), 1)
+    def _every(self, count: Tensor) -> Tensor:
+        """`(batch,)`: of how many queries of a row one is enough to choose and fit so many carriers a head."""
+        carriers = count.amax(1)  # of the row alone: a batch must not change what it gets
+        wanted = (QUERIES * carriers).clamp(max=MOST).maximum(FEWEST * carriers).clamp(min=1)
+        return (self.queries.count // self.prompt.shape[1] // wanted).clamp(min=1)
 
     @torch.no_grad()
     def apply(self, count: Tensor) -> None:
@@ -295,7 +293,8 @@ class _LayerFit:
         """
         fixed, blocks = self.stays & self.prompt, self.blocks
         if self.policy.carriers:
-            sample = torch.cat(list(self.blocks(SAMPLE, self._every(int(count.max())))), dim=2)
+            parts = list(self.blocks(SAMPLE, self._every(count)))
+            sample = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
             chosen = choose(sample, self.prompt & ~self.stays, count.to(fixed.device))
             free, blocks = indices_of(chosen), partial(iter, (sample,))
         else:

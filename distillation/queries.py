@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from distill.patches.run import Call, Observation, Run
-from distill.patches.selection import Softmax
+from distill.patches.selection import Softmax, indices_of
 from distill.patches.stock import rotation, tables_at
 
 #: tokens of the prompt that are read again at a time
@@ -32,14 +32,32 @@ class Collected:
         self._parts.append((query, asked.to(query.device)))
         self.softmax = seen.softmax
 
-    def parts(self) -> list[tuple[Tensor, Tensor]]:
-        """All queries and their positions."""
-        return self._parts
+    def thinned(self, every: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Queries and their positions, part by part: of each row the first, and then one of so many.
+
+        Args:
+            every: `(batch,)`; `None` for all.
+        """
+        if every is None or int(every.max()) == 1:
+            yield from self._parts
+            return
+        before = torch.zeros_like(every)
+        for query, asked in self._parts:
+            real = (asked >= 0).cpu()  # (batch, queries)
+            rank = before[:, None] + real.cumsum(1) - 1
+            index = indices_of((real & (rank % every[:, None] == 0))[:, None])[:, 0].to(asked.device)
+            before = before + real.sum(1)
+            place = index.clamp(min=0)
+            shape = (-1, query.shape[1], -1, query.shape[3])
+            yield (
+                query.gather(2, place[:, None, :, None].expand(shape)),
+                asked.gather(1, place).masked_fill(index < 0, -1),
+            )
 
     @property
-    def count(self) -> int:
-        """Queries of all heads."""
-        return sum(query.shape[1] * query.shape[2] for query, _ in self._parts)
+    def count(self) -> Tensor:
+        """`(batch,)`: queries of each row, of all heads."""
+        return sum((asked >= 0).sum(1).cpu() * query.shape[1] for query, asked in self._parts)  # type: ignore[return-value]
 
 
 class Collecting(Run):

@@ -80,7 +80,7 @@ def test_own_queries_turned_on_are_those_of_the_prompt_read_again():
 
     read(model, ids, mask, policy=Noted(8, 4))
     query, asked = own[0]
-    (other, places), *rest = again[0].parts()
+    (other, places), *rest = again[0].thinned()
     assert not rest and torch.equal(asked, places)
     real = (asked >= 0)[:, None, :, None]
     torch.testing.assert_close(query * real, other * real, atol=1e-5, rtol=1e-4)
@@ -227,6 +227,24 @@ def test_it_follows_promptdistill():
     assert all(layer.bias is not None for layer in cache.layers)
 
 
+@pytest.mark.parametrize("of", ["repeat", "context"])
+def test_a_row_of_a_batch_is_fitted_to_its_own_queries(monkeypatch, of):
+    """Also where only some of them are used, and where they come in several parts."""
+    monkeypatch.setattr(matching, "QUERIES", 4)
+    monkeypatch.setattr(queries, "CHUNK", 24)
+    model, policy = tiny("llama"), AttentionMatching(SnapKV(0.25, 4), carriers=0.3, queries=of)
+    ids = prompt(60, 3)
+    mask = torch.ones_like(ids)
+    mask[0, :29], mask[1, :7] = 0, 0
+    batch = read(model, ids, mask, policy)
+    for row in range(3):
+        own = read(model, ids[row : row + 1, int((mask[row] == 0).sum()) :], policy=policy)
+        for layer, alone in zip(batch.layers, own.layers, strict=True):
+            held = alone.keys.shape[2]
+            torch.testing.assert_close(layer.values[row : row + 1, :, -held:], alone.values, atol=1e-4, rtol=1e-3)
+            torch.testing.assert_close(layer.bias[row : row + 1, :, -held:], alone.bias, atol=1e-4, rtol=1e-3)
+
+
 def test_a_large_prompt_is_fitted_in_blocks(monkeypatch):
     """Where not all probabilities fit in memory at once, carriers are chosen by some queries, and fitted to all."""
     model, ids, policy = tiny("llama"), prompt(64), AttentionMatching(SnapKV(16, 4))
@@ -235,7 +253,7 @@ def test_a_large_prompt_is_fitted_in_blocks(monkeypatch):
     exact = read(model, ids, policy=policy)
     for layer, same in zip(before.layers, exact.layers, strict=True):
         assert torch.equal(layer.values, same.values)
-    monkeypatch.setattr(matching, "SAMPLE", 4 * 64 * 64 // 2)
+    monkeypatch.setattr(matching, "QUERIES", 8)
     fewer = read(model, ids, policy=policy)
     assert [layer.held for layer in fewer.layers] == [16] * 4
     changed = [not torch.equal(a.values, b.values) for a, b in zip(before.layers, fewer.layers, strict=True)]
