@@ -45,9 +45,9 @@ class AttentionMatching(Policy):
     exact, such as the digits of a number that one entry alone is asked for; see docs/distillation.md.
 
     The fit costs about as much time as reading the prompt once more, `queries="repeat"` another reading unless
-    `policy` (KVzip) does that anyway. Until it is done, the whole cache is held. Carriers of long prompts are fitted
-    to a part of the queries, evenly spread; which part depends on the longest row of a batch. Layers with a sliding
-    window are fitted on what the window holds.
+    `policy` (KVzip) does that anyway. Until it is done, the whole cache is held. Carriers are
+    fitted to a part of the queries, evenly spread (`QUERIES`). Layers with a sliding window are fitted on what the
+    window holds.
 
     Args:
         policy: chooses the entries. It must keep one set of entries per KV head, and drop none while decoding.
