@@ -12,7 +12,9 @@ import uvicorn
 @contextlib.contextmanager
 def live(app, log_level="error", **options):
     """The application on a free port of this machine's loopback, in a thread; yields the URL."""
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level=log_level, **options))
+    # configured logging would close the handlers of other packages, and with them the stream that pytest reads
+    settings = {"host": "127.0.0.1", "port": 0, "log_level": log_level, "log_config": None, **options}
+    server = uvicorn.Server(uvicorn.Config(app, **settings))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
