@@ -95,29 +95,28 @@ class LatentLayer(DynamicLayer):
                     f"attention_mask: got one of {len(self.padding)} rows; allowed here is one of {batch}"
                 )
             self._rows(lambda padding: padding.repeat_interleave(batch // len(padding)))  # beams begin side by side
+        positions = self.positions(start, start + new, batch, key_states.device)
         stored_keys, stored_values = key_states, value_states
         if self.key_span is not None:
-            positions = self.positions(start, start + new, batch, key_states.device)
-            flat = _flat(self.turn(key_states.float(), positions, True))  # (batch, new, kv_heads * head_dim)
-            latent = self.key_span.coordinates(flat)
-            self._check("keys", self.key_span, flat, latent, positions)
-            stored_keys = latent.to(key_states.dtype)[:, None]
+            stored_keys = self._latent(
+                "keys", self.key_span, self.turn(key_states.float(), positions, True), positions
+            )
         if self.value_span is not None:
-            flat = _flat(value_states.float())
-            latent = self.value_span.coordinates(flat)
-            positions = self.positions(start, start + new, batch, flat.device)
-            self._check("values", self.value_span, flat, latent, positions)
-            stored_values = latent.to(value_states.dtype)[:, None]
+            stored_values = self._latent("values", self.value_span, value_states.float(), positions)
+        stored_keys, stored_values = stored_keys.to(key_states.dtype), stored_values.to(value_states.dtype)
         keys, values = super().update(stored_keys, stored_values)
         if self.key_span is not None:
             whole = _heads(self.key_span.restored(keys[:, 0].float()), heads)
-            positions = self.positions(0, start + new, batch, keys.device)
-            keys = self.turn(whole, positions, False).to(key_states.dtype)
+            everywhere = self.positions(0, start + new, batch, keys.device)
+            keys = self.turn(whole, everywhere, False).to(key_states.dtype)
         if self.value_span is not None:
             values = _heads(self.value_span.restored(values[:, 0].float()), heads).to(value_states.dtype)
         return keys, values
 
-    def _check(self, what: str, span: Span, flat: Tensor, latent: Tensor, positions: Tensor) -> None:
+    def _latent(self, what: str, span: Span, states: Tensor, positions: Tensor) -> Tensor:
+        """`(batch, 1, new, rank)`: the coordinates of unrotated states `(batch, kv_heads, new, head_dim)`, float32."""
+        flat = _flat(states)  # (batch, new, kv_heads * head_dim)
+        latent = span.coordinates(flat)
         real = slice(None) if self.padding is None else positions > 0  # position 0 is turned by nothing
         lost = (flat - span.restored(latent))[real].norm()
         if lost > MOST_LOST * flat[real].norm():
@@ -126,6 +125,7 @@ class LatentLayer(DynamicLayer):
                 "positions (with padding at the left: LatentCache(model, attention_mask)), of models in which a key "
                 "is its projection, rotated"
             )
+        return latent[:, None]
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorders the rows."""
