@@ -44,15 +44,20 @@ def nonnegative(gram: Tensor, moment: Tensor, least: float, most: float, steps: 
     Returns:
         `(..., count)`.
     """
-    step = 1 / gram.sum(-1).amax(-1, keepdim=True).clamp(min=torch.finfo(gram.dtype).tiny)
-    x = y = torch.ones_like(moment).clamp(least, most)
+    step = 1 / gram.sum(-1).amax(-1).clamp(min=torch.finfo(gram.dtype).tiny)[..., None, None]
+    # a step of the gradient is one product: x - step (gram x - moment) = (1 - step gram) x + step moment
+    ahead = (torch.eye(gram.shape[-1], device=gram.device, dtype=gram.dtype) - step * gram).reshape(
+        -1, *gram.shape[-2:]
+    )
+    moved = (step * moment[..., None]).reshape(-1, gram.shape[-1], 1)  # (problems, count, 1)
+    x = y = torch.ones_like(moved).clamp(least, most)
     momentum = 1.0
     for _ in range(steps):
-        after = (y - step * ((gram @ y[..., None])[..., 0] - moment)).clamp(least, most)
+        after = torch.baddbmm(moved, ahead, y).clamp_(least, most)
         later = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        y = after + (momentum - 1) / later * (after - x)
+        y = after.lerp(x, (1 - momentum) / later)
         x, momentum = after, later
-    return x
+    return x.view_as(moment)
 
 
 def columns(probabilities: Tensor, index: Tensor) -> Tensor:
