@@ -6,7 +6,7 @@
     python benchmarks/codec.py blocks                     # block sizes
     python benchmarks/codec.py speed                      # whole files there and back, both ways
     python benchmarks/codec.py heldout                    # the shipped model on a book it was not trained on
-
+    python benchmarks/codec.py policies                   # a small KV cache in the model that predicts
     python benchmarks/codec.py travel                     # other threads, other batch: what decodes, portable or not
 
 Data come from DISTILL_SHARED (default ../shared). One CPU thread. "payload and model" adds the weights, as rankings
@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 
+import distill
 from distill import codec, mini
 from distill.codec.coding import decode_group
 from distill.codec.compare import Row, classical_rows, model_rows
@@ -114,13 +115,38 @@ def speed(args: argparse.Namespace, reader: codec.CodecModel) -> None:
     data = text(*TEXTS["alice29"], args.bytes)
     print(f"alice29, {len(data):,} bytes\n\n| coding | bits per byte | kB/s there | kB/s back |")
     print("| :-- | --: | --: | --: |")
-    for name, changes in {"ac": {}, "ac, model alone": {"correct": ()}, "rank": {"codec": "rank"}}.items():
-        out, back = io.BytesIO(), io.BytesIO()
-        there = codec.compress_stream(io.BytesIO(data), out, reader, settings(args, **changes), verify=False)
-        again = codec.decompress_stream(io.BytesIO(out.getvalue()), back, reader)
+    double = codec.load_model(args.model or mini.path("llama"), portable=True)
+    ways: dict[str, dict[str, object]] = {
+        "ac": {},
+        "ac, model alone": {"correct": ()},
+        "rank": {"codec": "rank"},
+        "ac, portable": {"portable": True},
+        "ac, model alone, portable": {"correct": (), "portable": True},
+    }
+    for name, changes in ways.items():
+        out, back, model = io.BytesIO(), io.BytesIO(), double if changes.get("portable") else reader
+        there = codec.compress_stream(io.BytesIO(data), out, model, settings(args, **changes), verify=False)
+        again = codec.decompress_stream(io.BytesIO(out.getvalue()), back, model)
         assert back.getvalue() == data
         rates = f"{len(data) / there.seconds / 1000:.3f} | {len(data) / again.seconds / 1000:.3f}"
         print(f"| {name} | {8 * there.payload / len(data):.4f} | {rates} |", flush=True)
+
+
+def policies(args: argparse.Namespace, reader: codec.CodecModel) -> None:
+    """What a small cache in the model costs in bits, beside a short window of the same size."""
+    data, few = text(*TEXTS["alice29"], args.bytes), args.context // 4
+    print(f"alice29, {len(data):,} bytes, the model alone\n\n| cache | bits per byte | kB/s |\n| :-- | --: | --: |")
+    rows: list[tuple[str, distill.Policy | None, int]] = [
+        (f"window of {args.context}", None, args.context),
+        (f"window of {few}", None, few),
+        (f"window of {args.context}, StreamingLLM({few})", distill.StreamingLLM(few), args.context),
+        (f"window of {args.context}, H2O({few})", distill.H2O(few), args.context),
+        (f"window of {args.context}, SnapKV({few})", distill.SnapKV(few), args.context),
+    ]
+    for name, policy, context in rows:
+        model = distill.load(args.model or mini.path("llama"), policy=policy, dtype=torch.float32).eval()
+        found = reported(data, replace(reader, model=model), settings(args, context=context, correct=()))
+        print(f"| {name} | {8 * found.payload / len(data):.4f} | {len(data) / found.seconds / 1000:.3f} |", flush=True)
 
 
 def heldout(args: argparse.Namespace, reader: codec.CodecModel) -> None:
@@ -165,7 +191,7 @@ def travel(args: argparse.Namespace, reader: codec.CodecModel) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {function.__name__: function for function in (ways, contexts, blocks, speed, heldout, travel)}
+    kinds = {function.__name__: function for function in (ways, contexts, blocks, speed, heldout, policies, travel)}
     parser.add_argument("kind", nargs="?", choices=kinds, default="ways")
     parser.add_argument("--model", help="folder or GGUF file; default: the shipped mini-llama")
     parser.add_argument("--bytes", type=int, default=4000, help="of each text (default %(default)s)")

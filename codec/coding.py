@@ -45,6 +45,7 @@ def advance(
     counts: dict[int, int],
     choose: Choose,
     tick: Callable[[int, int], None] = lambda step, steps: None,
+    known: list[list[int]] | None = None,
 ) -> None:
     """Runs the model over several blocks in lock step.
 
@@ -54,10 +55,12 @@ def advance(
         counts: tokens of each lane that is coded; other lanes read the start token.
         choose: says which token comes in a lane: the encoder knows it, the decoder finds it out.
         tick: called after each step with its number and how many there will be.
+        known: the tokens of all lanes; given by the encoder, and made use of where that changes no number.
     """
     if not any(counts.values()):
         return
-    steps = Lanes(reader, lanes, settings.context, settings.overlap, hidden="adapt" in settings.correct)
+    ahead = known if settings.portable else None
+    steps = Lanes(reader, lanes, settings.context, settings.overlap, "adapt" in settings.correct, ahead)
     correctors = {lane: Corrector(reader.vocabulary, settings.grid, settings.correct) for lane in counts}
     longest = max(counts.values(), default=0)
     for step in range(longest):
@@ -113,7 +116,8 @@ def encode_group(
     def told(step: int, steps: int) -> None:
         tick(step, steps, sum(one.coded or one.model for one in found.values()))
 
-    advance(reader, settings, len(read), {lane: len(ids) for lane, ids in tokens.items()}, choose, told)
+    counts = {lane: len(ids) for lane, ids in tokens.items()}
+    advance(reader, settings, len(read), counts, choose, told, list(tokens.values()))
     frames = []
     for index, block in enumerate(blocks):
         plain = classical(block, first + index)

@@ -190,6 +190,42 @@ def test_portable_does_not_ask_how_many_threads_and_blocks(way, monkeypatch):
     assert codec.decompress(single, double) == data
 
 
+@pytest.mark.parametrize("way", [{"codec": "ac"}, {"codec": "rank"}, {"correct": ()}])
+@pytest.mark.parametrize("most", [1, 5 * 4096 * 3, 2**24])
+def test_a_portable_encoder_reads_ahead(way, most, monkeypatch):
+    """To the same bytes, in fewer calls; windows roll over meanwhile, and lanes end at different places."""
+    double, data, calls = tiny_reader(portable=True), (TEXT * 4).encode(), []
+    double.model.register_forward_pre_hook(lambda *given: calls.append(1))
+    chosen = Settings(portable=True, context=20, overlap=9, block=150, batch=3, layout=False, **way)
+
+    def coded(ahead):
+        calls.clear()
+        out = io.BytesIO()
+        with monkeypatch.context() as patch:
+            patch.setattr("distill.codec.stepping.AHEAD", most if ahead else 1)
+            codec.compress_stream(io.BytesIO(data), out, double, chosen, verify=False)
+        return out.getvalue(), len(calls)
+
+    (step_by_step, many), (at_once, few) = coded(False), coded(True)
+    assert at_once == step_by_step and (few < many / 2 if most > 1 else few == many)
+    assert codec.decompress(at_once, double) == data
+
+
+def test_a_checkpoint_with_a_policy(tmp_path, shipped):
+    """Its cache is small in both directions; the file knows it from the stock checkpoint by its config."""
+    from distill import StreamingLLM, load
+
+    load(mini.path("llama"), policy=StreamingLLM(24)).save_pretrained(tmp_path)
+    shipped.tokenizer.save_pretrained(tmp_path)
+    small = codec.load_model(tmp_path)
+    data = STORY[:500]
+    whole = codec.compress(data, small, context=80, overlap=50, block=300)
+    assert codec.decompress(whole, tmp_path) == data
+    assert len(whole) != len(codec.compress(data, shipped, context=80, overlap=50, block=300))
+    with pytest.raises(ValueError, match="model: got 'mini-llama', whose weights"):
+        codec.decompress(whole, shipped)
+
+
 def test_what_does_not_decode_is_packed_by_zstandard(shipped, monkeypatch):
     """A model that comes to other numbers the second time, as on a machine that does not repeat itself."""
     calls = []
