@@ -81,8 +81,9 @@ def collect(folders: Sequence[Path]) -> dict[str, Any]:
     if len(names) > 1:
         raise ValueError(f"folders: got runs of {', '.join(sorted(names))}; allowed are runs of one benchmark")
     bench = catalogue.benchmark(names.pop())
-    runs = [_run(scores, bench.unit == "points") for scores in scored]
     headers = [task["header"] for scores in scored for task in scores["tasks"].values()]
+    models = _short([_model(header) for header in headers])
+    runs = [_run(scores, models, bench.unit == "points") for scores in scored]
     if bench.unit == "points":
         _add_differences(runs)
     tasks = list(dict.fromkeys(task for run in runs for task in run["scores"]))
@@ -132,13 +133,28 @@ def _place(scores: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def _run(scores: Mapping[str, Any], pooled: bool) -> dict[str, Any]:
+def _model(header: Mapping[str, Any]) -> str:
+    return str(header.get("model", ""))
+
+
+def _short(models: Sequence[str]) -> dict[str, str]:
+    """What runs are called by: empty if all are of one model, else the ends of the paths that tell them apart."""
+    parts = {model: Path(model).parts for model in models}
+    for count in range(min(len(parts) - 1, 1), max(map(len, parts.values())) + 1):
+        names = {model: "/".join(part[-count:] if count else ()) for model, part in parts.items()}
+        if len(set(names.values())) == len(names):
+            return names
+    return {model: model for model in models}
+
+
+def _run(scores: Mapping[str, Any], models: Mapping[str, str], pooled: bool) -> dict[str, Any]:
     """One run: its name, its settings, and the numbers to draw for each task and, if `pooled`, for all together."""
     header = next(iter(scores["tasks"].values()))["header"]
     tasks = {name: _entry(task) for name, task in scores["tasks"].items() if task["n"]}
     if pooled and len(tasks) > 1:
         tasks[ALL] = _pooled(list(tasks.values()))
     return {
+        "model": models[_model(header)],
         "label": header["label"],
         "edition": header["edition"],
         "protocol": header["protocol"],
@@ -185,10 +201,16 @@ def _pooled(entries: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _add_differences(runs: Sequence[dict[str, Any]]) -> None:
-    """Adds to each run's tasks the paired difference to the stock model under the same protocol, in points."""
-    stock = {run["protocol"]: run for run in runs if run["edition"] == STOCK}
+    """Adds to each run's tasks the paired difference to the stock model under the same protocol, in points.
+
+    A method is compared with its own model; models are compared with the first of them.
+    """
+    stock = [run for run in runs if run["edition"] == STOCK]
+    first = {run["protocol"]: run for run in reversed(stock)}
+    own = {(run["model"], run["protocol"]): run for run in stock}
     for run in runs:
-        base = stock.get(run["protocol"])
+        protocol = run["protocol"]
+        base = first.get(protocol) if run["edition"] == STOCK else own.get((run["model"], protocol))
         if base is None or base is run:
             continue
         pairs: dict[str, list[tuple[float, float]]] = {}

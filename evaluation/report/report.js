@@ -10,8 +10,11 @@ const AGNOSTIC = "query-agnostic";
 // scores of samples are 0..1 where the unit is points; otherwise they are shown as they are
 const POINTS = data.unit === "points", SCALE = POINTS ? 100 : 1;
 const byId = (id) => document.getElementById(id);
-const methods = [...new Set(data.runs.filter((run) => run.edition !== STOCK).map((run) => run.label))];
-const colour = (run) => run.edition === STOCK ? "#1b1f24" : COLOURS[methods.indexOf(run.label) % COLOURS.length];
+// one colour for a method of a model; `model` is empty where all runs are of one. The first model without a method is black.
+const series = (run) => `${run.model}|${run.label}`;
+const plain = data.runs.filter((run) => run.edition === STOCK).map(series)[0];
+const coloured = [...new Set(data.runs.map(series).filter((name) => name !== plain))];
+const colour = (run) => series(run) === plain ? "#1b1f24" : COLOURS[coloured.indexOf(series(run)) % COLOURS.length];
 
 function element(name, attributes = {}, ...children) {
   const node = document.createElement(name);
@@ -31,9 +34,10 @@ function shape(parent, name, attributes = {}, text = null) {
 // settings make labels long: where a method occurs with several, each gets a number, which the legend explains
 const variants = (run) => [...new Set(data.runs.filter((one) => one.edition === run.edition).map((one) => one.label))];
 function shortName(run) {
-  if (run.edition === STOCK) return "stock model";
+  const model = run.model ? `${run.model}, ` : "";
+  if (run.edition === STOCK) return `${model}stock model`;
   const labels = variants(run);
-  return labels.length === 1 ? run.edition : `${run.edition} #${labels.indexOf(run.label) + 1}`;
+  return model + (labels.length === 1 ? run.edition : `${run.edition} #${labels.indexOf(run.label) + 1}`);
 }
 const atBudget = (run) => `${shortName(run)}${run.budget === null ? "" : ` @ ${run.budget}`}`;
 const runName = (run) => `${atBudget(run)}, ${run.protocol}`;
@@ -80,13 +84,13 @@ function curves(id, task, title, value, format, options = {}) {
   }
   for (const run of runs.filter((one) => one.edition === STOCK)) {
     const v = value(run.tasks[task]);
-    const line = shape(svg, "line", { x1: left, x2: width - right, y1: y(v), y2: y(v), stroke: "#1b1f24", "stroke-width": 1.6,
+    const line = shape(svg, "line", { x1: left, x2: width - right, y1: y(v), y2: y(v), stroke: colour(run), "stroke-width": 1.6,
       "stroke-dasharray": run.protocol === AGNOSTIC ? "2 4" : "none" });
     shape(line, "title", {}, `${runName(run)}: ${format(v)}`);
   }
   const groups = new Map();
   for (const run of runs.filter((one) => one.edition !== STOCK)) {
-    const key = `${run.label}|${run.protocol}`;
+    const key = `${series(run)}|${run.protocol}`;
     groups.set(key, [...(groups.get(key) || []), run]);
   }
   [...groups.values()].forEach((group, number) => {
@@ -111,8 +115,8 @@ function curves(id, task, title, value, format, options = {}) {
 function legend() {
   const seen = new Set();
   for (const run of data.runs) {
-    if (seen.has(run.label)) continue;
-    seen.add(run.label);
+    if (seen.has(series(run))) continue;
+    seen.add(series(run));
     const svg = document.createElementNS(NS, "svg");
     svg.setAttribute("viewBox", "0 0 34 12");
     shape(svg, "line", { x1: 0, x2: 34, y1: 6, y2: 6, stroke: colour(run), "stroke-width": 2 });

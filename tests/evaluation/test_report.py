@@ -97,6 +97,42 @@ def test_the_numbers_of_the_report(compared):
     assert data["facts"]["preset"] == "official" and data["facts"]["environment"]["versions"]["torch"]
 
 
+def test_several_models_are_told_apart(compared, tmp_path):
+    """A method is compared with its own model, another model with the first."""
+    assert {run["model"] for run in collect(folders(compared))["runs"]} == {""}
+    aware = [folder for folder in folders(compared) if "query-aware" in folder.name]
+    stock = next(folder for folder in aware if "default" in folder.name)
+    method = next(folder for folder in aware if folder != stock)
+    copies = []
+    for folder in (stock, method):
+        copy = tmp_path / "small" / folder.name
+        shutil.copytree(folder, copy)
+        scores = json.loads((copy / "scores.json").read_text())
+        for task in scores["tasks"].values():
+            task["header"]["model"] = "elsewhere/small"
+            task["samples"] = dict.fromkeys(task["samples"], 0.5)
+        (copy / "scores.json").write_text(json.dumps(scores))
+        copies.append(copy)
+    runs = collect([stock, method, *copies])["runs"]
+    gaps = {(run["model"], run["edition"]): run["tasks"]["random"].get("difference") for run in runs}
+    assert {model for model, _ in gaps} == {"llama", "small"} and len(gaps) == 4
+    assert gaps["llama", "default"] is None and gaps["small", "default"][0] == -50  # stock finds all
+    assert gaps["small", "promptdistill"][0] == 0 and gaps["llama", "promptdistill"][0] <= 0
+
+
+@pytest.mark.parametrize(
+    ("models", "names"),
+    [
+        (["a/x"], [""]),
+        (["a/x", "a/y"], ["x", "y"]),
+        (["a/x", "b/x", "b/y"], ["a/x", "b/x", "b/y"]),
+        (["x", "a/x"], ["x", "a/x"]),
+    ],
+)
+def test_names_of_models(models, names):
+    assert list(report._short(models).values()) == names
+
+
 def test_the_page_is_whole_and_loads_nothing(compared):
     page = (compared / "report.html").read_text(encoding="utf-8")
     assert "%TITLE%" not in page and "%DATA%" not in page
