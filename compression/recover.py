@@ -244,7 +244,7 @@ def recover(
         folder: for checkpoints and the log; it is closed in the end.
         recipe: how it is trained.
     Returns:
-        settings, and the loss of the first and the last steps that the log has.
+        settings, and by step the losses that the log has, each the mean of the steps since the one before.
     Raises:
         ValueError: no factors, unequal vocabularies, or a folder of another run.
     """
@@ -256,7 +256,7 @@ def recover(
     try:
         run.train()
         run.finish()
-        losses = [row["loss"] for row in folder.rows() if "loss" in row]
+        losses = [(row["step"], row["loss"]) for row in folder.rows() if "loss" in row]
     finally:
         folder.close()
-    return {"steps": steps, **vars(run.recipe), "loss": {"first": losses[:1], "last": losses[-1:]}}
+    return {"steps": steps, **vars(run.recipe), "losses": losses}

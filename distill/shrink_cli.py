@@ -17,7 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "Linear layers become products of two thin matrices, whose ranks a planner chooses: what lowers\n"
         "the loss most for each byte. OUT gets a checkpoint that AutoModelForCausalLM (after `import distill`) and\n"
-        "distill.load read, policies on top, and summary.json, summary.md, summary.html. A killed run goes on.\n"
+        "distill.load read, policies on top, and summary.json, summary.md, summary.html; --report-to tensorboard (or\n"
+        "wandb, ...) hands the same figures on, also of a run that is finished. A killed run goes on.\n"
         "The ratio is bytes of the weights' file before over after, in the dtype that is written. At the same bytes\n"
         "int8 and int4 are usually better: docs/compression.md has them side by side.\n\n"
         "examples:\n"
@@ -56,6 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quality", type=float, help="write nothing if the perplexity is more than so many times the original's"
     )
     parser.add_argument("--seed", type=int)
+    parser.add_argument(
+        "--report-to",
+        nargs="+",
+        default=[],
+        metavar="TRACKER",
+        help="tensorboard (files in OUT/shrink), wandb, ...: what is installed of Accelerate's trackers",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,7 +83,9 @@ def run(args: argparse.Namespace) -> int:
 
     from distill.compression.job import Job, TooFarBelow
     from distill.compression.report import headline
+    from distill.compression.track import check_trackers, track
 
+    check_trackers(args.report_to)
     settings = _settings(args)
     try:
         text = args.calibration.read_text(encoding="utf-8")
@@ -92,6 +102,8 @@ def run(args: argparse.Namespace) -> int:
     except TooFarBelow as error:
         print(f"distill shrink: {error}")
         return 1
+    if args.report_to:
+        track(summary, args.output, args.report_to)
     quality = summary["quality"]
     print(f"\n{headline(summary)}")
     print(f"perplexity, held-out: {quality['before']['token']:.2f} -> {quality['after']['token']:.2f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import struct
 
 import pytest
 import torch
@@ -74,6 +75,37 @@ def test_the_summary_is_what_is_there(done, model, text, capsys):
     assert shrink(model, text, done, *more) == 0 and "finished already" in capsys.readouterr().out
     assert shrink(model, text, done, *more, "--floor", "4") == 2
     assert "the result of another run" in capsys.readouterr().err
+
+
+def test_a_finished_run_is_handed_to_trackers(done, model, text, tmp_path, capsys):
+    """TensorBoard's files hold the figures of the summary, and each loss that was logged."""
+    shutil.copytree(done, tmp_path / "copy")
+    out, more = tmp_path / "copy", ["--ratio", "1.6", "--config", "recovered", "--recover-steps", "3"]
+    assert shrink(model, text, out, *more, "--report-to", "nothing") == 2
+    assert "report_to: got 'nothing'; allowed are" in capsys.readouterr().err and not (out / "shrink").exists()
+    summary = json.loads((out / "summary.json").read_text())
+    summary["receipts"][1]["details"]["losses"] = [[20, 0.5], [40, 0.25]]
+    (out / "summary.json").write_text(json.dumps(summary))
+    assert shrink(model, text, out, *more, "--report-to", "tensorboard") == 0
+    found = dict(events(out / "shrink"))
+    assert found["recover/loss", 20] == 0.5 and found["recover/loss", 40] == 0.25
+    for step, side in enumerate(("before", "after")):
+        assert found["weights/file_bytes", step] == pytest.approx(summary["bytes"][side])
+        assert found["weights/perplexity", step] == pytest.approx(summary["quality"][side]["token"])
+
+
+def events(folder):
+    """`((name, step), number)` of each figure in TensorBoard's files: records of length, checksum, event, checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    for file in sorted(folder.glob("events.*")):
+        data = file.read_bytes()
+        while data:
+            (size,) = struct.unpack("<Q", data[:8])
+            event = Event.FromString(data[12 : 12 + size])
+            data = data[16 + size :]
+            for value in event.summary.value:
+                yield (value.tag, event.step), value.simple_value
 
 
 def test_check_finds_what_is_wrong(done, tmp_path, capsys):
