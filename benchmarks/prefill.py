@@ -4,7 +4,8 @@ The bound is the stock model's own time for what must be computed: the layers up
 tokens, and the others on the k + 1 tokens that are kept. All runs of one length are taken in turns, so that their
 ratios are those of one machine in one state.
 
-    python benchmarks/prefill.py --lengths 1024 4096 8192
+    python benchmarks/prefill.py --lengths 1024 4096 8192            # random weights
+    python benchmarks/prefill.py --model FOLDER --lengths 1024       # a checkpoint, with what distill.suggest says
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import statistics
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from tqdm import tqdm
+from transformers import AutoModelForCausalLM
 
+import distill
 from benchmarks.harness import (
     add_model_arguments,
     megabytes,
@@ -45,8 +49,11 @@ class Runs:
 
     def __init__(self, stock: Any, ours: Any, length: int, policy: PromptDistill, args: argparse.Namespace) -> None:
         self.stock, self.ours, self.policy, self.args = stock, ours, policy, args
-        self.length, self.kept = length, min(policy.n_topks[0] + 1, length)
-        self.cut, self.layers = policy.selection_layers[0] + 1, stock.config.num_hidden_layers
+        self.length, self.layers = length, stock.config.num_hidden_layers
+        reaching = policy.tokens_reaching(length, ours.config)
+        groups = [list(group) for _, group in groupby(range(self.layers), reaching.__getitem__)]
+        #: layers that the same number of tokens reach, and that number
+        self.parts = [(slice(group[0], group[-1] + 1), reaching[group[0]]) for group in groups]
         self.ids = torch.randint(0, stock.config.vocab_size, (1, length), device=args.device)
         self.all = {
             "stock": lambda: self.forward(stock, self.ids),
@@ -60,16 +67,18 @@ class Runs:
             return model(ids, use_cache=True, logits_to_keep=1, **kwargs)
 
     def bound(self) -> None:
-        with only_layers(self.stock, slice(0, self.cut)), torch.no_grad():
-            self.stock.model(self.ids, use_cache=True)
-        with only_layers(self.stock, slice(self.cut, None)):
-            self.forward(self.stock, self.ids[:, -self.kept :])
+        for layers, tokens in self.parts:
+            with only_layers(self.stock, layers), torch.no_grad():
+                if layers.stop < self.layers:
+                    self.stock.model(self.ids[:, -tokens:], use_cache=True)
+                else:
+                    self.forward(self.stock, self.ids[:, -tokens:])
 
     def times(self) -> dict[str, Any]:
         seconds = time_interleaved(self.all, self.args.repeats, self.args.device)
         caches = {name: cache_bytes(self.all[name]().past_key_values) for name in ("stock", "on")}
+        entries = self.policy.entries_kept(self.length, self.ours.config)  # of all heads, layer by layer
         per_token = caches["stock"] // (self.length * self.layers)
-        early = self.kept if self.policy.cache_truncation_end else self.length
         return {
             "tokens": self.length,
             "seconds": {name: statistics.median(values) for name, values in seconds.items()},
@@ -78,7 +87,7 @@ class Runs:
             "bound": ratio(seconds, "stock", "bound"),
             "of_bound": ratio(seconds, "bound", "on"),
             "cache_bytes": caches,
-            "predicted_cache_bytes": per_token * (self.cut * early + (self.layers - self.cut) * self.kept),
+            "predicted_cache_bytes": per_token * sum(entries) // self.ours.config.num_key_value_heads,
         }
 
     def peaks(self) -> dict[str, Any]:
@@ -129,9 +138,22 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
+def pair(args: argparse.Namespace) -> tuple[Any, Any]:
+    """The stock model and ours."""
+    if args.model is None:
+        return random_pair(args, max(args.lengths))
+    torch.set_num_threads(args.threads)
+    options = {"dtype": args.dtype, "attn_implementation": args.attention, "device_map": args.device}
+    return (
+        AutoModelForCausalLM.from_pretrained(args.model, **options).eval(),
+        distill.load(args.model, policy=None, **options).eval(),
+    )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
+    parser.add_argument("--model", help="folder of a checkpoint, in place of random weights")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096, 8192], help="prompt lengths in tokens")
     parser.add_argument("--selection-layer", type=int, help="default: a third of the layers")
     parser.add_argument("--topk", type=int, default=512, help="tokens kept from there on (default: 512)")
@@ -141,14 +163,15 @@ def main() -> int:
         "--output", type=Path, default=Path("outputs/prefill"), help="writes OUTPUT.json and OUTPUT.png"
     )
     args = parser.parse_args()
-    stock, ours = random_pair(args, max(args.lengths))
+    stock, ours = pair(args)
     layer = args.selection_layer if args.selection_layer is not None else stock.config.num_hidden_layers // 3
     policy = PromptDistill([layer], [args.topk], cache_truncation_end=args.cache_truncation_end)
+    if args.model and args.selection_layer is None:
+        policy = distill.suggest(ours).policy or policy
     policy.check(ours.config)
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"CPU, {args.threads} threads"
-    print(
-        f"{args.arch} {args.size}, {stock.config.num_hidden_layers} layers, {args.dtype}, {args.attention}, {device}"
-    )
+    name = args.model or f"{args.arch} {args.size}"
+    print(f"{name}, {stock.config.num_hidden_layers} layers, {args.dtype}, {args.attention}, {device}")
     print(f"{policy}\n")
     runs = [Runs(stock, ours, length, policy, args) for length in args.lengths]
     results = [run.times() for run in tqdm(runs, desc="times", leave=False)]
