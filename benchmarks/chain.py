@@ -110,7 +110,7 @@ def main() -> int:
             found[way] += known[key]
     untaught = cut_out(teacher, args.layers[-1], None, blocks)[0]
     print(
-        f"{path}: layers {teacher.config.num_hidden_layers} -> {args.layers}, {args.tokens:,} tokens each way, "
+        f"{args.model}: layers {teacher.config.num_hidden_layers} -> {args.layers}, {args.tokens:,} tokens each way, "
         f"{args.seeds} seeds, {len(test)} blocks of {args.length} tokens\n"
     )
     print(report(found, surprise(untaught, test), surprise(teacher, test)))
