@@ -7,6 +7,7 @@
     python benchmarks/codec.py speed                      # whole files there and back, both ways
     python benchmarks/codec.py heldout                    # the shipped model on a book it was not trained on
     python benchmarks/codec.py policies                   # a small KV cache in the model that predicts
+    python benchmarks/codec.py memory --model SMALL --bytes 10000000 --context 64 --block 16384 --batch 64
     python benchmarks/codec.py travel                     # other threads, other batch: what decodes, portable or not
 
 Data come from DISTILL_SHARED (default ../shared). One CPU thread. "payload and model" adds the weights, as rankings
@@ -21,6 +22,7 @@ import gzip
 import io
 import json
 import os
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -159,6 +161,29 @@ def heldout(args: argparse.Namespace, reader: codec.CodecModel) -> None:
         print(f"{name}: sum of -log2 p {ideal:.4f}, written {coded:.4f} ({coded / ideal - 1:+.2%})", flush=True)
 
 
+def memory(args: argparse.Namespace, reader: codec.CodecModel) -> None:
+    """Highest resident memory after each tenth of a long text, there and back, the model alone."""
+    books = sorted((SHARED / "data" / "gutenberg").glob("*.txt.gz"))
+    data = b"".join(gzip.decompress(book.read_bytes()) for book in books)[: args.bytes]
+    print(f"{len(data):,} bytes of novels; these bytes and the packed ones are counted, too\n")
+    print("| way | of the text | peak MB |\n| :-- | --: | --: |")
+    tenths = {"there": 0, "back": 0}
+
+    def note(way: str, done: float) -> None:
+        if done >= len(data) * (tenths[way] + 1) / 10:
+            tenths[way] += 1
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+            print(f"| {way} | {tenths[way] / 10:.0%} | {peak:,.0f} |", flush=True)
+
+    out, back, chosen = io.BytesIO(), io.BytesIO(), settings(args, correct=())
+    codec.compress_stream(
+        io.BytesIO(data), out, reader, chosen, verify=False, progress=lambda done, bits: note("there", done)
+    )
+    codec.decompress_stream(io.BytesIO(out.getvalue()), back, reader, progress=lambda done, bits: note("back", done))
+    assert back.getvalue() == data
+    print(f"\nthe same bytes again; packed: {len(out.getvalue()):,}")
+
+
 def travel(args: argparse.Namespace, reader: codec.CodecModel) -> None:
     """Blocks that decode under other threads and in a batch of one, of a file of one thread and a full batch."""
     data = text(*TEXTS["alice29"], args.bytes)
@@ -191,7 +216,9 @@ def travel(args: argparse.Namespace, reader: codec.CodecModel) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {function.__name__: function for function in (ways, contexts, blocks, speed, heldout, policies, travel)}
+    kinds = {
+        function.__name__: function for function in (ways, contexts, blocks, speed, heldout, policies, memory, travel)
+    }
     parser.add_argument("kind", nargs="?", choices=kinds, default="ways")
     parser.add_argument("--model", help="folder or GGUF file; default: the shipped mini-llama")
     parser.add_argument("--bytes", type=int, default=4000, help="of each text (default %(default)s)")

@@ -60,7 +60,9 @@ def advance(
     if not any(counts.values()):
         return
     ahead = known if settings.portable else None
-    steps = Lanes(reader, lanes, settings.context, settings.overlap, "adapt" in settings.correct, ahead)
+    steps = Lanes(
+        reader, lanes, settings.context, settings.overlap, "adapt" in settings.correct, ahead, settings.learn
+    )
     correctors = {lane: Corrector(reader.vocabulary, settings.grid, settings.correct) for lane in counts}
     longest = max(counts.values(), default=0)
     for step in range(longest):

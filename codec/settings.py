@@ -27,6 +27,8 @@ class Settings:
         portable: float64 and coarsely rounded scores, so that another machine comes to the same numbers.
         correct: parts of the corrective layer, of `corrector.PARTS`.
         layout: unwrap hard-wrapped text.
+        learn: rate at which the model itself goes on learning from the text, a step of Adam each time a window is
+            full; 0 for none. Needs a batch of 1, since blocks that learn together would need one another.
         threads: of torch, in both directions.
 
     Raises:
@@ -44,6 +46,7 @@ class Settings:
     correct: tuple[str, ...] = PARTS
     layout: bool = True
     threads: int = 1
+    learn: float = 0.0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "engine", self.engine or default_engine())
@@ -58,6 +61,10 @@ class Settings:
         for name, (least, most) in limits.items():
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name}: got {getattr(self, name)}; allowed are {least} to {most}")
+        if not 0 <= self.learn <= 0.1:
+            raise ValueError(f"learn: got {self.learn}; allowed are 0 to 0.1")
+        if self.learn and self.batch > 1:
+            raise ValueError(f"learn: got {self.learn} with a batch of {self.batch}; allowed with a batch of 1")
         if not 2 <= self.overlap < self.context:
             raise ValueError(f"overlap: got {self.overlap}; allowed are 2 to context - 1, {self.context - 1}")
 
@@ -77,6 +84,7 @@ class Settings:
         Raises:
             ValueError: a setting that this version does not know, or a value that is not allowed.
         """
+        values = {"learn": 0.0} | values  # files of before there was this setting
         known = {field.name for field in fields(cls)}
         if set(values) != known:
             raise ValueError(

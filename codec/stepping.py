@@ -7,13 +7,18 @@ the start token.
 
 In float64 with coarsely rounded scores (`portable`) shapes make no difference. There, the encoder, who knows what
 comes, reads ahead: a call for many tokens takes little longer than one for one.
+
+A model may learn meanwhile: when a window is full, a copy of it takes a step on the part of the window that was new.
+Both sides know that part by then.
 """
 
 from __future__ import annotations
 
 from collections import deque
+from copy import deepcopy
 
 import torch
+import torch.nn.functional as F
 from transformers import DynamicCache
 
 from distill.codec.frequencies import Floats
@@ -33,6 +38,7 @@ class Lanes:
         overlap: of these, how many a new window begins with, start token included.
         hidden: keep the last hidden states too.
         known: what each lane will be fed, for an encoder in float64.
+        learn: rate of Adam; 0 for a model that stays as it is.
     """
 
     def __init__(
@@ -43,7 +49,12 @@ class Lanes:
         overlap: int,
         hidden: bool = False,
         known: list[list[int]] | None = None,
+        learn: float = 0.0,
     ) -> None:
+        self._model, self._optimizer = reader.model, None
+        if learn:
+            self._model = deepcopy(reader.model)
+            self._optimizer = torch.optim.Adam(self._model.parameters(), learn, betas=(0.9, 0.99))
         self._reader, self._context, self._overlap, self._keeps = reader, context, overlap, hidden
         self._device = next(reader.model.parameters()).device
         self._history = torch.full((rows, context), reader.start, dtype=torch.long)
@@ -74,6 +85,8 @@ class Lanes:
         column = torch.tensor(tokens, dtype=torch.long)[:, None]
         self._fed += 1
         if self._held == self._context:
+            if self._optimizer is not None:
+                self._learn(column, self._optimizer)
             # the window is full: a new one begins with the start token and the last of what was read
             kept = torch.cat([self._history[:, self._context - self._overlap + 2 :], column], 1)
             first = torch.full((len(tokens), 1), self._reader.start, dtype=torch.long)
@@ -91,10 +104,22 @@ class Lanes:
         if not self._scores:
             self._read(column, column.shape[1])
 
+    @torch.enable_grad()
+    def _learn(self, column: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
+        """A step on what the window read since it began: the mean of -log p over lanes and tokens."""
+        new = self._context - self._overlap + 1
+        read = self._history[:, -2 * new :]  # what was new, and as much of what stood before it
+        behind = torch.cat([read[:, 1:], column], 1)[:, -new:].to(self._device)
+        out = self._model(input_ids=read.to(self._device), use_cache=False, logits_to_keep=new)
+        F.cross_entropy(out.logits.flatten(0, 1), behind.flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
     @torch.inference_mode()
     def _read(self, ids: torch.Tensor, last: int) -> None:
         """Reads `(rows, new)` tokens behind what the cache holds; the scores behind the last of them are wanted."""
-        out = self._reader.model(
+        out = self._model(
             input_ids=ids.to(self._device),
             past_key_values=self._cache,
             use_cache=True,

@@ -54,6 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="corrective parts, with commas: temperature,bias,adapt,match,ngram; or all, none (default %(default)s)",
     )
+    parser.add_argument(
+        "--learn",
+        type=float,
+        default=0.0,
+        metavar="RATE",
+        help="the model itself goes on learning from the text, at this rate (3e-5, say); needs --batch 1, and about "
+        "half as much time again",
+    )
     parser.add_argument("--no-layout", action="store_true", help="leave hard-wrapped lines as they are")
     parser.add_argument("--no-verify", action="store_true", help="do not decode it at once")
     parser.add_argument("--any-machine", action="store_true", help="test: try a file of another machine")
@@ -132,6 +140,7 @@ def settings_of(args: argparse.Namespace) -> Any:
         correct=named,
         layout=not args.no_layout,
         threads=args.threads,
+        learn=args.learn,
     )
 
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from distill import codec, mini
 from distill.codec import Settings
-from distill.codec.container import MARK, Damaged, find_frames, frame_bytes, head_bytes, index_bytes, read_head
+from distill.codec.coding import decode_group
+from distill.codec.container import MARK, MODEL, Damaged, find_frames, frame_bytes, head_bytes, index_bytes, read_head
 from distill.codec.files import blocks_of
 
 from .conftest import tiny_reader
@@ -209,6 +210,34 @@ def test_a_portable_encoder_reads_ahead(way, most, monkeypatch):
     (step_by_step, many), (at_once, few) = coded(False), coded(True)
     assert at_once == step_by_step and (few < many / 2 if most > 1 else few == many)
     assert codec.decompress(at_once, double) == data
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_a_model_that_learns(portable):
+    """Each block begins with the weights of the checkpoint, which stay as they are; what was coded comes back."""
+    model, text = codec.load_model(mini.path("llama"), portable=portable), STORY[:1200]
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    size = {"context": 40, "overlap": 24, "batch": 1, "block": 400, "portable": portable}
+    whole = codec.compress(text, model, learn=1e-4, verify=False, **size)
+    assert codec.decompress(whole, model) == text and whole != codec.compress(text, model, verify=False, **size)
+    for name, weight in model.model.state_dict().items():
+        assert torch.equal(weight, before[name]), name
+    frames = find_frames(whole)
+    assert all(frame.block.mode == MODEL for frame in frames)
+    chosen = Settings.from_dict(codec.information(io.BytesIO(whole))["head"]["settings"])
+    start = frames[0].block.length
+    assert decode_group([frames[1]], model, chosen) == [text[start : start + frames[1].block.length]]
+
+
+def test_what_a_model_learns_saves_bits(reader):
+    data, size = (TEXT * 20).encode(), {"context": 40, "overlap": 20, "batch": 1, "correct": (), "layout": False}
+    bits = [
+        codec.compress_stream(io.BytesIO(data), io.BytesIO(), reader, Settings(learn=rate, **size)).model_bits
+        for rate in (0.0, 0.01)
+    ]
+    assert bits[1] < 0.9 * bits[0]
+    with pytest.raises(ValueError, match=r"learn: got 0\.01 with a batch of 2; allowed with a batch of 1"):
+        Settings(learn=0.01, batch=2)
 
 
 def test_a_checkpoint_with_a_policy(tmp_path, shipped):
