@@ -76,7 +76,7 @@ def compress_stream(
         progress: called after each step.
     """
     settings, report, began = settings or Settings(), Report(), time.monotonic()
-    _check_precision(reader, settings)
+    _check_model(reader, settings)
     digest, offsets = hashlib.sha256(), []
     head = head_bytes(_head(reader, settings))
     sink.write(head)
@@ -286,7 +286,7 @@ def check_head(head: dict[str, Any], reader: CodecModel, any_machine: bool = Fal
                 f"model: got {reader.name!r}, whose {what} have SHA-256 {ours[:12]}; the file was coded with "
                 f"{name!r}, {theirs[:12]}"
             )
-    _check_precision(reader, settings)
+    _check_model(reader, settings)
     here = reader.fingerprint(settings.threads)
     changed = [key for key in sorted(here | machine) if here.get(key) != machine.get(key)]
     if changed and not settings.portable and not any_machine:
@@ -303,11 +303,13 @@ def precision_of(head: dict[str, Any]) -> bool:
     return bool(head.get("settings", {}).get("portable", False))
 
 
-def _check_precision(reader: CodecModel, settings: Settings) -> None:
+def _check_model(reader: CodecModel, settings: Settings) -> None:
     dtype = reader.fingerprint(1)["dtype"]
     wanted = "float64" if settings.portable else "float32"
     if dtype != wanted:
         raise ValueError(f"model: got {dtype}; allowed is {wanted} (load_model(..., portable={settings.portable}))")
+    if settings.learn and getattr(reader.model.config, "policy", None) is not None:
+        raise ValueError(f"learn: got {settings.learn} for a model with a policy; allowed for one without")
 
 
 def _count_in_index(data: bytes) -> int | None:

@@ -24,8 +24,8 @@ from transformers import DynamicCache
 from distill.codec.frequencies import Floats
 from distill.codec.model import CodecModel
 
-#: tokens of a lane that an encoder reads at once
-AHEAD = 64
+#: scores that an encoder has read ahead, at most
+AHEAD = 2**24
 
 
 class Lanes:

@@ -17,6 +17,7 @@ from distill.codec import Settings
 from distill.codec.coding import decode_group
 from distill.codec.container import MARK, MODEL, Damaged, find_frames, frame_bytes, head_bytes, index_bytes, read_head
 from distill.codec.files import blocks_of
+from distill.codec.stepping import AHEAD
 
 from .conftest import tiny_reader
 
@@ -192,7 +193,7 @@ def test_portable_does_not_ask_how_many_threads_and_blocks(way, monkeypatch):
 
 
 @pytest.mark.parametrize("way", [{"codec": "ac"}, {"codec": "rank"}, {"correct": ()}])
-@pytest.mark.parametrize("most", [1, 5 * 4096 * 3, 2**24])
+@pytest.mark.parametrize("most", [1, 5 * 4096 * 3, AHEAD])
 def test_a_portable_encoder_reads_ahead(way, most, monkeypatch):
     """To the same bytes, in fewer calls; windows roll over meanwhile, and lanes end at different places."""
     double, data, calls = tiny_reader(portable=True), (TEXT * 4).encode(), []
@@ -203,7 +204,8 @@ def test_a_portable_encoder_reads_ahead(way, most, monkeypatch):
         calls.clear()
         out = io.BytesIO()
         with monkeypatch.context() as patch:
-            patch.setattr("distill.codec.stepping.AHEAD", most if ahead else 1)
+            if not ahead or most != AHEAD:
+                patch.setattr("distill.codec.stepping.AHEAD", most if ahead else 1)
             codec.compress_stream(io.BytesIO(data), out, double, chosen, verify=False)
         return out.getvalue(), len(calls)
 
@@ -253,6 +255,8 @@ def test_a_checkpoint_with_a_policy(tmp_path, shipped):
     assert len(whole) != len(codec.compress(data, shipped, context=80, overlap=50, block=300))
     with pytest.raises(ValueError, match="model: got 'mini-llama', whose weights"):
         codec.decompress(whole, shipped)
+    with pytest.raises(ValueError, match=r"learn: got 0\.01 for a model with a policy; allowed"):
+        codec.compress(data, small, learn=0.01, batch=1)
 
 
 def test_what_does_not_decode_is_packed_by_zstandard(shipped, monkeypatch):
