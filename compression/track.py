@@ -36,11 +36,16 @@ def track(summary: Mapping[str, Any], folder: Path, names: Sequence[str]) -> Non
         for name, value in summary["options"].items()
     }
     accelerator.init_trackers("shrink", settings)
+
+    def weights(side: str) -> dict[str, float]:
+        figures = {"file_bytes": summary["bytes"][side], "perplexity": summary["quality"][side]["token"]}
+        return {f"weights/{name}": float(value) for name, value in (figures | summary["weights"][side]).items()}
+
+    last = 0  # some trackers drop what comes for an earlier step
+    accelerator.log(weights("before"), step=last)
     for receipt in summary["receipts"]:
         for step, loss in receipt["details"].get("losses", []):
+            last = max(last, step)
             accelerator.log({f"{receipt['transform']}/loss": loss}, step=step)
-    sizes, quality = summary["bytes"], summary["quality"]
-    for step, side in enumerate(("before", "after")):
-        figures = {"file_bytes": sizes[side], "perplexity": quality[side]["token"], **summary["weights"][side]}
-        accelerator.log({f"weights/{name}": float(value) for name, value in figures.items()}, step=step)
+    accelerator.log(weights("after"), step=last + 1)
     accelerator.end_training()
