@@ -118,14 +118,14 @@ def speed(args: argparse.Namespace, reader: codec.CodecModel) -> None:
     print(f"alice29, {len(data):,} bytes\n\n| coding | bits per byte | kB/s there | kB/s back |")
     print("| :-- | --: | --: | --: |")
     double = codec.load_model(args.model or mini.path("llama"), portable=True)
-    ways: dict[str, dict[str, object]] = {
+    changed: dict[str, dict[str, object]] = {
         "ac": {},
         "ac, model alone": {"correct": ()},
         "rank": {"codec": "rank"},
         "ac, portable": {"portable": True},
         "ac, model alone, portable": {"correct": (), "portable": True},
     }
-    for name, changes in ways.items():
+    for name, changes in changed.items():
         out, back, model = io.BytesIO(), io.BytesIO(), double if changes.get("portable") else reader
         there = codec.compress_stream(io.BytesIO(data), out, model, settings(args, **changes), verify=False)
         again = codec.decompress_stream(io.BytesIO(out.getvalue()), back, model)

@@ -288,11 +288,12 @@ def described(args: argparse.Namespace, context: Context, name: str, share: floa
     return json.dumps([args.model, args.dtype, context.where, context.ids.shape[1], name, share])
 
 
-def contexts(args: argparse.Namespace, tokenizer: Any) -> Iterator[Context]:
-    texts = {path: sentences_of(" ".join(read(path).split())) for path in args.text}
-    for seed in range(args.contexts):
-        path = args.text[seed % len(args.text)]
-        yield make(tokenizer, path, texts[path], seed, args.length, args.facts)
+def contexts(tokenizer: Any, books: list[Path], count: int, length: int, facts: int) -> Iterator[Context]:
+    """As many contexts, from the books in turn."""
+    texts = {path: sentences_of(" ".join(read(path).split())) for path in books}
+    for seed in range(count):
+        path = books[seed % len(books)]
+        yield make(tokenizer, path, texts[path], seed, length, facts)
 
 
 @torch.no_grad()
@@ -325,7 +326,8 @@ def main() -> int:
     known = {entry["key"]: entry for entry in map(json.loads, lines)}
     asker, found = Asker(model, tokenizer, args.new), {}
     with args.output.open("a") as file:
-        for context in tqdm(list(contexts(args, tokenizer)), desc="contexts"):
+        made = contexts(tokenizer, args.text, args.contexts, args.length, args.facts)
+        for context in tqdm(list(made), desc="contexts"):
             for share in args.shares:
                 rows = methods(tokenizer, context, share, model, args.scorer)
                 if args.train:

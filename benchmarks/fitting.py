@@ -14,14 +14,13 @@ import statistics
 from pathlib import Path
 
 import torch
-from distilled import Asker, make, methods
+from distilled import Asker, contexts, methods
 from harness import table
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 
 import distill
-from distill.distillation.scorer import read
-from distill.evaluation.tune.prompts import STORY, sentences_of
+from distill.evaluation.tune.prompts import STORY
 
 FIT, CHOOSER = "AttentionMatching(KVzip)", "KVzip"
 
@@ -41,12 +40,11 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     asker = Asker(distill.load(args.model, policy=None, dtype=args.dtype).eval(), tokenizer, new=1)
-    texts = [(path, sentences_of(" ".join(read(path).split()))) for path in args.text]
     rows = []
     for length in args.length:
         taken: dict[float, list[tuple[float, float, float]]] = {share: [] for share in args.shares}
-        for seed in tqdm(range(args.contexts), desc=f"contexts of {length:,} tokens"):
-            context = make(tokenizer, *texts[seed % len(texts)], seed, length, facts=6)
+        made = contexts(tokenizer, args.text, args.contexts, length, facts=6)
+        for context in tqdm(made, total=args.contexts, desc=f"contexts of {length:,} tokens"):
             for share, times in taken.items():
                 policies = methods(tokenizer, context, share, asker.model, None)
                 turn = [None, policies[CHOOSER], policies[FIT]]

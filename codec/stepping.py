@@ -97,12 +97,13 @@ class Lanes:
             return
         self._history[:, self._held] = column[:, 0]
         self._held += 1
-        if self._known is not None and not self._scores:
+        if self._scores:
+            return  # this token has been read ahead
+        if self._known is not None:
             most = max(1, AHEAD // (len(tokens) * self._reader.vocabulary))
             count = min(most, self._context - self._held + 1)
             column = self._known[:, self._fed - 1 : self._fed - 1 + count]
-        if not self._scores:
-            self._read(column, column.shape[1])
+        self._read(column, column.shape[1])
 
     @torch.enable_grad()
     def _learn(self, column: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:

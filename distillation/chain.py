@@ -76,6 +76,11 @@ def surprise(model: Any, blocks: Tensor) -> list[float]:
     return found
 
 
+def perplexity_on(model: Any, blocks: Tensor) -> float:
+    """The exponential of the mean of -log p over blocks `(blocks, length)`."""
+    return math.exp(sum(surprise(model, blocks)) / len(blocks))
+
+
 def cut_out(teacher: Any, layers: int, intermediate: int | None, blocks: Tensor) -> tuple[Any, list[int]]:
     """A student of so many layers, those with the most influence, and of narrower MLPs; and which layers these are.
 
@@ -137,7 +142,7 @@ def chain(
     if manifest["settings"] != settings:
         raise ValueError(f"output: got {output}, which holds a chain of other settings; allowed is another folder")
     if "perplexity" not in manifest:
-        manifest["perplexity"] = agreed(math.exp(sum(surprise(current, apart)) / len(apart)))
+        manifest["perplexity"] = agreed(perplexity_on(current, apart))
         _write(file, manifest)
     perplexity = manifest["perplexity"]
     for number, (count, width) in enumerate(zip(layers, widths, strict=True)):
@@ -154,7 +159,7 @@ def chain(
         kept = agreed(kept)
         for weight in student.state_dict().values():  # what is measured on several GPUs may differ by rounding
             broadcast(weight)
-        before = math.exp(sum(surprise(student, apart)) / len(apart))
+        before = perplexity_on(student, apart)
         with together.main_process_first():
             run = RunFolder(output / f"{folder.name}.run", settings | {"stage": number}, together.is_main_process)
         try:
@@ -174,7 +179,7 @@ def chain(
             student.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
         together.wait_for_everyone()
-        reached = math.exp(sum(surprise(student, apart)) / len(apart))
+        reached = perplexity_on(student, apart)
         stage = {
             "folder": folder.name, "layers": count, "intermediate": student.config.intermediate_size,
             "teacher": fingerprint(current), "layers_of_teacher": kept, "parameters": student.num_parameters(),

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.trainer_utils import get_last_checkpoint
 
-from distill.distillation.chain import blocks_of, check_same_tokens, surprise
+from distill.distillation.chain import blocks_of, check_same_tokens, perplexity_on
 from distill.distillation.scorer import read
 from distill.patches.checks import check_integer, check_number
 
@@ -150,18 +149,14 @@ def main() -> int:
         blocks, apart = blocks_of(tokenizer, [read(path) for path in args.text], how.begin + how.write)
         student = AutoModelForCausalLM.from_pretrained(args.student, dtype=args.dtype).eval()
         teacher = AutoModelForCausalLM.from_pretrained(args.teacher, dtype=args.dtype).eval()
-        before = _perplexity(student, apart)
+        before = perplexity_on(student, apart)
         teach(student, teacher, tokenizer, blocks, args.output / "run", how)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     student.eval().save_pretrained(args.output)
     tokenizer.save_pretrained(args.output)
-    print(f"perplexity on text kept apart: {before:.2f} -> {_perplexity(student, apart):.2f}; in {args.output}")
+    print(f"perplexity on text kept apart: {before:.2f} -> {perplexity_on(student, apart):.2f}; in {args.output}")
     return 0
-
-
-def _perplexity(model: Any, blocks: Tensor) -> float:
-    return math.exp(sum(surprise(model, blocks)) / len(blocks))
 
 
 if __name__ == "__main__":
