@@ -2,10 +2,12 @@
 
 ::
 
-    "DSTLZIP1"  u32 length  u32 CRC-32  head (JSON, zlib)
+    "DSTLZIP2"  u32 length  u32 CRC-32  head: two SHA-256 (weights, tokenizer), JSON
     block:      "\xf5BLK"  numbers (see `_BLOCK`)  u32 CRC-32 of them  notes  payload
     ...
-    "\xf5IDX"   u32 length  u32 CRC-32  index (zlib): offset and numbers of each block, bytes, SHA-256 of the whole
+    "\xf5IDX"   u32 length  u32 CRC-32  index: SHA-256 of the whole, JSON with lengths
+
+JSON is packed by zlib with a dictionary (`_USUAL`).
 
 A damaged block is known by its checksum; the others are found by the index, or by their marks where that is lost too.
 """
@@ -19,13 +21,24 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass
 from typing import Any, BinaryIO
 
-MAGIC, MARK, END = b"DSTLZIP1", b"\xf5BLK", b"\xf5IDX"
+MAGIC, MARK, END = b"DSTLZIP2", b"\xf5BLK", b"\xf5IDX"
 STORED, ZSTD, MODEL = 0, 1, 2
 _PART = struct.Struct("<II")  # length, CRC
 _BLOCK = struct.Struct("<IHHBIIIII")
 _CRC = struct.Struct("<I")
 #: a block or head that says it is longer than this is damaged
 _LONGEST = 1 << 31
+#: SHA-256 in a head and in an index
+_IN_HEAD, _IN_INDEX, _DIGEST = ("weights", "tokenizer"), ("sha256",), 32
+#: what heads and indices have in common, which makes them half as long. Part of the format: never change it.
+_USUAL = (
+    b'{"length":,"offsets":[]}'
+    b'{"machine":{"attention":"sdpa","device":"cpu: Intel AMD EPYC AVX2 AVX512","dtype":"float64","dtype":"float32",'
+    b'"threads":"1","torch":"2.13.0+cpu","transformers":"5.23.0"},"model":"mini-llama","settings":{"batch":8,'
+    b'"block":32768,"codec":"rank","codec":"ac","context":1024,"correct":["temperature","bias","adapt","match",'
+    b'"ngram"],"engine":"python","engine":"constriction","layout":false,"layout":true,"learn":0.0,"overlap":640,'
+    b'"packer":"brotli","portable":true,"portable":false,"threads":1}}'
+)
 
 
 class Damaged(ValueError):
@@ -75,14 +88,18 @@ class Frame:
 HEAD = len(MARK) + _BLOCK.size + 2 * _CRC.size
 
 
-def part(content: bytes) -> bytes:
-    """Length, checksum, content."""
+def _part(value: dict[str, Any], digests: tuple[str, ...]) -> bytes:
+    """Length, checksum, the hexadecimal values of `digests` in bytes, the others in JSON."""
+    packer = zlib.compressobj(9, zdict=_USUAL)
+    rest = {name: one for name, one in value.items() if name not in digests}
+    text = json.dumps(rest, separators=(",", ":"), sort_keys=True).encode()
+    content = b"".join(bytes.fromhex(value[name]) for name in digests) + packer.compress(text) + packer.flush()
     return _PART.pack(len(content), zlib.crc32(content)) + content
 
 
 def head_bytes(head: dict[str, Any]) -> bytes:
     """The beginning of a file."""
-    return MAGIC + part(zlib.compress(json.dumps(head, separators=(",", ":"), sort_keys=True).encode(), 9))
+    return MAGIC + _part(head, _IN_HEAD)
 
 
 def frame_bytes(block: Block, notes: bytes, payload: bytes) -> bytes:
@@ -92,8 +109,7 @@ def frame_bytes(block: Block, notes: bytes, payload: bytes) -> bytes:
 
 def index_bytes(offsets: list[int], length: int, digest: str) -> bytes:
     """The end of a file."""
-    content = json.dumps({"offsets": _steps(offsets), "length": length, "sha256": digest}, separators=(",", ":"))
-    return END + part(zlib.compress(content.encode(), 9))
+    return END + _part({"length": length, "offsets": _steps(offsets), "sha256": digest}, _IN_INDEX)
 
 
 def _steps(offsets: list[int]) -> list[int]:
@@ -111,13 +127,10 @@ def read_head(file: BinaryIO) -> dict[str, Any]:
         raise Damaged("file: got something else; allowed are files that distill zip wrote")
     if magic != MAGIC:
         raise Damaged(f"file: got format {magic[-1:]!r}; this version reads {MAGIC[-1:]!r}")
-    head = _read_part(file, "head")
-    if not isinstance(head, dict):
-        raise Damaged("head: got something else than an object")
-    return head
+    return _read_part(file, "head", _IN_HEAD)
 
 
-def _read_part(file: BinaryIO, what: str) -> Any:
+def _read_part(file: BinaryIO, what: str, digests: tuple[str, ...]) -> dict[str, Any]:
     start = file.read(_PART.size)
     if len(start) < _PART.size:
         raise Damaged(f"{what}: the file is cut short")
@@ -125,10 +138,14 @@ def _read_part(file: BinaryIO, what: str) -> Any:
     content = file.read(length) if length < _LONGEST else b""
     if len(content) != length or zlib.crc32(content) != check:
         raise Damaged(f"{what}: damaged (its checksum is wrong)")
+    first = len(digests) * _DIGEST
     try:
-        return json.loads(zlib.decompress(content))
+        value = json.loads(zlib.decompressobj(zdict=_USUAL).decompress(content[first:]))
     except (zlib.error, ValueError) as error:
         raise Damaged(f"{what}: damaged ({error})") from error
+    if not isinstance(value, dict):
+        raise Damaged(f"{what}: got something else than an object")
+    return value | {name: content[at * _DIGEST : (at + 1) * _DIGEST].hex() for at, name in enumerate(digests)}
 
 
 def read_frames(file: BinaryIO) -> Iterator[Frame | dict[str, Any]]:
@@ -140,7 +157,7 @@ def read_frames(file: BinaryIO) -> Iterator[Frame | dict[str, Any]]:
     while True:
         mark = file.read(len(MARK))
         if mark == END:
-            yield _read_part(file, "index")
+            yield _read_part(file, "index", _IN_INDEX)
             if file.read(1):
                 raise Damaged("index: something follows it")
             return
