@@ -67,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             from distill.patches.grammar import without_imports
 
             argv = without_imports(argv)
-        args = build_parser(argv[0] if argv else None).parse_args(argv)
+        parser = build_parser(argv[0] if argv else None)
+        args, rest = parser.parse_known_args(argv)
+        if rest and hasattr(args, "files") and all(word == "-" or not word.startswith("-") for word in rest):
+            args.files += rest  # argparse takes files that stand behind an option for unknown arguments
+        elif rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         status = importlib.import_module(COMMANDS[args.command][0]).run(args)
         sys.stdout.flush()
         return status

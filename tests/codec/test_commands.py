@@ -80,6 +80,13 @@ def test_errors_come_before_anything_is_written(book, capsys):
     assert [path.name for path in Path().iterdir()] == ["book.txt"]
 
 
+def test_files_may_stand_behind_options(book, capsys):
+    assert main(["zip", "info", "-q", "none.dz"]) == 2 and "got 'none.dz'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["zip", "book.txt", "--no-such-option", "other.txt"])
+    assert "unrecognized arguments: --no-such-option other.txt" in capsys.readouterr().err
+
+
 def test_standard_input_and_output(book, monkeypatch):
     def through(argv: list[str], data: bytes) -> bytes:
         out = io.BytesIO()
