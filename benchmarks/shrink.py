@@ -7,9 +7,9 @@ Targets are shares of the bytes of the original, stored the same way. int8 and i
 bitsandbytes. None of the texts that are measured is calibrated on. Facts hide in prose of 512 tokens, as in
 `benchmarks/real.py`; right is an answer that contains the value, chance is below 1 in 1,000. All models are
 asked what the original answers, except those whose perplexity is so high that it says nothing (`HOPELESS`).
-`recovered` is `adaptive`, taught by the original on the calibration text. With `--kv-shares`, K and V
-projections alone get ranks with which a `LatentCache` holds so large a share of the KV bytes. Results go to a
-file line by line, from which a run that was killed goes on.
+`-recovered` ways are taught by the original on the calibration text: factors, or norms of int8 and int4. With
+`--kv-shares`, K and V projections alone get ranks with which a `LatentCache` holds so large a share of the KV
+bytes. Results go to a file line by line, from which a run that was killed goes on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ from distill.training import RunFolder
 
 #: facts are not asked for where the perplexity is so many times the original's
 HOPELESS = 4.0
-WAYS = ("plain", "whitened", "adaptive", "hybrid", "recovered")
+TAUGHT = "-recovered"
+WAYS = tuple(name + end for name in ("plain", "whitened", "adaptive", "hybrid") for end in ("", TAUGHT))
 
 
 def read(path: Path) -> str:
@@ -84,7 +85,7 @@ class Bench:
     def key(self, name: str, share: float | None) -> str:
         args = self.args
         asked = [args.model, args.dtype, str(args.calibration), args.windows, args.length, args.tokens, args.samples]
-        taught = [args.recover_steps, args.rate] if name == "recovered" else []
+        taught = [args.recover_steps, args.rate] if name.endswith(TAUGHT) else []
         return json.dumps([*asked, args.texts, name, share, *taught])
 
     def row(self, name: str, share: float | None, make: Callable[[], Any]) -> dict[str, Any]:
@@ -135,10 +136,10 @@ class Bench:
 
     def shrunk(self, way: str, share: float) -> Any:
         """A model with factors, whose file has at most so large a share of the bytes."""
-        model = self.original()
-        embedding = way == "hybrid"
+        model, kind = self.original(), way.removesuffix(TAUGHT)
+        embedding = kind == "hybrid"
         errors = None
-        if way in ("adaptive", "hybrid", "recovered"):
+        if kind in ("adaptive", "hybrid"):
             if embedding not in self.errors:
                 self.errors[embedding] = measured(model, self.inputs, embedding)
             errors = self.errors[embedding]
@@ -150,13 +151,16 @@ class Bench:
         rank = ranks.pop(EMBEDDING, None)
         if rank is not None:
             embedding_factorization(model, rank, head_moments(model, self.inputs))
-        low_rank(model, ranks, None if way == "plain" else self.inputs)
+        low_rank(model, ranks, None if kind == "plain" else self.inputs)
         model.config.compression = spec_of(model)
-        if way == "recovered":
-            args = self.args
-            with tempfile.TemporaryDirectory() as folder:
-                run = RunFolder(folder, {})
-                recover(model, self.original(), self.reading, args.recover_steps, run, Recipe(rate=args.rate))
+        return self.recovered(model, self.args.rate) if way.endswith(TAUGHT) else model
+
+    def recovered(self, model: Any, rate: float) -> Any:
+        """The model, taught by the original."""
+        with tempfile.TemporaryDirectory() as folder:
+            recover(
+                model, self.original(), self.reading, self.args.recover_steps, RunFolder(folder, {}), Recipe(rate=rate)
+            )
         return model
 
     def smaller_cache(self, share: float) -> Any:
@@ -179,14 +183,15 @@ def main() -> int:
     parser.add_argument("--texts", nargs="+", metavar="NAME=FILE", help="to measure perplexity on")
     parser.add_argument("--arithmetic", action="store_true", help="print how 1,000x comes about, and nothing else")
     parser.add_argument("--shares", type=float, nargs="*", default=[0.9, 0.8, 0.6, 0.4], help="of the bytes")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS[:3])
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=("plain", "whitened", "adaptive"))
     parser.add_argument("--windows", type=int, default=16, help="of calibration text (default %(default)s)")
     parser.add_argument("--length", type=int, default=512, help="of a window (default %(default)s)")
     parser.add_argument("--tokens", type=int, default=8192, help="measured, of each text (default %(default)s)")
     parser.add_argument("--samples", type=int, default=48, help="facts (default %(default)s)")
     parser.add_argument("--skip", type=int, default=5000, help="characters of books that are left out: their front")
-    parser.add_argument("--recover-steps", type=int, default=300, help="of distillation, for `recovered`")
+    parser.add_argument("--recover-steps", type=int, default=300, help="of distillation, for `-recovered`")
     parser.add_argument("--rate", type=float, default=1e-4, help="its learning rate (default %(default)s)")
+    parser.add_argument("--norms-rate", type=float, help="of int8's and int4's norms (default: not taught)")
     parser.add_argument("--kv-shares", type=float, nargs="*", default=[], help="of the KV bytes, in a LatentCache")
     parser.add_argument("--bits", type=int, nargs="*", choices=(8, 4), default=[8, 4])
     parser.add_argument("--dtype", default="bfloat16")
@@ -200,7 +205,11 @@ def main() -> int:
     bench = Bench(args)
     rows = [bench.row("original", None, bench.original)]
     bench.stock = rows[0]
-    rows += [bench.row(f"int{bits}", None, lambda bits=bits: bench.quantized(bits)) for bits in args.bits]
+    for bits in args.bits:
+        rows.append(bench.row(f"int{bits}", None, lambda bits=bits: bench.quantized(bits)))
+        if args.norms_rate:
+            taught = lambda bits=bits: bench.recovered(bench.quantized(bits).eval(), args.norms_rate)  # noqa: E731
+            rows.append(bench.row(f"int{bits}{TAUGHT}", None, taught))
     for share in args.shares:
         rows += [bench.row(way, share, lambda way=way, share=share: bench.shrunk(way, share)) for way in args.ways]
     rows += [bench.row("K and V", share, lambda share=share: bench.smaller_cache(share)) for share in args.kv_shares]

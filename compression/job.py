@@ -1,7 +1,8 @@
 """One run of `distill shrink`: phases that each leave a file, from which a run that was killed goes on.
 
-measure -> plan -> transforms (a file for each decoder layer) -> recover -> evaluate -> save -> summary. What the
-phases leave lies in `OUT/work` until the run is finished; the folder belongs to one process at a time.
+measure -> plan -> transforms (a file for each decoder layer) -> recover -> quantize -> evaluate -> save -> summary;
+recovery comes behind quantization where there are no factors to teach. What the phases leave lies in `OUT/work` until
+the run is finished; the folder belongs to one process at a time.
 """
 
 from __future__ import annotations
@@ -125,18 +126,22 @@ class Job:
         plan = self._plan(model, model.dtype)
         before = self._once("before.json", lambda: self._quality(model))
         receipts, first = [], weigh(model)
-        for name in self.settings.transforms:
+        for name in self._in_order():
             at = weigh(model)
-            details = getattr(self, f"_{name}")(model, plan)
+            if name == "quantize":
+                model, details = self._quantized(model)
+            else:
+                details = getattr(self, f"_{name}")(model, plan)
             receipts.append(Receipt(name, at, weigh(model), details))
             self.say(f"  {receipts[-1]}")
-        if self.settings.bits is not None:
-            model, receipt = self._quantized(model)
-            receipts.append(receipt)
         after = self._once("after.json", lambda: self._quality(model))
         self._check_quality(before, after)
         model.config.compression = spec_of(model)
         return self._save(model, plan, {"before": before, "after": after}, receipts, first)
+
+    def _in_order(self) -> list[str]:
+        names = [*self.settings.transforms, *([] if self.settings.bits is None else ["quantize"])]
+        return names if "low_rank" in names else names[::-1]  # without factors norms are taught, of quantized weights
 
     def _check_installed(self) -> None:
         """Raises a `ValueError` if a package is missing that is needed later."""
@@ -218,20 +223,18 @@ class Job:
             write_whole(file, lambda new: save_file(tensors, new))
         return {"rank": rank}
 
-    def _quantized(self, model: Any) -> tuple[Any, Receipt]:
+    def _quantized(self, model: Any) -> tuple[Any, dict[str, Any]]:
         """The model with int8 or int4 weights; bitsandbytes makes them while it is loaded."""
-        bits, at, dtype = self.settings.bits, weigh(model), model.dtype
+        bits, dtype = self.settings.bits, model.dtype
         assert bits is not None
         folder: Any = self.path
-        if self.settings.transforms:
+        if "low_rank" in self.settings.transforms:
             folder = self.work / "whole"
             model.config.compression = spec_of(model)
             model.save_pretrained(folder)
         self.say(f"quantize: {bits} bits, by bitsandbytes")
         made = self.load(folder, dtype=dtype, quantization_config=quantization(bits, dtype)).eval()
-        receipt = Receipt("quantize", at, weigh(made), {"bits": bits})
-        self.say(f"  {receipt}")
-        return made, receipt
+        return made, {"bits": bits}
 
     def _recover(self, model: Any, plan: Plan) -> dict[str, Any]:
         from distill.compression.recover import recover

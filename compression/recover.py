@@ -4,7 +4,8 @@ The loss is the KL divergence of the student's next-token distribution from the 
 arXiv 1503.02531), plus, if asked for, cross-entropy on the text and the squared distance of hidden states. It
 is summed up in chunks of the sequence, so that the logits of a large vocabulary are never held twice. What is
 trained are the factors; or LoRA adapters of PEFT on them, which are merged in the end, or every few steps, after
-which new ones begin (ReLoRA, Lialin et al., arXiv 2307.05695).
+which new ones begin (ReLoRA, Lialin et al., arXiv 2307.05695). Of a quantized model without factors the norms are
+trained (after Norm Tweaking, Li et al., arXiv 2309.02784, whose loss is of each layer's output), which adds no byte.
 """
 
 from __future__ import annotations
@@ -107,13 +108,23 @@ def factor_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if id(parameter) in inside}
 
 
+def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights and biases of all norms, by name."""
+    return {
+        f"{name}.{own}": parameter
+        for name, module in model.named_modules()
+        if "Norm" in type(module).__name__
+        for own, parameter in module.named_parameters(recurse=False)
+    }
+
+
 class Recovery(Training):
     """One run: `total` steps of one window each, in an order that is drawn anew for each round.
 
     Weights are kept in float32 while they are trained; the model computes in its own dtype.
 
     Args:
-        student: the compressed model; changed in place.
+        student: the compressed model; changed in place. Trained are its factors, or norms, if it has only int weights.
         teacher: the original.
         inputs: `(windows, length)` token ids.
         steps: how many.
@@ -129,9 +140,12 @@ class Recovery(Training):
         super().__init__(folder, steps)
         self.student, self.teacher, self.inputs, self.recipe = student, teacher, inputs, recipe or Recipe()
         student.requires_grad_(False)
-        self.trained = self._adapted() if self.recipe.lora else factor_parameters(student)
-        if not self.trained:
-            raise ValueError("recover: got a model without factors; allowed are compressed ones")
+        factors = factor_parameters(student)
+        if not factors and getattr(student, "quantization_method", None) is None:
+            raise ValueError("recover: got a model without factors; allowed are compressed ones, and quantized ones")
+        if not factors and self.recipe.lora:
+            raise ValueError(f"lora: got {self.recipe.lora} for a model without factors; allowed then is 0")
+        self.trained = self._adapted() if self.recipe.lora else factors or norm_parameters(student)
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
         # what adapters have learnt is added up here: most of it is too small for a weight of 16 bits
@@ -246,7 +260,7 @@ def recover(
     Returns:
         settings, and by step the losses that the log has, each the mean of the steps since the one before.
     Raises:
-        ValueError: no factors, unequal vocabularies, or a folder of another run.
+        ValueError: neither factors nor quantized weights, unequal vocabularies, or a folder of another run.
     """
     if student.config.vocab_size != teacher.config.vocab_size:
         raise ValueError(

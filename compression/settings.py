@@ -29,6 +29,7 @@ class Settings:
         bytes: of the file of weights.
         ratio: bytes of the uncompressed file of weights, in the dtype that is written, over bytes of the compressed.
         transforms: what is done, in this order; names of `TRANSFORMS`. None named: `low_rank`, if there is a target.
+            Without a target it may be `recover` alone: then the norms of the quantized model are taught.
         bits: of the linear layers' weights in the end, 8 or 4, see `distill.compression.quantize`; `None` leaves them
             as they are. The target is of the file before that. 4 bits go with no target: kernels for them refuse
             most ranks.
@@ -75,7 +76,7 @@ class Settings:
         if aimed and self.bits == 4:
             raise ValueError("bits: got 4 with a target; allowed is 8, or 4 alone")
         object.__setattr__(self, "transforms", tuple(self.transforms) or (("low_rank",) if aimed else ()))
-        if not aimed and self.transforms:
+        if not aimed and self.transforms not in ((), ("recover",)):
             raise ValueError(f"bytes, ratio: got neither for {', '.join(self.transforms)}; allowed is one of the two")
         if self.bytes is not None and not _positive(self.bytes):
             raise ValueError(f"bytes: got {self.bytes!r}; allowed are integers above 0, or sizes such as 200MB")
@@ -105,6 +106,8 @@ class Settings:
         for name, transform in (*((n, "recover") for n in TAUGHT), ("kv_share", "kv_low_rank")):
             if getattr(self, name) != getattr(type(self), name) and transform not in self.transforms:
                 raise ValueError(f"{name}: got {getattr(self, name)!r} without {transform}; allowed with it only")
+        if self.lora and not aimed:
+            raise ValueError(f"lora: got {self.lora} without a target; allowed then is 0, the norms are taught")
         if self.bits is not None and "kv_low_rank" in self.transforms:
             raise ValueError(
                 f"bits: got {self.bits} with kv_low_rank; allowed is none, a LatentCache needs them whole"

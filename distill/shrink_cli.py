@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  distill shrink --model MODEL --ratio 1.25 --dtype bfloat16 --calibration text.txt -o small\n"
         "  distill shrink --model MODEL --config recovered --ratio 1.5 --calibration text.txt -o small --quality 2\n"
         "  distill shrink --model MODEL --bits 4 --calibration text.txt -o small   # NF4 weights, nothing else\n"
+        "  distill shrink --model MODEL --config int4 --calibration text.txt -o small # and its norms are taught\n"
         "  distill shrink check small       # hashes, counts, logits"
     )
     parser.add_argument("action", nargs="*", metavar="check OUT", help="look a result over")
@@ -37,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bits", type=int, help="8 or 4: int8 or NF4 weights in the end, by bitsandbytes; needs no target"
     )
-    parser.add_argument("--config", help="YAML file, or a preset: adaptive, cache, hybrid, plain, recovered, uniform")
+    parser.add_argument(
+        "--config", help="YAML file, or a preset: adaptive, cache, hybrid, int4, plain, recovered, uniform"
+    )
     parser.add_argument("--method", help="whitened (by the inputs' second moments; default) or plain SVD")
     parser.add_argument("--ranks", help="adaptive (default) or uniform")
     parser.add_argument("--dtype", help="of the weights that are written (default: as in the checkpoint)")

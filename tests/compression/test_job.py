@@ -306,3 +306,31 @@ def test_quantized_weights_are_written_weighed_and_read_again(bits, model, text,
     assert main(["shrink", "check", str(tmp_path / "both")]) == 0
     assert shrink(model, text, tmp_path / "other", "--bits", "3") == 2
     assert "bits: got 3; allowed are 8 and 4" in capsys.readouterr().err
+
+
+def test_norms_of_a_quantized_model_are_taught_and_add_no_byte(model, text, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("bitsandbytes")
+    common = ["--dtype", "bfloat16", "--bits", "4"]
+    taught = [*common, "--config", "int4", "--recover-steps", "24"]
+    assert shrink(model, text, tmp_path / "alone", *common) == 0
+    assert shrink(model, text, tmp_path / "taught", *taught) == 0
+    alone, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("alone", "taught"))
+    assert [receipt["transform"] for receipt in found["receipts"]] == ["quantize", "recover"]
+    assert found["weights"]["after"]["bytes"] == alone["weights"]["after"]["bytes"]
+    assert found["quality"]["after"]["token"] < alone["quality"]["after"]["token"]  # on text that was not read
+    assert main(["shrink", "check", str(tmp_path / "taught")]) == 0
+
+    def dying(file, write):
+        if file.name == "after.json":
+            raise KeyboardInterrupt
+        write_whole(file, write)
+
+    monkeypatch.setattr(job_module, "write_whole", dying)
+    with pytest.raises(KeyboardInterrupt):
+        shrink(model, text, tmp_path / "killed", *taught)
+    monkeypatch.setattr(job_module, "write_whole", write_whole)
+    assert shrink(model, text, tmp_path / "killed", *taught) == 0
+    assert weights(tmp_path / "killed") == weights(tmp_path / "taught")
+    capsys.readouterr()
+    assert shrink(model, text, tmp_path / "other", "--config", "int4", "--lora", "4") == 2
+    assert "lora: got 4 without a target" in capsys.readouterr().err
