@@ -348,6 +348,11 @@ def main() -> None:
     parser.add_argument("--model", help="`perplexity`: folder of a causal LM (default: the shipped one)")
     parser.add_argument("--scorers", nargs="+", help="`answers`: these alone")
     parser.add_argument("--held-out", action="store_true", help="`answers`: the articles that nothing was fitted on")
+    parser.add_argument("--dtype", default="float32", help="`speed`: of our classifier; llmlingua has float32")
+    parser.add_argument(
+        "--classifiers", nargs="+", default=["64x2", "128x4", "256x6"], metavar="WxL", help="`speed`: width x layers"
+    )
+    parser.add_argument("--characters", type=int, nargs="+", default=[150, 380, 20_000, 100_000], help="`speed`")
     parser.add_argument("--tokens", type=int, help="one length only, in this process (used by `memory` itself)")
     args = parser.parse_args()
     torch.set_num_threads(1)

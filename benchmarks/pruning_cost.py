@@ -86,30 +86,26 @@ def speed(args: argparse.Namespace) -> None:
     tiktoken.encoding_for_model = lambda name: encoding
     counter = TiktokenCounter(encoding)
     novel = " ".join(read(NOVEL)[40_000:640_000].split())
-    print("rate 0.5; best of several rounds in turn; one thread; tokens as the shared counter counts them")
-    for hidden, layers in ((64, 2), (128, 4), (256, 6)):
+    print(f"distill in {args.dtype}; rate 0.5; best of several rounds in turn; one thread; tokens of one counter")
+    for size in args.classifiers:
+        hidden, layers = map(int, size.split("x"))
         with tempfile.TemporaryDirectory() as folder:
             path = classifier(Path(folder), hidden, layers)
             theirs = llmlingua.PromptCompressor(path, device_map="cpu", use_llmlingua2=True)
-            plain = Distill(path, target_tokenizer=counter, **BARE)
-            masked = Distill(path, target_tokenizer=counter, **MASKED)
-        size = sum(p.numel() for p in theirs.model.parameters()) / 1e6
-        for characters, rounds in ((150, 15), (380, 15), (20_000, 5), (100_000, 3)):
+            plain = Distill(path, target_tokenizer=counter, dtype=args.dtype, **BARE)
+            masked = Distill(path, target_tokenizer=counter, dtype=args.dtype, **MASKED)
+        weights = sum(p.numel() for p in theirs.model.parameters()) / 1e6
+        for characters in args.characters:
             text = novel[:characters]
             tokens = counter.count([text])[0]
-
-            def run_theirs(text: str = text, theirs: Any = theirs) -> None:
-                theirs.compress_prompt([text], rate=0.5)
-
-            def run_plain(text: str = text, pruner: Distill = plain) -> None:
-                pruner.compress(text, 0.5)
-
-            def run_masked(text: str = text, pruner: Distill = masked) -> None:
-                pruner.compress(text, 0.5)
-
-            base, mine, full = best((run_theirs, run_plain, run_masked), rounds)
+            works: list[Callable[[], Any]] = [
+                lambda theirs=theirs, text=text: theirs.compress_prompt([text], rate=0.5),
+                lambda pruner=plain, text=text: pruner.compress(text, 0.5),
+                lambda pruner=masked, text=text: pruner.compress(text, 0.5),
+            ]
+            base, mine, full = best(works, 15 if characters < 1000 else 5 if characters < 50_000 else 3)
             print(
-                f"{size:5.2f}M parameters, {tokens:6d} tokens: llmlingua {tokens / base:7.0f}/s; "
+                f"{weights:5.2f}M parameters, {tokens:6d} tokens: llmlingua {tokens / base:7.0f}/s; "
                 f"distill {tokens / mine:7.0f}/s = {base / mine:5.2f} x; "
                 f"with all masks {tokens / full:7.0f}/s = {base / full:5.2f} x",
                 flush=True,

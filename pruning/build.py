@@ -36,9 +36,11 @@ class ScorerSource:
         model: a loaded model, in place of `model_name`.
         tokenizer: its tokenizer.
         question_model: what reads sentences for a question, see `Distill`.
+        dtype: what the model that is loaded computes in, see `Distill`.
 
     Raises:
-        ValueError: an unknown scorer, a model that the scorer cannot use, or a model for a scorer that uses none.
+        ValueError: an unknown scorer, a model that the scorer cannot use, or a model or dtype for a scorer that uses
+            none.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class ScorerSource:
         model: Any = None,
         tokenizer: Any = None,
         question_model: Any = "auto",
+        dtype: str = "auto",
     ) -> None:
         self._device = device_map
         self._question_model = question_model
@@ -69,9 +72,13 @@ class ScorerSource:
             if model_name is not None or model is not None:
                 given = "model" if model_name is None else "model_name"
                 raise BadArgument(given, f"a model for the scorer {self._label()!r}", "None, because it uses no model")
+            if dtype != "auto":
+                raise BadArgument("dtype", f"{dtype!r} for the scorer {self._label()!r}", "'auto', it uses no model")
             self.head = None
             return
         if model is not None:
+            if dtype != "auto":
+                raise BadArgument("dtype", f"{dtype!r} beside a model", "'auto', which is the model's own")
             self.head = _head_of(model)
             self.loaded = Loaded(
                 model.eval(), tokenizer, short_name(model.config.name_or_path or type(model).__name__)
@@ -81,8 +88,9 @@ class ScorerSource:
         source: str | Path = shipped_model() if model_name is None else model_name
         self.head = architecture(source)
         self._check_head()
-        eager = {"attn_implementation": "eager"} if choice == "attention" else {}
-        self.loaded = load(source, self.head, device_map, **eager)
+        options = {"attn_implementation": "eager"} if choice == "attention" else {}
+        options |= {} if dtype == "auto" else {"dtype": dtype}
+        self.loaded = load(source, self.head, device_map, **options)
         multiply_by_onednn(self.loaded.model)
         if model_name is None:
             self.loaded = self.loaded._replace(name="the shipped small model")

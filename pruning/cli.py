@@ -74,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="reads sentences for --question: a sentence encoder or cross-encoder; none: the scoring model alone",
     )
     score.add_argument("--device", default="cpu", help="where the model runs (default cpu)")
+    score.add_argument(
+        "--dtype",
+        default="auto",
+        metavar="NAME",
+        help="what it computes in: auto (default; float32 on a CPU), float32, float16, or bfloat16, which halves the "
+        "time of a large model on a CPU that has it",
+    )
     keep = parser.add_argument_group("what must stay")
     keep.add_argument(
         "--force-token",
@@ -195,6 +202,7 @@ def run(args: argparse.Namespace) -> int:
         rules=_rules(args.rules),
         target_tokenizer=args.target_tokenizer,
         question_model=None if args.question_model == "none" else args.question_model,
+        dtype=args.dtype,
         layout=args.layout,
     )
     result = distill.compress(

@@ -92,6 +92,10 @@ def architecture(name: str | Path) -> str:
     raise BadArgument("model_name", f"{name!r} ({heads})", "causal LMs, token classifiers and sequence classifiers")
 
 
+#: what a scoring model may compute in; "auto" is float32 on a CPU, else as it was saved
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
 def load(name: str | Path, kind: str, device_map: str = "cpu", **options: Any) -> Loaded:
     """The model and tokenizer of a checkpoint; in float32 on a CPU, else in the precision it was saved in.
 

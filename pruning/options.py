@@ -13,7 +13,7 @@ from distill.pruning.checks import BadArgument, unknown
 
 CONSTRUCTOR = (
     "model_name", "device_map", "model", "tokenizer", "scorer", "ner", "rules", "target_tokenizer", "question_model",
-    "aggregate", "layout", "compat",
+    "dtype", "aggregate", "layout", "compat",
 )  # fmt: skip
 COMPRESS = (
     "rate", "reduce_rate", "target_tokens", "threshold", "question", "force_tokens", "keywords", "patterns",

@@ -72,3 +72,21 @@ def test_without_onednn(monkeypatch):
     model = nn.Sequential(nn.Linear(4, 4))
     multiply_by_onednn(model)
     assert type(model[0]) is nn.Linear
+
+
+def test_another_precision_keeps_nearly_the_same(long_prose):
+    text = long_prose(400)
+
+    def kept(**options):
+        spans = Distill(ner=None, rules=False, **options).compress(text, 0.5).spans
+        return {place for span in spans for place in range(*span)}
+
+    exact, coarse = kept(), kept(dtype="bfloat16")
+    assert kept(dtype="float32") == exact
+    assert len(exact & coarse) > 0.95 * len(exact | coarse)
+    for options, word in (
+        ({"dtype": "int8"}, "dtype: got 'int8'; allowed are 'auto', 'float32', 'bfloat16'"),
+        ({"dtype": "bfloat16", "scorer": "baseline"}, "dtype: got 'bfloat16' for the scorer 'baseline'"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            Distill(**options)
