@@ -251,7 +251,7 @@ def test_tensor_parallel_ranks_choose_the_same_tokens(tmp_path):
     (tmp_path / "ranks.py").write_text(TENSOR_PARALLEL)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "ranks.py"]
     done = subprocess.run(
-        [*command, "model", "ids.pt"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+        [*command, "model", "ids.pt"], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
