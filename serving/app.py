@@ -1,4 +1,5 @@
-"""The FastAPI application: POST /compress_prompt, GET /healthz, GET /metrics, and the documentation at /docs."""
+"""The FastAPI application: POST /compress_prompt and /compress_chat, GET /healthz and /metrics, a page at /codec, and
+the documentation at /docs."""
 
 from __future__ import annotations
 
@@ -16,6 +17,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from distill.pruning import ChatResult, Distill, Result
 from distill.pruning.checks import BadArgument, Unfit
+from distill.serving.codec_page import PATH as CODEC
+from distill.serving.codec_page import add_codec_page
 from distill.serving.middleware import BodyLimit, Measured, Metrics
 from distill.serving.schemas import (
     ChatRequest,
@@ -34,7 +37,7 @@ T = TypeVar("T")
 POLL_SECONDS = 0.1  # between two looks whether the client of a waiting request is still there
 DETAILS_CHARACTERS = 100_000  # spans and anchors can be many times as large as the text
 RETRY_AFTER = "1"
-PATHS = frozenset({"/", "/compress_prompt", "/compress_chat", "/healthz", "/metrics", "/docs", "/openapi.json"})
+PATHS = frozenset({"/", "/compress_prompt", "/compress_chat", "/healthz", "/metrics", "/docs", "/openapi.json", CODEC})
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "The body is no JSON"},
     401: {"model": Problem, "description": "The API key is missing or wrong"},
@@ -133,6 +136,8 @@ def check_key(request: Request, key: Annotated[str | None, Depends(_HEADER)]) ->
 def _add_routes(app: FastAPI, settings: Settings) -> None:
     # only a server that has a key says in its documentation that it needs one
     locked = [Depends(check_key)] if settings.api_key is not None else []
+
+    add_codec_page(app, lambda request, work: _run(request, work, settings), locked)
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:

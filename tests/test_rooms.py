@@ -30,7 +30,7 @@ ALLOWED = {
     "distillation": {"patches", "models", "baselines", "training"},
     "engines": {"patches", "models", "distillation"},
     "pruning": {"training"},
-    "serving": {"pruning", "models", "patches"},
+    "serving": {"pruning", "models", "patches", "codec"},
     "evaluation": {"patches", "models", "engines", "compression", FRONT},
     "mini": {"patches", "models", "baselines", "evaluation", "training"},
     FRONT: {"patches", "models", "baselines", "distillation"},
