@@ -28,9 +28,9 @@ examples:
       an OpenAI-compatible server for that model under that policy ("none": the stock model)
 
 GET /docs explains the API, GET /healthz says what runs, GET /metrics is for Prometheus; on the page /codec you type a
-text and see what each token costs a language model. One request is worked on at a time; --queue says how many may wait,
-and more are told to come back (503). A client that leaves, or waits longer than --timeout, frees its place. A client
-that sends or reads too slowly is disconnected.
+text and see what each token costs a language model. One request is worked on at a time; --queue says how many may
+wait, and more are told to come back (503). A client that leaves, or waits longer than --timeout, frees its place. A
+client that sends or reads too slowly is disconnected.
 """
 
 
