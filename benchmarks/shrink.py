@@ -85,7 +85,8 @@ class Bench:
     def key(self, name: str, share: float | None) -> str:
         args = self.args
         asked = [args.model, args.dtype, str(args.calibration), args.windows, args.length, args.tokens, args.samples]
-        taught = [args.recover_steps, args.rate] if name.endswith(TAUGHT) else []
+        rate = args.norms_rate if name.startswith("int") else args.rate
+        taught = [args.recover_steps, rate] if name.endswith(TAUGHT) else []
         return json.dumps([*asked, args.texts, name, share, *taught])
 
     def row(self, name: str, share: float | None, make: Callable[[], Any]) -> dict[str, Any]:
@@ -159,7 +160,12 @@ class Bench:
         """The model, taught by the original."""
         with tempfile.TemporaryDirectory() as folder:
             recover(
-                model, self.original(), self.reading, self.args.recover_steps, RunFolder(folder, {}), Recipe(rate=rate)
+                model,
+                self.original().to(model.device),
+                self.reading,
+                self.args.recover_steps,
+                RunFolder(folder, {}),
+                Recipe(rate=rate),
             )
         return model
 

@@ -153,7 +153,7 @@ class Job:
     def _plan(self, model: Any, dtype: torch.dtype) -> Plan:
         wanted, embedding = self.settings, "embedding_factorization" in self.settings.transforms
         errors = None
-        if not wanted.transforms:
+        if "low_rank" not in wanted.transforms:
             return planner(model, dtype.itemsize).plan({})
         if wanted.ranks == "adaptive":
             self.say("measure: what each singular value is worth")
@@ -239,7 +239,7 @@ class Job:
     def _recover(self, model: Any, plan: Plan) -> dict[str, Any]:
         from distill.compression.recover import recover
 
-        teacher = self.load(self.path, dtype=model.dtype).eval()
+        teacher = self.load(self.path, dtype=model.dtype).eval().to(model.device)
         steps = self.settings.recover_steps
         self.say(f"recover: {steps} steps of distillation from the original model")
         options = {**self.options, "steps": steps}
@@ -276,6 +276,8 @@ class Job:
     ) -> dict[str, Any]:
         made = self.work / "made"
         shutil.rmtree(made, ignore_errors=True)
+        # bitsandbytes may repack 4-bit weights at the first forward call: with or without a resume, one comes before
+        probe(model)
         model.save_pretrained(made)
         self.tokenizer.save_pretrained(made)
         after = weigh(model)

@@ -146,6 +146,10 @@ class Recovery(Training):
         if not factors and self.recipe.lora:
             raise ValueError(f"lora: got {self.recipe.lora} for a model without factors; allowed then is 0")
         self.trained = self._adapted() if self.recipe.lora else factors or norm_parameters(student)
+        if not self.trained:
+            raise ValueError(
+                "recover: got a model whose norms have no weights; allowed are norms with weights, or factors"
+            )
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
         # what adapters have learnt is added up here: most of it is too small for a weight of 16 bits

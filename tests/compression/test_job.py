@@ -317,20 +317,23 @@ def test_norms_of_a_quantized_model_are_taught_and_add_no_byte(model, text, tmp_
     alone, found = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("alone", "taught"))
     assert [receipt["transform"] for receipt in found["receipts"]] == ["quantize", "recover"]
     assert found["weights"]["after"]["bytes"] == alone["weights"]["after"]["bytes"]
+    assert found["plan"] == alone["plan"]  # nothing is factored
     assert found["quality"]["after"]["token"] < alone["quality"]["after"]["token"]  # on text that was not read
     assert main(["shrink", "check", str(tmp_path / "taught")]) == 0
 
-    def dying(file, write):
-        if file.name == "after.json":
-            raise KeyboardInterrupt
-        write_whole(file, write)
+    for at in ("after.json", "summary.json"):
 
-    monkeypatch.setattr(job_module, "write_whole", dying)
-    with pytest.raises(KeyboardInterrupt):
-        shrink(model, text, tmp_path / "killed", *taught)
-    monkeypatch.setattr(job_module, "write_whole", write_whole)
-    assert shrink(model, text, tmp_path / "killed", *taught) == 0
-    assert weights(tmp_path / "killed") == weights(tmp_path / "taught")
+        def dying(file, write, at=at):
+            if file.name == at:
+                raise KeyboardInterrupt
+            write_whole(file, write)
+
+        monkeypatch.setattr(job_module, "write_whole", dying)
+        with pytest.raises(KeyboardInterrupt):
+            shrink(model, text, tmp_path / at, *taught)
+        monkeypatch.setattr(job_module, "write_whole", write_whole)
+        assert shrink(model, text, tmp_path / at, *taught) == 0
+        assert weights(tmp_path / at) == weights(tmp_path / "taught")
     capsys.readouterr()
     assert shrink(model, text, tmp_path / "other", "--config", "int4", "--lora", "4") == 2
     assert "lora: got 4 without a target" in capsys.readouterr().err

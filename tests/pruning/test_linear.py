@@ -83,6 +83,8 @@ def test_another_precision_keeps_nearly_the_same(long_prose):
 
     exact, coarse = kept(), kept(dtype="bfloat16")
     assert kept(dtype="float32") == exact
+    made = Distill(ner=None, rules=False, dtype="bfloat16")
+    assert made._source.loaded.model.dtype == torch.bfloat16
     assert len(exact & coarse) > 0.95 * len(exact | coarse)
     for options, word in (
         ({"dtype": "int8"}, "dtype: got 'int8'; allowed are 'auto', 'float32', 'bfloat16'"),
